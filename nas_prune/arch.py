@@ -1,0 +1,83 @@
+"""An architecture: which units of each axis are kept. Plain data, and one JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from nas_prune.axes import Axis
+from nas_prune.errors import ArchError
+from nas_prune.registry import hint
+
+
+@dataclass(frozen=True)
+class Arch:
+    """``{axis name: kept unit indices}``. An axis that is left out is dense.
+
+    Indices are kept sorted and unique, so two architectures that keep the same units are equal.
+    """
+
+    kept: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        tidy = {name: tuple(sorted({int(unit) for unit in units})) for name, units in self.kept.items()}
+        object.__setattr__(self, "kept", tidy)
+
+    @staticmethod
+    def dense(axes: Mapping[str, Axis]) -> Arch:
+        """Everything kept, every free axis spelled out."""
+        return Arch({name: range(axis.size) for name, axis in axes.items() if axis.frozen is None})
+
+    @staticmethod
+    def random(axes: Mapping[str, Axis], keep: float = 0.5, *, generator: torch.Generator | None = None) -> Arch:
+        """A random ``keep`` share of every free axis: at least one unit, and a multiple of its divisor."""
+        kept = {}
+        for name, axis in axes.items():
+            if axis.frozen is None:
+                width = allowed_width(axis, keep * axis.size)
+                kept[name] = torch.randperm(axis.size, generator=generator)[:width].tolist()
+        return Arch(kept)
+
+    @staticmethod
+    def read(path: str | os.PathLike[str]) -> Arch:
+        """Read the JSON that ``write`` wrote."""
+        try:
+            kept = json.loads(Path(path).read_text())["kept"]
+            return Arch(kept)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArchError(f"{path} is not an architecture file ({error}); expected {{'kept': {{axis: [units]}}}}") from error
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write one JSON file, whole or not at all."""
+        target = Path(path)
+        temporary = target.with_name(target.name + ".tmp")
+        temporary.write_text(json.dumps({"kept": {name: list(units) for name, units in self.kept.items()}}) + "\n")
+        temporary.replace(target)
+
+    def sizes(self, axes: Mapping[str, Axis]) -> dict[str, int]:
+        """Width of every axis, the dense ones included."""
+        return {name: len(self.kept[name]) if name in self.kept else axis.size for name, axis in axes.items()}
+
+    def check(self, axes: Mapping[str, Axis]) -> None:
+        """Raise ArchError where this architecture does not fit the axes."""
+        for name, units in self.kept.items():
+            if name not in axes:
+                raise ArchError(f"the architecture names axis {name!r}, which the model does not have{hint(name, list(axes))}")
+            axis = axes[name]
+            if not units:
+                raise ArchError(f"axis {name!r} would lose its last unit; keep at least one of {axis.size}")
+            if units[0] < 0 or units[-1] >= axis.size:
+                raise ArchError(f"axis {name!r} has units 0 to {axis.size - 1}, the architecture keeps {units[0]} to {units[-1]}")
+            if axis.frozen is not None and len(units) < axis.size:
+                raise ArchError(f"axis {name!r} is frozen ({axis.frozen}); the architecture keeps {len(units)} of {axis.size} units")
+
+
+def allowed_width(axis: Axis, wanted: float) -> int:
+    """The allowed width nearest to ``wanted``: a multiple of the divisor, at least one step, at most the size."""
+    step = min(axis.divisor, axis.size)
+    return min(axis.size, max(step, step * round(wanted / step)))

@@ -1,0 +1,90 @@
+"""A checkpoint of a training stage: one file that is whole and unchanged, or an error that says so.
+
+The file is a line that names the format, the SHA-256 of what follows, and what ``torch.save`` wrote. Reading checks
+the sum before anything is unpickled, and unpickles nothing but tensors and plain data (``weights_only``).
+"""
+
+import hashlib
+import io
+import os
+import pickle
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nas_prune.errors import CheckpointError
+from nas_prune.files import atomic_write
+
+
+def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Write ``state`` (tensors and plain data, nested), whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    buffer.seek(0)
+    foreign = torch.serialization.get_unsafe_globals_in_checkpoint(buffer)
+    if foreign:
+        raise CheckpointError(
+            f"the checkpoint {path} would hold {', '.join(foreign)}, which cannot be read back safely; "
+            "save tensors, numbers, strings, lists and dicts only"
+        )
+    payload = buffer.getvalue()
+    atomic_write(path, _header(payload) + payload)
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What ``save`` wrote, with every tensor on the CPU."""
+    payload = _checked_payload(Path(path))
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"the checkpoint {path} cannot be read ({error}); {_advice()}") from error
+    return state
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every generator that training draws from: Python, numpy, torch, and CUDA once it is in use."""
+    algorithm, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return {
+        "python": random.getstate(),
+        "numpy": (algorithm, torch.from_numpy(np.asarray(keys, np.int64)), int(position), int(has_gauss), float(gauss)),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if in_use else [],
+    }
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Put every generator back to where ``random_state`` found it."""
+    algorithm, keys, *rest = state["numpy"]
+    random.setstate(state["python"])
+    np.random.set_state((algorithm, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(cuda_state, device)
+
+
+def _header(payload: bytes) -> bytes:
+    return b"nas_prune checkpoint 1\n" + hashlib.sha256(payload).hexdigest().encode() + b"\n"
+
+
+def _checked_payload(path: Path) -> bytes:
+    """Everything after the header, once header and sum are right."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}") from error
+    size = len(_header(b""))
+    header, payload = content[:size], content[size:]
+    if header.partition(b"\n")[0] != _header(b"").partition(b"\n")[0]:
+        raise CheckpointError(f"{path} is not a nas_prune checkpoint; {_advice()}")
+    if header != _header(payload):
+        raise CheckpointError(f"the checkpoint {path} is corrupt (its SHA-256 does not match); {_advice()}")
+    return payload
+
+
+def _advice() -> str:
+    return "delete that file to start the stage again"

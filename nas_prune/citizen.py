@@ -1,0 +1,66 @@
+"""Keep what a timm model says about itself true: channels of each stage, width before the head, width of the classifier.
+
+Nothing is computed from rules: the derived model runs once, and what comes out of each stage is written down.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def run_and_describe(model: nn.Module, inputs: Sequence[Any]) -> None:
+    """Run a model once; where it is a timm model, set ``feature_info``, ``num_features`` and ``head_hidden_size``."""
+    info = getattr(model, "feature_info", None)
+    stages = [stage for stage in info if isinstance(stage, dict)] if isinstance(info, list) else []
+    seen: dict[str, Tensor] = {}
+    modules = dict(model.named_modules())
+
+    def remember(name: str) -> Any:
+        def hook(module: nn.Module, arguments: Any, output: Any) -> None:  # noqa: ARG001
+            if isinstance(output, Tensor):
+                seen[name] = output
+
+        return hook
+
+    hooks = [modules[s["module"]].register_forward_hook(remember(s["module"])) for s in stages if s.get("module") in modules]
+    try:
+        features = _run(model, inputs)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    for stage in stages:
+        if stage["module"] in seen:
+            stage["num_chs"] = channels(seen[stage["module"]])
+    if features is not None:
+        model.num_features = channels(features)
+        model.head_hidden_size = _classifier_width(model) or model.num_features
+
+
+def _run(model: nn.Module, inputs: Sequence[Any]) -> Tensor | None:
+    """The model's output is not of interest, only that it comes; the features before the head, if it tells them."""
+    with torch.no_grad():
+        if hasattr(model, "forward_features") and hasattr(model, "forward_head") and hasattr(model, "num_features"):
+            features = model.forward_features(*inputs)
+            model.forward_head(features)
+            return features if isinstance(features, Tensor) else None
+        model(*inputs)
+    return None
+
+
+def channels(features: Tensor) -> int:
+    """Channels of a feature map (b c h w), (b h w c) or of tokens (b n c)."""
+    channels_first = features.ndim == 4 and features.shape[2] == features.shape[3]
+    return int(features.shape[1] if channels_first else features.shape[-1])
+
+
+def _classifier_width(model: nn.Module) -> int | None:
+    """Inputs of the classifier, a linear layer or a 1x1 convolution."""
+    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
+    for module in classifier.modules() if isinstance(classifier, nn.Module) else ():
+        if isinstance(module, nn.Linear):
+            return module.in_features
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    return None

@@ -1,0 +1,212 @@
+"""The program ``nas-prune``: what to do is a command, how to do it is a recipe and its overrides.
+
+Nothing heavy is imported before a command needs it, so help and mistakes answer at once. Errors that nas_prune raises
+on purpose become one message and an exit code; ``--debug``, anywhere, adds the traceback.
+"""
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nas_prune.cli_help import RecipeCommand, table
+from nas_prune.errors import InterruptedRunError, NasPruneError, RecipeError
+
+if TYPE_CHECKING:
+    from nas_prune.recipe import Recipe
+
+app = typer.Typer(
+    help="Prune timm models to a latency budget by learning what to keep.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+FREE_FORM = {"ignore_unknown_options": True}
+
+Words = Annotated[
+    list[str],
+    typer.Argument(metavar="RECIPE [KEY=VALUE]...", help="a recipe's name or file, and overrides of its keys"),
+]
+Out = Annotated[Path | None, typer.Option("--out", help="run folder; runs/<name of the recipe> if left out")]
+Resume = Annotated[
+    bool, typer.Option("--resume/--no-resume", help="go on with what the run folder holds, or start anew")
+]
+Force = Annotated[bool, typer.Option("--force", help="let --no-resume overwrite the run folder")]
+RunFolder = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", exists=True, file_okay=False, help="the folder of a run, such as runs/quickstart"),
+]
+Artefact = Annotated[
+    Path,
+    typer.Argument(metavar="FOLDER", exists=True, file_okay=False, help="the folder of a run or of a derived model"),
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program and exit; ``arguments`` are those of the command line if left out."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(args=[word for word in words if word != "--debug"], prog_name="nas-prune")
+    except NasPruneError as error:
+        if "--debug" in words:
+            traceback.print_exception(error)
+        sys.exit(_told(error))
+
+
+@app.callback()
+def _program(
+    _debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error; may stand anywhere")] = False,
+    version: Annotated[bool, typer.Option("--version", help="show the version and exit")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"nas_prune {installed('nas_prune')}")
+        raise typer.Exit
+
+
+@app.command(cls=RecipeCommand, context_settings=FREE_FORM)
+def run(words: Words, out: Out = None, resume: Resume = True, force: Force = False) -> None:
+    """Do everything a recipe says: train, search, derive, fine-tune, evaluate, report."""
+    _go(words, out, until="report", resume=resume, force=force)
+
+
+@app.command(cls=RecipeCommand, context_settings=FREE_FORM)
+def calibrate(words: Words, out: Out = None, resume: Resume = True, force: Force = False) -> None:
+    """Time sub-networks on this device and train the latency predictor on them."""
+    _go(words, out, until="calibrate", resume=resume, force=force)
+
+
+@app.command(cls=RecipeCommand, context_settings=FREE_FORM)
+def search(words: Words, out: Out = None, resume: Resume = True, force: Force = False) -> None:
+    """Learn which units to keep; writes arch.json into the run folder."""
+    _go(words, out, until="search", resume=resume, force=force)
+
+
+@app.command()
+def derive(folder: RunFolder) -> None:
+    """Go on with a run until the small model is derived, measured and saved."""
+    _go_on(folder, until="derive")
+
+
+@app.command()
+def finetune(folder: RunFolder) -> None:
+    """Go on with a run until the derived model is fine-tuned."""
+    _go_on(folder, until="finetune")
+
+
+@app.command()
+def evaluate(folder: Artefact) -> None:
+    """Accuracy, size and measured latency of a run's derived model, or of any derived model."""
+    with _resumable():
+        from nas_prune import pipeline
+
+        _show(pipeline.evaluate(folder))
+
+
+@app.command()
+def report(folder: RunFolder) -> None:
+    """Write report.html of a run again."""
+    from nas_prune import pipeline
+
+    typer.echo(pipeline.report(folder))
+
+
+@app.command("list")
+def list_what(
+    what: Annotated[
+        str | None, typer.Argument(help="recipes, spaces, gates, penalties, selectors, costs, datasets, models")
+    ] = None,
+    pattern: Annotated[str | None, typer.Argument(help="only models that match, e.g. 'resnet*'")] = None,
+) -> None:
+    """List what a recipe can name."""
+    from nas_prune.cli_list import listing, listings
+
+    for kind in [what] if what else [kind for kind in listings() if kind != "models"]:
+        if not what:
+            typer.secho(f"{kind}:", bold=True)
+        table(listing(kind, pattern))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a recipe, by which editors check and complete it."""
+    from nas_prune.recipe import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def _go(words: Sequence[str], out: Path | None, *, until: str, resume: bool, force: bool) -> None:
+    recipe = _recipe(words)
+    with _resumable():
+        from nas_prune import pipeline
+
+        _show(pipeline.run(recipe, out or Path("runs") / recipe.name, until=until, resume=resume, force=force))
+
+
+def _go_on(folder: Path, *, until: str) -> None:
+    with _resumable():
+        from nas_prune import pipeline
+
+        _show(pipeline.run(pipeline.open_run(folder), folder, until=until))
+
+
+def _recipe(words: Sequence[str]) -> "Recipe":
+    """The recipe among the words of a command line, with the overrides that stand around it."""
+    from nas_prune import overrides, recipe
+
+    _check_options(words, [key.name for key in recipe.recipe_keys()])
+    changes, names = overrides.parse(words, recipe.Recipe)
+    if not names:
+        raise RecipeError(f"name a recipe, or the path of a YAML file; there is: {', '.join(recipe.recipes())}")
+    if len(names) > 1:
+        raise RecipeError(f"cannot read {names[1]!r}; an override is written --key=value, for example --search.joint=5")
+    return recipe.read(names[0], [change.text for change in changes])
+
+
+def _check_options(words: Sequence[str], keys: Sequence[str]) -> None:
+    """A misspelled option looks like an override; say so before it is called an unknown key."""
+    last_names = {key.rsplit(".", 1)[-1] for key in keys} | {key.split(".")[0] for key in keys}
+    for word in words:
+        option = word.split("=")[0]
+        near = get_close_matches(option, ["--out", "--resume", "--no-resume", "--force", "--debug"], n=1)
+        if near and option.startswith("--") and option[2:].replace("-", "_") not in last_names:
+            raise RecipeError(f"unknown option {option!r}; did you mean '{near[0]}'?")
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Ctrl-C, wherever it strikes, is an error that says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        message = "interrupted; the same command resumes the run from its last checkpoint"
+        raise InterruptedRunError(message, signal.SIGINT) from None
+
+
+def _told(error: NasPruneError) -> int:
+    """Tell the user; die by the signal that stopped the run, as the parent process expects, or return the exit code."""
+    typer.echo(f"error: {error}", err=True)
+    if isinstance(error, InterruptedRunError) and error.signal_number != signal.SIGINT:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        signal.signal(error.signal_number, signal.SIG_DFL)
+        os.kill(os.getpid(), error.signal_number)
+    return error.exit_code
+
+
+def _show(results: Mapping[str, Any], prefix: str = "") -> None:
+    """Results, one line each."""
+    for name, value in results.items():
+        if isinstance(value, Mapping):
+            _show(value, f"{prefix}{name}.")
+        else:
+            typer.echo(f"{prefix}{name}: {f'{value:.4g}' if isinstance(value, float) else value}")

@@ -1,0 +1,87 @@
+"""What a recipe can name, as ``nas-prune list`` shows it."""
+
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from nas_prune.errors import NasPruneError, SpaceError, UnknownNameError
+from nas_prune.recipe import recipes
+from nas_prune.registry import Registry, hint
+from nas_prune.shipped import shipped
+from nas_prune.yaml_text import read_mapping
+
+Rows = list[tuple[str, str]]
+
+
+def listings() -> dict[str, Callable[[], Rows]]:
+    """Kind -> its names, each with one line about it."""
+    return {
+        "recipes": lambda: [(name, _first_comment(path)) for name, path in recipes().items()],
+        "spaces": _spaces,
+        "gates": lambda: _parts("gates"),
+        "penalties": lambda: _parts("penalties"),
+        "selectors": lambda: _parts("selectors"),
+        "costs": lambda: _parts("costs"),
+        "datasets": _datasets,
+        "models": lambda: _models(""),
+    }
+
+
+def listing(kind: str, pattern: str | None = None) -> Rows:
+    """The names of one kind; models can be narrowed by a pattern."""
+    known = listings()
+    if kind not in known:
+        raise UnknownNameError(f"cannot list {kind!r}{hint(kind, known)}")
+    if pattern is None:
+        return known[kind]()
+    if kind != "models":
+        raise NasPruneError(f"a pattern narrows models only; leave out {pattern!r}")
+    return _models(pattern)
+
+
+def _parts(kind: str) -> Rows:
+    """The registry of a kind of part: each part with its idea and its options."""
+    module = import_module(f"nas_prune.{kind}")
+    registries: list[Registry[Any]] = [value for value in vars(module).values() if isinstance(value, Registry)]
+    return [(name, f"{_idea(part)}{_options(part)}") for found in registries for name, part in found.items()]
+
+
+def _options(part: Callable[..., object]) -> str:
+    keyword = [p for p in inspect.signature(part).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    return f" Options: {', '.join(f'{p.name}={p.default!r}' for p in keyword)}." if keyword else ""
+
+
+def _idea(part: object) -> str:
+    """The first line of the docstring of the part's file, which states its idea."""
+    module = inspect.getmodule(part)
+    return (inspect.getdoc(module) or "").split("\n")[0] if module else ""
+
+
+def _first_comment(path: Path) -> str:
+    """The first comment of a YAML file that says something; editors' directives do not."""
+    lines = [
+        line.lstrip("# ").strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")
+    ]
+    return next((line for line in lines if line and not line.startswith("yaml-language-server")), "")
+
+
+def _spaces() -> Rows:
+    files = sorted(shipped("search_spaces").glob("*.yaml"))
+    return [(path.stem, str(read_mapping(path, SpaceError).get("description", ""))) for path in files]
+
+
+def _datasets() -> Rows:
+    from nas_prune.data import datasets
+
+    return list(datasets().items())
+
+
+def _models(pattern: str) -> Rows:
+    import timm
+
+    found = timm.list_models(pattern)
+    if not found:
+        raise UnknownNameError(f"no timm model matches {pattern!r}{hint(pattern.strip('*'), timm.list_models())[:300]}")
+    return [(name, "") for name in found]

@@ -1,0 +1,160 @@
+"""A dataset by name becomes two loaders: shuffled and augmented batches to train on, plain ones to evaluate on.
+
+Which images, in which order, under which augmentation: all of it is a function of the seed and the epoch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.data import Mixup
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from nas_prune import file_images, memory_images
+from nas_prune.errors import DataError
+from nas_prune.file_images import Replayable
+from nas_prune.memory_images import ImageSet, MemoryImages, as_is
+from nas_prune.order import EpochSampler, seeded, set_epoch
+from nas_prune.registry import hint
+from nas_prune.settings import DataSettings
+
+__all__ = ["Data", "datasets", "load", "mixer", "set_epoch"]
+
+Loader = DataLoader[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Batches ``(images (b c h w), labels (b))`` to train on and to evaluate on."""
+
+    train: Loader
+    evaluation: Loader
+    classes: int
+    channels: int
+    name: str
+
+
+def datasets() -> dict[str, str]:
+    """What ``data.name`` may be, each with one line about it."""
+    return {
+        "digits": "1797 handwritten digits, 8x8, grey, 10 classes; comes with scikit-learn",
+        "fashion_mnist": "70000 clothes, 28x28, grey, 10 classes; data.root, Debian's package, or a download",
+        "generated": "96 random images, 3 channels, 10 classes; for smoke runs, no file needed",
+        "folder": "image files in data.root/train/<class>/ and data.root/val/<class>/",
+        "torch/...": "a dataset of torchvision, e.g. torch/cifar10",
+        "hfds/...": "a dataset of the Hugging Face hub, e.g. hfds/timm/mini-imagenet",
+        "wds/...": "webdataset shards; tfds/... and hfids/... are streams as well",
+    }
+
+
+def load(settings: DataSettings, *, seed: int) -> Data:
+    """Open the dataset that ``settings`` name; DataError says what is missing and what to do."""
+    in_memory = _in_memory().get(settings.name)
+    data = _from_memory(settings, in_memory, seed) if in_memory else _from_files(settings, seed)
+    if data.classes < 2:
+        raise DataError(f"{settings.name} has {data.classes} class; it takes two to classify")
+    if (settings.mixup or settings.cutmix) and _batch_size(data.train) % 2:
+        raise DataError(f"mixup and cutmix pair images, data.batch_size {_batch_size(data.train)} is odd; make it even")
+    return data
+
+
+def mixer(settings: DataSettings, classes: int, label_smoothing: float) -> Mixup | None:
+    """timm's mixup and cutmix of a batch, which also smooths the labels; None if both are off.
+
+    It draws from numpy's global random state.
+    """
+    if not settings.mixup and not settings.cutmix:
+        return None
+    alphas = {"mixup_alpha": settings.mixup, "cutmix_alpha": settings.cutmix}
+    return Mixup(**alphas, label_smoothing=label_smoothing, num_classes=classes)
+
+
+def _in_memory() -> dict[str, Callable[[DataSettings], tuple[ImageSet, ImageSet]]]:
+    return {
+        "digits": memory_images.digits,
+        "fashion_mnist": memory_images.fashion_mnist,
+        "generated": memory_images.generated,
+    }
+
+
+def _from_memory(settings: DataSettings, read: Callable[[DataSettings], tuple[ImageSet, ImageSet]], seed: int) -> Data:
+    if settings.auto_augment:
+        raise DataError(
+            f"data.auto_augment works on image files; {settings.name} has hflip, shift, crop_scale, random_erasing"
+        )
+    train, evaluation = read(settings)
+    train = train.take(torch.tensor(_chosen(len(train.labels), settings)))
+    return Data(
+        train=_train_loader(MemoryImages(train, settings, seed=seed), settings, seed),
+        evaluation=_loader(MemoryImages(evaluation, settings), settings, settings.eval_batch_size),
+        classes=int(train.labels.max()) + 1,
+        channels=train.images.shape[1],
+        name=settings.name,
+    )
+
+
+def _from_files(settings: DataSettings, seed: int) -> Data:
+    known = datasets()
+    if settings.name not in known and "/" not in settings.name:
+        raise DataError(f"unknown dataset {settings.name!r}{hint(settings.name, known)}")
+    train = file_images.open_files(settings, training=True, seed=seed)
+    evaluation = file_images.open_files(settings, training=False, seed=seed)
+    classes = settings.classes or file_images.classes_of(train)
+    if classes is None:
+        raise DataError(f"{settings.name} does not tell how many classes it has; set data.classes")
+    _check_same_classes(train, evaluation, settings)
+    if file_images.is_stream(train):
+        loader = _loader(train, settings, settings.batch_size, drop_last=True)
+    else:
+        loader = _train_loader(Replayable(train, _chosen(len(train), settings), seed=seed), settings, seed)
+    return Data(loader, _loader(evaluation, settings, settings.eval_batch_size), classes, 3, settings.name)
+
+
+def _check_same_classes(train: object, evaluation: object, settings: DataSettings) -> None:
+    names = [getattr(part, "classes", None) for part in (train, evaluation)]
+    if names[0] is not None and names[1] is not None and list(names[0]) != list(names[1]):
+        odd = sorted({*names[0]} ^ {*names[1]})[:5]
+        raise DataError(f"train and val of {settings.root or settings.name} differ in their classes: {', '.join(odd)}")
+
+
+def _chosen(available: int, settings: DataSettings) -> list[int]:
+    """The training images to use: all, or ``train_images`` of them, the same ones whatever the seed of the run is."""
+    wanted = settings.train_images or available
+    if wanted > available:
+        raise DataError(f"data.train_images is {wanted}, {settings.name} has {available}; leave it out to use all")
+    return (
+        list(range(available))
+        if wanted == available
+        else torch.randperm(available, generator=seeded(0))[:wanted].tolist()
+    )
+
+
+def _train_loader(dataset: MemoryImages | Replayable, settings: DataSettings, seed: int) -> Loader:
+    batch_size = min(settings.batch_size, len(dataset))
+    return _loader(dataset, settings, batch_size, sampler=EpochSampler(dataset, seed), drop_last=True)
+
+
+def _loader(
+    dataset: Any,
+    settings: DataSettings,
+    batch_size: int,
+    *,
+    sampler: EpochSampler | None = None,
+    drop_last: bool = False,
+) -> Loader:
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        drop_last=drop_last,
+        num_workers=settings.workers,
+        collate_fn=as_is if isinstance(dataset, MemoryImages) else None,
+        pin_memory=settings.workers > 0 and torch.cuda.is_available(),
+    )
+
+
+def _batch_size(loader: Loader) -> int:
+    assert loader.batch_size is not None, "every loader here has a batch size"
+    return loader.batch_size

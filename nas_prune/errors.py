@@ -1,0 +1,92 @@
+"""Every error that nas_prune raises on purpose: what is wrong, where, and what to do about it.
+
+    NasPruneError                 exit code 2: the input cannot be used
+    ├── UnknownNameError          no gate, recipe, dataset ... of that name (with a hint)
+    ├── RecipeError               a recipe or an override that cannot be read
+    ├── SpaceError                a search space that does not fit the model
+    ├── DataError                 a dataset that is missing or unreadable
+    ├── TraceError                a model that cannot be captured, or has nothing to prune
+    ├── ArchError                 an architecture that does not fit the axes
+    ├── BudgetError               a budget that no architecture of the space can meet
+    ├── CheckpointError           a checkpoint that is corrupt, or of another run
+    ├── ArtifactError             an artefact that is corrupt, tampered with or unknown
+    ├── RuntimeMissingError       a runtime that is not installed
+    └── RunError                  exit code 1: the input was fine, the run failed
+        ├── DeriveError           the small model cannot be built
+        ├── ExactnessError        the small model does not compute what the gated one did
+        ├── DivergedError         the loss is not a number
+        └── InterruptedRunError   stopped by a signal; the run can be resumed
+"""
+
+
+class NasPruneError(Exception):
+    """Root of the tree. Its text is meant for the user: what, where, what to do."""
+
+    exit_code = 2
+
+
+class UnknownNameError(NasPruneError):
+    """A name that no registry entry, recipe or search space has."""
+
+
+class RecipeError(NasPruneError):
+    """A recipe, or an override of one, that cannot be read."""
+
+
+class SpaceError(NasPruneError):
+    """A search space that does not fit the model."""
+
+
+class DataError(NasPruneError):
+    """A dataset that is missing, unreadable or of the wrong shape."""
+
+
+class TraceError(NasPruneError):
+    """A model that cannot be captured, or that has nothing to prune."""
+
+
+class ArchError(NasPruneError):
+    """An architecture that does not fit the axes of the model."""
+
+
+class BudgetError(NasPruneError):
+    """A budget that no architecture of the search space can meet."""
+
+
+class CheckpointError(NasPruneError):
+    """A checkpoint that is corrupt, truncated, or of another recipe."""
+
+
+class ArtifactError(NasPruneError):
+    """An artefact that is corrupt, tampered with, or of an unknown architecture."""
+
+
+class RuntimeMissingError(NasPruneError):
+    """A runtime (ONNX Runtime, OpenVINO, ...) that is not installed."""
+
+
+class RunError(NasPruneError):
+    """The input was fine, but the run failed."""
+
+    exit_code = 1
+
+
+class DeriveError(RunError):
+    """The small model cannot be built."""
+
+
+class ExactnessError(RunError):
+    """The small model does not compute what the gated model computed."""
+
+
+class DivergedError(RunError):
+    """The loss is not a number."""
+
+
+class InterruptedRunError(RunError):
+    """A signal stopped the run; what was saved can be resumed."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+        self.exit_code = 128 + signal_number

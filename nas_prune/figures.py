@@ -1,0 +1,205 @@
+"""The curves of a report as inline SVG that takes its colours from the page.
+
+A plot is drawn in stand-in colours, and each is then replaced by a CSS variable of the page. So one drawing serves
+light and dark, its text is the page's text, and nothing has to be fetched to see it.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+class Ink(Enum):
+    """The stand-in colour of each CSS variable (``Ink.TARGET`` becomes ``var(--target)``)."""
+
+    TEXT = "#010201"
+    MUTED = "#010202"
+    LINE = "#010203"
+    DENSE = "#010204"
+    SEARCH = "#010205"
+    FINETUNE = "#010206"
+    BASELINE = "#010207"
+    TARGET = "#010208"
+    SURFACE = "#010209"
+
+
+def curve(metrics: Rows, key: str, label: str, *, target: float | None = None, percent: bool = False) -> str | None:
+    """One figure over the epochs of the whole run, each stage in its colour; None where nothing was logged."""
+    if not _points(metrics, key):
+        return None
+    with _style():
+        figure, axes = _axes(label, "epoch of the run")
+        for stage, start in _starts(metrics, key).items():
+            rows = [row for row in _points(metrics, key) if row["stage"] == stage]
+            epochs = [start + row["epoch"] for row in rows]
+            marker = "o" if len(rows) <= 25 else ""
+            axes.plot(
+                epochs, [row[key] for row in rows], color=_stage_ink(stage), marker=marker, markersize=3, label=stage
+            )
+            axes.axvline(start, color=Ink.LINE.value, linewidth=0.8, zorder=0)
+        _legend(axes)
+        _finish_curve(axes, target, percent=percent)
+        return _svg(figure, label)
+
+
+def gate_curves(metrics: Rows) -> str | None:
+    """The open share of each axis (thin) and of all units (thick) over the search."""
+    rows = [row for row in metrics if any(key.startswith("gate/") for key in row)]
+    if not rows:
+        return None
+    with _style():
+        figure, axes = _axes("open share of the gates", "epoch of the search")
+        for key in sorted({key for row in rows for key in row if key.startswith("gate/")}):
+            points = _points(rows, key)
+            axes.plot(
+                [row["epoch"] for row in points],
+                [row[key] for row in points],
+                color=Ink.DENSE.value,
+                lw=0.8,
+                alpha=0.45,
+            )
+        points = _points(metrics, "search/open")
+        axes.plot(
+            [row["epoch"] for row in points], [row["search/open"] for row in points], color=Ink.SEARCH.value, lw=2.4
+        )
+        axes.set_ylim(-0.02, 1.04)
+        axes.yaxis.set_major_formatter(lambda share, _position: f"{100 * share:.0f} %")
+        return _svg(figure, "open share of the gates over the search")
+
+
+def scatter(samples: Rows, rounds: Rows, target: float | None) -> str | None:
+    """Predicted against measured latency: the calibration's samples, the derived models, and the target."""
+    timed = _points(samples, "predicted_ms")
+    derived = [row for row in rounds if row.get("measured_ms") is not None and row.get("predicted_ms") is not None]
+    if not timed and not derived:
+        return None
+    with _style():
+        figure, axes = _axes("predicted, ms", "measured, ms", height=5.0)
+        extent = [row[key] for row in [*_named(timed), *derived] for key in ("measured_ms", "predicted_ms")]
+        ends = [min(extent) * 0.95, max(extent) * 1.05]
+        axes.plot(ends, ends, color=Ink.MUTED.value, linewidth=0.8, zorder=1)
+        used = [row for row in _named(timed) if not row.get("held_out")]
+        held_out = [row for row in _named(timed) if row.get("held_out")]
+        _dots(axes, used, "trained on", Ink.DENSE, "o", filled=False)
+        _dots(axes, held_out, "held out", Ink.FINETUNE, "o", filled=True)
+        _dots(axes, derived, "derived", Ink.SEARCH, "D", filled=True)
+        if target is not None:
+            axes.axvline(target, color=Ink.TARGET.value, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
+            _note(axes, (target, 0.02), " target", axes.get_xaxis_transform())
+        _legend(axes)
+        return _svg(figure, "predicted against measured latency")
+
+
+def sparkline(metrics: Rows, key: str) -> str:
+    """The points of a polyline, in a box of 100 by 20, of a value between 0 and 1; empty where nothing was logged."""
+    points = _points(metrics, key)
+    thinned = points[:: max(1, len(points) // 60)]
+    if len(thinned) < 2:
+        return ""
+    first, last = thinned[0]["epoch"], thinned[-1]["epoch"]
+    span = (last - first) or 1
+    return " ".join(f"{100 * (row['epoch'] - first) / span:.1f},{19 - 18 * row[key]:.1f}" for row in thinned)
+
+
+def _points(rows: Rows, key: str) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row.get(key) is not None]
+
+
+def _named(samples: Rows) -> list[dict[str, Any]]:
+    return [{**row, "measured_ms": row["ms"]} for row in samples]
+
+
+def _starts(metrics: Rows, key: str) -> dict[str, float]:
+    """Epoch of the run at which each stage that logs ``key`` starts, in the order in which the stages ran."""
+    starts: dict[str, float] = {}
+    start = 0.0
+    for stage in dict.fromkeys(row["stage"] for row in metrics):
+        rows = [row for row in metrics if row["stage"] == stage]
+        if _points(rows, key):
+            starts[stage] = start
+        start += max(row["epoch"] for row in rows)
+    return starts
+
+
+def _stage_ink(stage: str) -> str:
+    name = stage.upper()
+    return str(Ink[name].value if name in Ink.__members__ else Ink.TEXT.value)
+
+
+def _style() -> Any:
+    """Text stays text, and the same run gives the same bytes."""
+    return matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "nas_prune", "font.size": 11})
+
+
+def _axes(vertical: str, horizontal: str, height: float = 3.7) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.4, height))
+    axes = figure.add_axes((0.1, 0.14, 0.88, 0.76))
+    axes.set_facecolor("none")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(Ink.LINE.value)
+    axes.tick_params(colors=Ink.MUTED.value, length=3)
+    axes.grid(axis="y", color=Ink.LINE.value, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_ylabel(vertical, color=Ink.MUTED.value)
+    axes.set_xlabel(horizontal, color=Ink.MUTED.value)
+    return figure, axes
+
+
+def _finish_curve(axes: Axes, target: float | None, *, percent: bool) -> None:
+    if percent:
+        axes.yaxis.set_major_formatter(lambda value, _position: f"{value:g} %")
+    if target is not None:
+        axes.axhline(target, color=Ink.TARGET.value, linewidth=1.2, linestyle=(0, (4, 3)))
+        _note(axes, (0.01, target), "target", axes.get_yaxis_transform())
+    axes.margins(x=0.01)
+
+
+def _dots(axes: Axes, rows: Rows, label: str, ink: Ink, marker: str, *, filled: bool) -> None:
+    if rows:
+        axes.scatter(
+            [row["measured_ms"] for row in rows],
+            [row["predicted_ms"] for row in rows],
+            label=label,
+            marker=marker,
+            s=24,
+            facecolors=ink.value if filled else "none",
+            edgecolors=ink.value,
+            linewidths=1,
+            zorder=3 if filled else 2,
+        )
+
+
+def _note(axes: Axes, place: tuple[float, float], text: str, transform: Any) -> None:
+    axes.text(*place, text, color=Ink.TARGET.value, transform=transform, va="bottom")
+
+
+def _legend(axes: Axes) -> None:
+    """One line above the plot, where no curve can run through it."""
+    above = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "ncols": 4}
+    legend = axes.legend(frameon=False, labelcolor=Ink.MUTED.value, handletextpad=0.4, columnspacing=1.4, **above)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _svg(figure: Figure, label: str) -> str:
+    """The drawing without its file header, in the page's colours and named for those who cannot see it."""
+    buffer = io.StringIO()
+    figure.savefig(
+        buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    )
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{label}">', text, count=1)
+    used = set(re.findall(r"#([\w-]+)", text))
+    text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)
+    for ink in Ink:
+        text = text.replace(ink.value, f"var(--{ink.name.lower()})")
+    return text

@@ -1,0 +1,135 @@
+"""Images in files: a folder for each class, or any dataset that timm can open; decoded and transformed by timm.
+
+timm's transforms draw from the random states of Python, numpy and torch. ``Replayable`` seeds all three for one image
+at a time, so that the augmentation of an image depends on the seed, the epoch and the image alone.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_dataset, create_transform
+from torch.utils.data import Dataset, IterableDataset
+from torchvision.transforms import Compose, RandomCrop
+
+from nas_prune.errors import DataError
+from nas_prune.order import state
+from nas_prune.settings import DataSettings
+
+Sample = tuple[torch.Tensor, int]
+
+
+class Replayable(Dataset[Sample]):
+    """The images of a dataset with these indices; their augmentation is a function of (seed, epoch, image)."""
+
+    def __init__(self, dataset: Dataset[Sample], indices: list[int], *, seed: int) -> None:
+        self._dataset = dataset
+        self._indices = indices
+        self._seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        with _all_seeded(state(self._seed, self.epoch, self._indices[index])):
+            return self._dataset[self._indices[index]]
+
+
+def open_files(settings: DataSettings, *, training: bool, seed: int) -> Any:
+    """The training or the evaluation part of ``settings.name``, transformed."""
+    dataset = _folder(settings, training) if settings.name == "folder" else _timm(settings, training, seed)
+    dataset.transform = transform(settings, training=training)
+    return dataset
+
+
+def transform(settings: DataSettings, *, training: bool) -> Compose:
+    """timm's transform of an image file: an image of any mode and size -> (3 h w), normalised."""
+    whole = settings.crop_scale == (1.0, 1.0)
+    steps = create_transform(
+        settings.image_size,
+        is_training=training,
+        scale=settings.crop_scale,
+        ratio=(1.0, 1.0) if whole else (3 / 4, 4 / 3),
+        hflip=settings.hflip,
+        color_jitter=0.0,
+        auto_augment=settings.auto_augment,
+        interpolation=settings.interpolation,
+        mean=settings.mean or IMAGENET_DEFAULT_MEAN,
+        std=settings.std or IMAGENET_DEFAULT_STD,
+        re_prob=settings.random_erasing,
+        crop_pct=settings.crop_pct,
+    )
+    shift = [RandomCrop(settings.image_size, padding=settings.shift)] if training and settings.shift else []
+    return Compose([_colour, steps, *shift])
+
+
+def classes_of(dataset: object) -> int | None:
+    """How many classes a dataset says that it has; None if it does not say."""
+    names = getattr(dataset, "classes", None) or getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    features = getattr(getattr(getattr(dataset, "reader", None), "dataset", None), "features", None) or {}
+    count = len(names) if names else getattr(features.get("label"), "num_classes", None)
+    return int(count) if count else None
+
+
+def _folder(settings: DataSettings, training: bool) -> Any:
+    from torchvision.datasets import ImageFolder
+
+    if settings.root is None:
+        raise DataError(
+            "data.name folder needs data.root: a folder that holds train/ and val/, with a folder for each class"
+        )
+    names = ("train", "training") if training else ("val", "validation", "test")
+    root = Path(settings.root)
+    split = next((root / name for name in names if (root / name).is_dir()), None)
+    if split is None:
+        problem = f"has no folder {names[0]}/" if root.is_dir() else "is no folder"
+        raise DataError(f"data.root {root} {problem}; it must hold train/ and val/, with a folder for each class")
+    try:
+        return ImageFolder(str(split))
+    except (FileNotFoundError, OSError) as cause:
+        raise DataError(
+            f"{split} is no image folder ({cause}); put the images of each class in a folder of its own"
+        ) from cause
+
+
+def _timm(settings: DataSettings, training: bool, seed: int) -> Any:
+    split = "train" if training else "validation"
+    options: dict[str, Any] = {"is_training": training, "batch_size": settings.batch_size, "seed": seed}
+    try:
+        return create_dataset(settings.name, root=settings.root, split=split, download=True, **options)
+    except Exception as cause:
+        reason = " ".join(str(cause).split())[:300] or type(cause).__name__
+        where = f"data.root {settings.root}" if settings.root else "data.root, which is not set"
+        raise DataError(
+            f"timm cannot open the {split} part of {settings.name!r} ({reason}); check the name and {where}"
+        ) from cause
+
+
+def is_stream(dataset: object) -> bool:
+    """Whether a dataset can only be read from front to back (wds/, tfds/, hfids/)."""
+    return isinstance(dataset, IterableDataset)
+
+
+def _colour(image: Image.Image) -> Image.Image:
+    return image.convert("RGB")
+
+
+@contextmanager
+def _all_seeded(seed: int) -> Iterator[None]:
+    """Seed Python's, numpy's and torch's CPU generator; their former states are back on exit."""
+    former = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(former[0])
+        np.random.set_state(former[1])
+        torch.set_rng_state(former[2])

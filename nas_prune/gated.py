@@ -1,0 +1,168 @@
+"""A backbone with gates: the same modules, parameters and state_dict keys, and one gate per free axis.
+
+Gates act where an axis is read. So whatever lies between (bias, BatchNorm, activation), a closed unit contributes
+exactly nothing, and the derived model computes exactly what the gated one computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas_prune.arch import Arch
+from nas_prune.errors import SpaceError
+from nas_prune.gates import Gate, gates
+from nas_prune.intercept import Board, intercept, plain_copy
+from nas_prune.space import SearchSpace
+from nas_prune.trace import Axes
+from nas_prune.trace.terms import Cat, Prod, Term, Var, leaves, resolve
+
+
+class GatedModel(nn.Module):
+    """``model`` with a gate on every free axis of ``space``.
+
+    ``gate``: a registered name or a Gate class; ``options``: the gate's keyword options.
+    The model is gated in place (hooks on its modules); ``plain()`` gives a copy without gates.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        space: SearchSpace | Axes,
+        gate: str | type[Gate] = "mask",
+        *,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.space = space if isinstance(space, SearchSpace) else SearchSpace.all(space)
+        if not self.space.free:
+            raise SpaceError("there is nothing to gate: every axis is frozen. `axes[name].frozen` says why")
+        self.backbone = model
+        kind = gates[gate] if isinstance(gate, str) else gate
+        self.writers = {name: _writers(self.space.axes, name) for name in self.space.free}
+        self.gates = nn.ModuleDict()
+        for name, axis in self.space.free.items():
+            fan_in = [features.shape[1] for features in self.weights(name)]
+            self.gates[_key(name)] = kind(axis.size, fan_in, **(options or {}))
+        self._fixed: list[Arch] = []
+        self._board = Board()
+        self._sites = [site for site in self.axes.walk.sites if self._touches(site.term)]
+        intercept(model, self.axes, self._sites, self._board, None if kind.mix is Gate.mix else kind.mix)
+
+    @property
+    def axes(self) -> Axes:
+        """The axes, those outside the search space frozen."""
+        return self.space.axes
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The backbone's forward, gated."""
+        self._board.keep = self._fixed_keep(self._fixed[-1]) if self._fixed else self.gate_values()
+        self._board.masks = [self._mask(site.term, site.how) for site in self._sites]
+        return self.backbone(*args, **kwargs)
+
+    def gate_values(self) -> dict[str, Tensor]:
+        """What the gates say now: keep values (c) per axis, never less than the minimum width open."""
+        values = {}
+        for name in self.space.free:
+            gate, weights = self._gate(name), self.weights(name)
+            keep = gate(weights)
+            best = gate.score(weights).detach().topk(self.space.minimum[name]).indices
+            forced = torch.zeros_like(keep).scatter(0, best, 1.0)
+            values[name] = keep + (forced * (1 - keep)).detach()
+        return values
+
+    def scores(self) -> dict[str, Tensor]:
+        """Gate scores (c) per axis; a unit is open where its score is >= 0."""
+        return {name: self._gate(name).score(self.weights(name)).detach() for name in self.space.free}
+
+    def sizes(self) -> dict[str, Tensor]:
+        """Open units per axis in the last forward pass; gradients reach the gates."""
+        return {name: keep.sum() for name, keep in self._board.keep.items()}
+
+    def arch(self) -> Arch:
+        """The architecture that the gates have decided on."""
+        kept = {}
+        for name, score in self.scores().items():
+            width = max(int((score >= 0).sum()), self.space.minimum[name])
+            kept[name] = score.topk(width).indices.tolist()
+        return Arch(kept)
+
+    @contextmanager
+    def fixed(self, arch: Arch) -> Iterator[GatedModel]:
+        """Inside the block the model computes ``arch``, whatever the gates say. Blocks may be nested."""
+        arch.check(self.axes)
+        self._fixed.append(arch)
+        try:
+            yield self
+        finally:
+            self._fixed.pop()
+
+    def plain(self) -> nn.Module:
+        """A copy of the backbone without gates."""
+        return plain_copy(self.backbone)
+
+    def weights(self, name: str) -> list[Tensor]:
+        """The weights that write an axis, one matrix (c n) per member, row u holding all that belongs to unit u."""
+        result = []
+        for tensor, dim, order in self.writers[name]:
+            rows = self.backbone.get_parameter(tensor).movedim(dim, 0).flatten(1)
+            size = self.space.axes[name].size
+            result.append(rows if order is None else rows[order.to(rows.device)].reshape(size, -1))
+        return result
+
+    def _gate(self, name: str) -> Gate:
+        gate = self.gates[_key(name)]
+        assert isinstance(gate, Gate)
+        return gate
+
+    def _touches(self, term: Term) -> bool:
+        return any(self.axes.variables.get(var) in self.space.free for var in leaves(term))
+
+    def _fixed_keep(self, arch: Arch) -> dict[str, Tensor]:
+        like = next(self.backbone.parameters())
+        keep = {}
+        for name, axis in self.space.free.items():
+            units = torch.tensor(arch.kept.get(name, range(axis.size)), device=like.device)
+            keep[name] = torch.zeros(axis.size, dtype=like.dtype, device=like.device).index_fill(0, units, 1.0)
+        return keep
+
+    def _mask(self, term: Term, how: str) -> Tensor | None:
+        """The mask of one site; None where a norm is open anyway, so that it computes bit for bit what it did."""
+        mask = self.axes.mask(term, self._board.keep)
+        learning = self.training and mask.requires_grad
+        return None if how != "mask" and not learning and bool((mask == 1).all()) else mask
+
+
+def _key(name: str) -> str:
+    """Axis names hold dots, module names may not."""
+    return name.replace(".", "/")
+
+
+def _writers(axes: Axes, name: str) -> list[tuple[str, int, Tensor | None]]:
+    """(parameter, dimension, row order) of each weight that writes an axis; row order None: rows are the units."""
+    members = [member for member in axes[name].members if member.role == "write"] or list(axes[name].members)[:1]
+    variable = next(var for var, known in axes.variables.items() if known == name)
+    result = []
+    for member in members:
+        unit = _unit_of(axes.tensors[member.tensor][member.dim], variable)
+        order = unit.argsort(stable=True)[int((unit < 0).sum()) :]
+        identity = torch.equal(order, torch.arange(axes[name].size))
+        result.append((member.tensor, member.dim, None if identity else order))
+    return result
+
+
+def _unit_of(term: Term, variable: Var) -> Tensor:
+    """For each index of a term, the unit of ``variable`` that it belongs to, or -1."""
+    term = resolve(term)
+    if isinstance(term, Cat):
+        return torch.cat([_unit_of(part, variable) for part in term.parts])
+    if isinstance(term, Prod):
+        unit = torch.tensor([-1])
+        for factor in term.parts:
+            unit = torch.maximum(unit[:, None], _unit_of(factor, variable)[None, :]).flatten()
+        return unit
+    return torch.arange(term.size) if term is variable else torch.full((term.size,), -1)

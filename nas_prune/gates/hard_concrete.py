@@ -1,0 +1,35 @@
+"""Hard concrete gate: a stretched, clipped concrete variable, exactly 0 or 1 with positive probability.
+
+Louizos, Welling, Kingma, "Learning Sparse Neural Networks through L0 Regularization" (arXiv 1712.01312), eq. 10-13.
+"""
+
+from collections.abc import Sequence
+from math import log
+
+import torch
+from torch import Tensor, nn
+
+from nas_prune.gates.gate import Gate, gates
+
+BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # the paper's temperature and stretch limits, section 3
+
+
+@gates.register("hard_concrete")
+class HardConcrete(Gate):
+    """Sampled while training, the deterministic estimate of eq. 13 in eval mode. Starts open with ``init`` as log-odds."""
+
+    def __init__(self, size: int, fan_in: Sequence[int], *, init: float = 3.0) -> None:
+        super().__init__(size, fan_in)
+        self.log_alpha = nn.Parameter(torch.full((size,), init))
+
+    def score(self, weight: Sequence[Tensor]) -> Tensor:  # noqa: ARG002
+        """Log-odds (c) of being non-zero, eq. 12."""
+        return self.log_alpha - BETA * log(-GAMMA / ZETA)
+
+    def forward(self, weight: Sequence[Tensor], x: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Keep values (c) in [0, 1]."""
+        s = torch.sigmoid(self.log_alpha)
+        if self.training:
+            u = torch.rand_like(self.log_alpha).clamp(1e-6, 1 - 1e-6)
+            s = torch.sigmoid((u.log() - (-u).log1p() + self.log_alpha) / BETA)
+        return (s * (ZETA - GAMMA) + GAMMA).clamp(0, 1)

@@ -1,0 +1,49 @@
+"""W-Gates: whether a filter stays is a learnable function of the filter's own weights.
+
+Li et al., "Weight-dependent Gates for Differentiable Neural Network Pruning" (arXiv 2007.02066). The paper's: one
+fully connected layer per gated layer, shared by its filters, a binary step, a surrogate gradient. Ours, where the
+paper is silent: weights are standardised per layer and the product divided by sqrt(n), so that scores of all layers
+live in the surrogate's window; theta ~ N(0, 0.1^2) and b = 0.5, so that all gates start open; an axis that several
+weights write (residual stage, depthwise convolution) has one gate that sees the features of all of them.
+"""
+
+from collections.abc import Sequence
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from nas_prune.gates.gate import Gate, HardStep, gates
+
+
+@gates.register("weight")
+class WeightGate(Gate):
+    """z_c = theta . standardised(W_c) / sqrt(n) + b, keep = 1[z >= 0].
+
+    ``detach_weights``: gates do not move the weights (the paper lets them).
+    ``leak``: gradient that still reaches scores outside the surrogate's window, so that no gate dies (ours).
+    """
+
+    def __init__(
+        self, size: int, fan_in: Sequence[int], *, init: float = 0.5, detach_weights: bool = False, leak: float = 0.05
+    ) -> None:
+        super().__init__(size, fan_in)
+        self.detach_weights = detach_weights
+        self.leak = leak
+        self.theta = nn.ParameterList(nn.Parameter(0.1 * torch.randn(n)) for n in fan_in)
+        self.bias = nn.Parameter(torch.tensor(init))
+
+    def score(self, weight: Sequence[Tensor]) -> Tensor:
+        """Scores (c) from weights [(c n_i), ...]."""
+        total = torch.zeros((), device=self.bias.device)
+        for w, theta in zip(weight, self.theta, strict=True):
+            w = w.detach() if self.detach_weights else w
+            deviation, mean = torch.std_mean(w.detach())
+            total = total + (w @ theta - mean * theta.sum()) / (deviation + 1e-6)
+        return total / sqrt(sum(self.fan_in)) + self.bias
+
+    def forward(self, weight: Sequence[Tensor], x: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Keep values (c), each 0 or 1."""
+        z = self.score(weight)
+        keep: Tensor = HardStep.apply(z)  # type: ignore[no-untyped-call]
+        return keep + self.leak * (z - z.detach())

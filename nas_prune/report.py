@@ -1,0 +1,160 @@
+"""The page that shows what a run did: made from the files of its folder, and from nothing else.
+
+Every number says how it was come by: a predicted latency is called predicted, a measured one has its spread. A part of
+the run that has not happened yet is shown as such.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from rich.table import Table
+from rich.text import Text
+
+from nas_prune import figures
+from nas_prune.errors import ArtifactError
+from nas_prune.files import atomic_write, read_json, read_lines
+from nas_prune.summary import columns, duration, headline, milliseconds, share, table_rows, verdict
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What a run has left so far; a part that is missing is empty."""
+
+    name: str
+    recipe: str
+    metrics: list[dict[str, Any]]
+    arch: Mapping[str, list[int]]
+    axes: list[dict[str, Any]]
+    calibration: Mapping[str, Any]
+    samples: list[dict[str, Any]]
+    results: Mapping[str, Any]
+
+    @staticmethod
+    def read(folder: Path) -> "RunFolder":
+        """Read the folder of a run, however far it got."""
+        if not folder.is_dir():
+            raise ArtifactError(f"there is no run folder {folder}; name the folder that `nas-prune run` wrote")
+        recipe = folder / "recipe.yaml"
+        return RunFolder(
+            name=folder.resolve().name,
+            recipe=recipe.read_text() if recipe.exists() else "",
+            metrics=read_lines(folder / "metrics.jsonl", ArtifactError),
+            arch=_json(folder / "arch.json").get("kept", {}),
+            axes=_json(folder / "axes.json").get("axes", []),
+            calibration=_json(folder / "calibration" / "calibration.json"),
+            samples=read_lines(folder / "calibration" / "samples.jsonl", ArtifactError),
+            results=_json(folder / "results.json"),
+        )
+
+
+def report(folder: Path) -> Path:
+    """Write ``report.html`` into the run folder; the page is one file that opens offline."""
+    run = RunFolder.read(folder)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(ms=milliseconds, share=share, duration=duration)
+    template = resources.files("nas_prune").joinpath("report.html.j2").read_text(encoding="utf-8")
+    page = environment.from_string(template).render(
+        run=run,
+        title=_title(run),
+        headline=headline(run.results),
+        verdict=verdict(run.results),
+        columns=columns(),
+        rows=table_rows(run.results),
+        groups=_axis_groups(run),
+        frozen=_frozen(run.axes),
+        units=_units(run),
+        seconds=_shares(run.results.get("seconds", {})),
+        device=_flat(run.results.get("device") or run.calibration.get("device") or {}),
+        figures={name: drawing and Markup(drawing) for name, drawing in _figures(run).items()},
+    )
+    target = folder / "report.html"
+    atomic_write(target, page)
+    return target
+
+
+def table(results: Mapping[str, Any]) -> Table:
+    """The table of the report for a terminal."""
+    printed = Table(title=Text(headline(results)), caption=Text(verdict(results)))
+    printed.title_justify = printed.caption_justify = "left"
+    printed.add_column("")
+    for label in columns().values():
+        printed.add_column(label, justify="right")
+    for label, cells in table_rows(results).items():
+        printed.add_row(
+            label, *(Text.assemble(cell.text, (cell.change and f"\n{cell.change}", "dim")) for cell in cells)
+        )
+    return printed
+
+
+def _title(run: RunFolder) -> str:
+    """``resnet18 on fashion_mnist``, or the folder's name where the recipe does not tell."""
+    try:
+        recipe = yaml.safe_load(run.recipe) or {}
+        return f"{recipe['model']['name']} on {recipe['data']['name']}"
+    except (yaml.YAMLError, KeyError, TypeError):
+        return run.name
+
+
+def _figures(run: RunFolder) -> dict[str, str | None]:
+    target, rounds = run.results.get("target_ms"), run.results.get("rounds", [])
+    return {
+        "loss": figures.curve(run.metrics, "train/loss", "training loss"),
+        "top1": figures.curve(run.metrics, "eval/top1", "top-1", percent=True),
+        "predicted": figures.curve(run.metrics, "search/predicted_ms", "predicted latency, ms", target=target),
+        "gates": figures.gate_curves(run.metrics),
+        "scatter": figures.scatter(run.samples, rounds, target),
+    }
+
+
+def _axis_groups(run: RunFolder) -> dict[str, list[dict[str, Any]]]:
+    """The axes that may change by kind, each with its width before and after (None while nothing is chosen)."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for axis in run.axes:
+        if axis.get("frozen") is None:
+            kept = len(run.arch.get(axis["name"], range(axis["size"]))) if run.arch else None
+            trace = figures.sparkline(run.metrics, f"gate/{axis['name']}")
+            groups.setdefault(axis["kind"], []).append({**axis, "kept": kept, "trace": trace})
+    for bars in groups.values():
+        widest = max(bar["size"] for bar in bars)
+        for bar in bars:
+            bar["before"] = 100 * bar["size"] / widest
+            bar["after"] = 100 * (bar["size"] if bar["kept"] is None else bar["kept"]) / widest
+    return groups
+
+
+def _units(run: RunFolder) -> tuple[int, int]:
+    """Units kept and units that there were, over the axes that may change."""
+    free = {axis["name"]: axis["size"] for axis in run.axes if axis.get("frozen") is None}
+    return sum(len(run.arch.get(name, range(size))) for name, size in free.items()), sum(free.values())
+
+
+def _frozen(axes: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Reason -> the axes that are frozen for it."""
+    reasons: dict[str, list[str]] = {}
+    for axis in axes:
+        if axis.get("frozen") is not None:
+            reasons.setdefault(axis["frozen"], []).append(f"{axis['name']} ({axis['size']})")
+    return reasons
+
+
+def _shares(seconds: Mapping[str, float]) -> list[tuple[str, float, float]]:
+    """Stage, seconds, and the share of the longest in percent."""
+    longest = max(seconds.values(), default=0) or 1
+    return [(stage, value, 100 * value / longest) for stage, value in seconds.items()]
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in facts.items():
+        flat.update(_flat(value, f"{prefix}{key} ") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return flat
+
+
+def _json(path: Path) -> Any:
+    return read_json(path, ArtifactError) if path.exists() else {}

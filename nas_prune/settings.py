@@ -1,0 +1,137 @@
+"""What a recipe may hold, section by section. Each section is handed to the one file that owns it.
+
+Field descriptions are the help text: ``nas-prune run --help`` and the JSON schema for editors are made from them.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Settings(BaseModel):
+    """One section of a recipe: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelSettings(Settings):
+    """The timm backbone."""
+
+    name: str = Field(description="timm model name, e.g. resnet18; `timm.list_models()` lists them")
+    pretrained: bool = Field(False, description="start from timm's published weights (needs a network or a cache)")
+    checkpoint: str | None = Field(None, description="start from this file of weights (safetensors) instead")
+    kwargs: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+
+
+class DataSettings(Settings):
+    """The dataset, its image size and its augmentation."""
+
+    name: str = Field("digits", description="digits, fashion_mnist, generated, folder, or a timm dataset (torch/..., hfds/..., wds/...)")
+    root: str | None = Field(None, description="folder that holds the data")
+    image_size: PositiveInt = Field(32, description="height and width that the model sees, in pixels")
+    batch_size: PositiveInt = Field(64, description="images in a training step")
+    eval_batch_size: PositiveInt = Field(256, description="images in an evaluation step")
+    workers: int = Field(0, ge=0, description="processes that load data; 0 loads in the main process")
+    classes: PositiveInt | None = Field(None, description="number of classes, for a timm dataset that does not tell")
+    mean: tuple[float, float, float] | None = Field(None, description="mean of R, G, B in image files; ImageNet's if left out")
+    std: tuple[float, float, float] | None = Field(None, description="spread of R, G, B in image files; ImageNet's if left out")
+    crop_pct: Share = Field(0.875, gt=0.0, description="share of the shorter side that evaluation keeps (image files)")
+    interpolation: Literal["bilinear", "bicubic"] = Field("bicubic", description="how image files are resized")
+    train_images: PositiveInt | None = Field(None, description="use only so many training images")
+    hflip: Share = Field(0.0, description="probability of a horizontal flip")
+    crop_scale: tuple[Share, Share] = Field((1.0, 1.0), description="share of the area that a random resized crop keeps; (1, 1) crops nothing")
+    shift: int = Field(0, ge=0, description="random shift by up to so many pixels (pad, then crop)")
+    auto_augment: str | None = Field(None, description="timm auto-augment policy, e.g. rand-m9-mstd0.5-inc1")
+    random_erasing: Share = Field(0.0, description="probability of random erasing")
+    mixup: float = Field(0.0, ge=0.0, description="mixup alpha; 0 is off")
+    cutmix: float = Field(0.0, ge=0.0, description="cutmix alpha; 0 is off")
+
+
+class OptimSettings(Settings):
+    """With which timm optimizer and schedule a stage trains."""
+
+    optimizer: str = Field("sgd", description="timm optimizer, e.g. sgd, adamw, lamb")
+    lr: PositiveFloat = Field(0.1, description="peak learning rate")
+    momentum: float = Field(0.9, ge=0.0, lt=1.0, description="momentum (or Adam's beta 1)")
+    weight_decay: float = Field(5e-4, ge=0.0, description="weight decay (not on biases and norms)")
+    scheduler: str = Field("cosine", description="timm schedule: cosine, step, poly, ...")
+    warmup_epochs: float = Field(0.0, ge=0.0, description="epochs of linear warm-up")
+    label_smoothing: Share = Field(0.0, description="label smoothing")
+    clip_grad: PositiveFloat | None = Field(None, description="clip the gradient's norm to this")
+    ema_decay: Share | None = Field(None, description="keep an exponential moving average of the weights and evaluate it")
+    max_steps: PositiveInt | None = Field(None, description="stop every epoch after so many steps (for smoke runs)")
+
+
+class TrainSettings(OptimSettings):
+    """One stage of training."""
+
+    epochs: int = Field(0, ge=0, description="epochs of this stage; 0 skips it")
+
+
+class GateSettings(Settings):
+    """Which gate decides, and the gate's own options."""
+
+    name: str = Field("weight", description="weight (W-Gates), sigmoid, hard_concrete, mask")
+    options: dict[str, Any] = Field({}, description="the gate's keyword options; `nas-prune list gates` shows them")
+
+
+class BudgetSettings(Settings):
+    """The limit that the derived model is measured against."""
+
+    target: str = Field("0.5x", description="0.5x of the dense latency, or an absolute figure such as 4.0ms")
+    cost: Literal["latency", "macs", "params"] = Field("latency", description="what is limited")
+    rounds: PositiveInt = Field(12, description="at most so many derive-and-measure rounds until the measurement meets the target")
+
+
+class LatencySettings(Settings):
+    """How latency is measured and how the predictor is trained."""
+
+    runtime: Literal["eager", "onnxruntime"] = Field("eager", description="what runs the model when it is timed")
+    batch_size: PositiveInt = Field(32, description="images in a timed call")
+    threads: PositiveInt | None = Field(None, description="CPU threads; the default of torch if left out")
+    samples: PositiveInt = Field(60, ge=8, description="sub-networks that are derived and timed")
+    seconds: PositiveFloat = Field(0.2, description="time spent on timing each of them")
+    jitter: float = Field(0.15, ge=0.0, description="spread of each axis around the sample's global ratio")
+    hidden: PositiveInt = Field(256, description="width of the predictor's two hidden layers")
+    steps: PositiveInt = Field(2000, description="steps of the predictor's training")
+
+
+class PenaltySettings(Settings):
+    """One term added to the task loss while gates and weights are trained together."""
+
+    name: str = Field("budget", description="budget")
+    options: dict[str, Any] = Field({}, description="the penalty's keyword options")
+
+
+class SearchSettings(OptimSettings):
+    """Joint training of weights and gates: warm-up (gates only), joint, freeze (the chosen gates stay, weights settle)."""
+
+    warmup: int = Field(1, ge=0, description="epochs in which only the gates learn")
+    joint: int = Field(3, ge=0, description="epochs in which weights and gates learn together")
+    freeze: int = Field(1, ge=0, description="epochs with the chosen architecture fixed, so that statistics settle")
+    gate_lr: PositiveFloat = Field(1e-3, description="learning rate of the gates (Adam, no weight decay)")
+    penalties: list[PenaltySettings] = Field([PenaltySettings()], description="terms added to the task loss")
+    selector: str = Field("ranked", description="how gate scores become an architecture that meets the budget")
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the three phases together."""
+        return self.warmup + self.joint + self.freeze
+
+
+class FinetuneSettings(TrainSettings):
+    """Training of the derived model, by default with the dense parent as its teacher."""
+
+    epochs: int = Field(1, ge=0, description="epochs of this stage; 0 skips it")
+    distill: Share = Field(0.5, description="share of the loss that imitates the dense parent; 0 switches the teacher off")
+    temperature: PositiveFloat = Field(2.0, description="temperature of the distillation")
+    recalibrate_batches: int = Field(50, ge=0, description="training batches that re-estimate BatchNorm statistics after derive")
+
+
+class TrackSettings(Settings):
+    """Where progress is recorded; metrics.jsonl is written always."""
+
+    wandb: Literal["auto", "online", "offline", "disabled"] = Field("auto", description="auto: online when logged in, offline otherwise")
+    project: str = Field("nas_prune", description="Weights & Biases project")

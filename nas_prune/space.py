@@ -1,0 +1,124 @@
+"""A search space: which axes may change, and which sizes each may take. A YAML file in ``search_spaces/``.
+
+    description: what may change, in one line
+    rules:                       # the last rule that matches an axis decides
+      - match: "*"               # a pattern over axis names (or a list of them)
+        kinds: [channel, hidden] # only axes of these kinds
+        divisor: 8               # widths are multiples of this ...
+        widths: 8                # ... or of less, so that an axis has at least this many widths
+        minimum: 0.1             # share of the units that always stay
+      - match: "conv1*"
+        freeze: the stem sees the image
+
+An axis that no rule matches is frozen.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from math import ceil
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+
+from nas_prune.axes import Axis, Kind
+from nas_prune.errors import SpaceError
+from nas_prune.registry import hint
+from nas_prune.shipped import shipped
+from nas_prune.trace import Axes
+
+
+class Rule(BaseModel):
+    """One rule: which axes it is about, and what they may do."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    match: str | list[str] = Field("*", description="pattern over axis names, * and ? allowed")
+    kinds: list[Kind] | Literal["all"] = Field("all", description="axis kinds that the rule is about")
+    divisor: PositiveInt = Field(8, description="widths are multiples of this")
+    widths: PositiveInt = Field(8, description="an axis has at least this many widths, if need be with a smaller divisor")
+    minimum: float = Field(0.1, ge=0.0, le=1.0, description="share of the units that always stay")
+    freeze: str | None = Field(None, description="why these axes may not change")
+
+    def about(self, axis: Axis) -> bool:
+        """Whether the rule is about this axis."""
+        patterns = [self.match] if isinstance(self.match, str) else self.match
+        return (self.kinds == "all" or axis.kind in self.kinds) and any(fnmatchcase(axis.name, p) for p in patterns)
+
+
+class SpaceFile(BaseModel):
+    """What a file in ``search_spaces/`` holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    description: str = ""
+    rules: list[Rule] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The axes with their divisors, the axes outside the space frozen, and the least width of each."""
+
+    name: str
+    axes: Axes
+    minimum: Mapping[str, int]
+
+    @property
+    def free(self) -> dict[str, Axis]:
+        """The axes that may change."""
+        return self.axes.free
+
+    @staticmethod
+    def all(axes: Axes) -> SearchSpace:
+        """Every free axis, unit by unit, down to one unit."""
+        return SearchSpace("all", axes, dict.fromkeys(axes.free, 1))
+
+    @staticmethod
+    def read(name: str | os.PathLike[str], axes: Axes) -> SearchSpace:
+        """A space by the name of a shipped file, or by path, laid over the axes of a model."""
+        rules = read_rules(name)
+        named: dict[str, Axis] = {}
+        minimum: dict[str, int] = {}
+        for key, axis in axes.items():
+            rule = next((rule for rule in reversed(rules) if rule.about(axis)), None)
+            if axis.frozen is not None:
+                named[key] = axis
+            elif rule is None or rule.freeze is not None:
+                named[key] = replace(axis, frozen=rule.freeze if rule and rule.freeze else f"not in search space {name}")
+            else:
+                divisor = _divisor(rule, axis)
+                named[key] = replace(axis, divisor=divisor)
+                minimum[key] = min(axis.size, max(divisor, divisor * ceil(rule.minimum * axis.size / divisor)))
+        if not minimum:
+            raise SpaceError(f"search space {name} leaves nothing to change: every axis of the model is frozen or unmatched")
+        return SearchSpace(str(name), replace(axes, named=named), minimum)
+
+
+def _divisor(rule: Rule, axis: Axis) -> int:
+    """The rule's divisor, halved until the axis has enough widths."""
+    divisor = rule.divisor
+    while divisor > 1 and axis.size // divisor < rule.widths:
+        divisor //= 2
+    return divisor
+
+
+def spaces() -> dict[str, Path]:
+    """The shipped search spaces by name."""
+    return {path.stem: path for path in sorted(shipped("search_spaces").glob("*.yaml"))}
+
+
+def read_rules(name: str | os.PathLike[str]) -> list[Rule]:
+    """The rules of a search-space file."""
+    known = spaces()
+    path = known.get(str(name), Path(name))
+    if not path.is_file():
+        raise SpaceError(f"no search space {str(name)!r}: neither a file nor a shipped one{hint(str(name), list(known))}")
+    try:
+        return SpaceFile.model_validate(yaml.safe_load(path.read_text())).rules
+    except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
+        raise SpaceError(f"{path} is not a search space: {error}") from error

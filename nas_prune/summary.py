@@ -1,0 +1,149 @@
+"""The result of a run as one sentence and one table, the same for the page and for the terminal.
+
+Every figure says how it was come by: a predicted latency is called predicted, a measured one has its spread.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of the table, how far it is from the dense model's, and whether it is known at all."""
+
+    text: str
+    change: str = ""
+    known: bool = True
+
+
+def columns() -> dict[str, str]:
+    """The models of a run in the order in which they come to be: key in results.json, and label."""
+    return {"dense": "dense", "gated": "gated", "derived": "derived", "finetuned": "fine-tuned"}
+
+
+def table_rows(results: Mapping[str, Any]) -> dict[str, list[Cell]]:
+    """Label -> one cell per column."""
+    models = {key: results.get(key) or {} for key in columns()}
+    dense = models["dense"]
+    error = results.get("max_abs_error")
+    rows = {
+        "Top-1 (%)": [_top1(model, dense) for model in models.values()],
+        "MACs": [_count(model, dense, "macs") for model in models.values()],
+        "Parameters": [_count(model, dense, "params") for model in models.values()],
+        "Predicted latency (ms)": [_latency(model, dense, "predicted_ms") for model in models.values()],
+        "Measured latency (ms)": [_latency(model, dense, "measured_ms") for model in models.values()],
+    }
+    exact = Cell("—" if error is None else f"{error:.1e}")
+    rows["Largest |gated - derived| output"] = [exact if key == "derived" else Cell("") for key in models]
+    return rows
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """The result in one sentence, from the dense model to the last one that there is."""
+    dense, derived, tuned = (results.get(key) or {} for key in ("dense", "derived", "finetuned"))
+    after = tuned or derived
+    if not dense or not after:
+        return "Not yet run to the end: there is no derived model to compare with the dense one."
+    parts = [_speed(dense, after), _accuracy(dense, after, tuned=bool(tuned)), _fewer(dense, after)]
+    sentence = ", ".join(part for part in parts if part)
+    return f"{sentence[:1].upper()}{sentence[1:]}."
+
+
+def verdict(results: Mapping[str, Any]) -> str:
+    """Whether the measured latency meets the target."""
+    target, status = results.get("target_ms"), results.get("status")
+    aim = "Target" if target is None else f"Target of {milliseconds(target)} ms"
+    return f"{aim} {str(status or 'not yet measured').rstrip('.')}."
+
+
+def milliseconds(value: float | None) -> str:
+    """Three significant digits, never in scientific notation."""
+    if value is None:
+        return "—"
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
+    return f"{value:.{digits}f}"
+
+
+def share(value: float | None) -> str:
+    """0.052 as 5.2 %."""
+    return "—" if value is None else f"{100 * value:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever reads best."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def quantity(value: float | None) -> str:
+    """11689512 as 11.69 M."""
+    if value is None:
+        return "—"
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.2f} {unit}"
+    return f"{value:g}"
+
+
+def _top1(model: Mapping[str, Any], dense: Mapping[str, Any]) -> Cell:
+    value, before = model.get("top1"), dense.get("top1")
+    if value is None:
+        return _absent(model)
+    return Cell(f"{value:.2f}", "" if before is None or model is dense else _signed(value - before, "points", 2))
+
+
+def _count(model: Mapping[str, Any], dense: Mapping[str, Any], key: str) -> Cell:
+    value = model.get(key)
+    return _absent(model) if value is None else Cell(quantity(value), _relative(value, dense.get(key), model is dense))
+
+
+def _latency(model: Mapping[str, Any], dense: Mapping[str, Any], key: str) -> Cell:
+    value, spread = model.get(key), model.get(f"{key}_spread")
+    if value is None:
+        return _absent(model)
+    text = milliseconds(value)
+    if spread is not None:
+        text += f" ± {spread:.{len(text.partition('.')[2])}f}"
+    return Cell(text, _relative(value, dense.get(key), model is dense))
+
+
+def _absent(model: Mapping[str, Any]) -> Cell:
+    return Cell("—" if model else "not yet run", known=False)
+
+
+def _relative(value: float, before: float | None, same: bool) -> str:
+    return "" if same or not before else _signed(100 * (value / before - 1), "%", 1)
+
+
+def _signed(value: float, unit: str, digits: int) -> str:
+    return f"{value:+.{digits}f} {unit}"
+
+
+def _speed(dense: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Measured where both were measured; otherwise predicted, and called so."""
+    for key, word in (("measured_ms", "measured"), ("predicted_ms", "predicted")):
+        before, now = dense.get(key), after.get(key)
+        if before and now:
+            ratio = before / now
+            pace = f"{ratio:.2g}x faster" if ratio >= 1 else f"{1 / ratio:.2g}x slower"
+            return f"{pace} ({word}: {milliseconds(before)} → {milliseconds(now)} ms)"
+    return ""
+
+
+def _accuracy(dense: Mapping[str, Any], after: Mapping[str, Any], *, tuned: bool) -> str:
+    before, now = dense.get("top1"), after.get("top1")
+    if before is None or now is None:
+        return ""
+    return f"top-1 {before:.1f} → {now:.1f} %" + ("" if tuned else " before fine-tuning")
+
+
+def _fewer(dense: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    words = []
+    for key, noun in (("macs", "MACs"), ("params", "parameters")):
+        if dense.get(key) and after.get(key) is not None:
+            change = 100 * (1 - after[key] / dense[key])
+            words.append(f"{abs(change):.0f} % {'fewer' if change >= 0 else 'more'} {noun}")
+    return f"with {' and '.join(words)}" if words else ""

@@ -1,0 +1,143 @@
+"""From solved terms to named axes: every free variable in a parameter's dimension is one.
+
+``Axes`` is what the rest of the package works with: an ordered mapping name -> Axis, with the record of the walk
+behind it, from which masks, kept indices and derived sizes are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import prod as product
+
+import torch
+from torch import Tensor
+
+from nas_prune.arch import Arch
+from nas_prune.axes import Axis, Kind, Member
+from nas_prune.trace.terms import Cat, Fix, Prod, Term, Var, frozen_leaves, leaves, resolve
+from nas_prune.trace.walk import Walk
+
+
+@dataclass(frozen=True)
+class Axes(Mapping[str, Axis]):
+    """The axes of one model, in the order in which its parameters are written."""
+
+    named: Mapping[str, Axis]
+    walk: Walk = field(repr=False)
+    variables: Mapping[Var, str] = field(repr=False)
+    tensors: Mapping[str, tuple[Term, ...]] = field(repr=False)
+
+    def __getitem__(self, name: str) -> Axis:
+        return self.named[name]
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Axes:  # facts: copies of a model share them
+        return self
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.named)
+
+    def __len__(self) -> int:
+        return len(self.named)
+
+    @property
+    def free(self) -> dict[str, Axis]:
+        """The axes that may change."""
+        return {name: axis for name, axis in self.named.items() if axis.frozen is None}
+
+    def mask(self, term: Term, keep: Mapping[str, Tensor]) -> Tensor:
+        """Keep vector (n) of a term: concatenation of its parts', outer product of its factors'; 1 where fixed."""
+        term = resolve(term)
+        if isinstance(term, Cat):
+            return torch.cat([self.mask(part, keep) for part in term.parts])
+        if isinstance(term, Prod):
+            result = self.mask(term.parts[0], keep)
+            for factor in term.parts[1:]:
+                result = torch.outer(result, self.mask(factor, keep)).reshape(-1)
+            return result
+        if isinstance(term, Var) and self.variables.get(term) in keep:
+            return keep[self.variables[term]]
+        like = next(iter(keep.values()), torch.ones(()))
+        return torch.ones(term.size, dtype=like.dtype, device=like.device)
+
+    def indices(self, term: Term, arch: Arch) -> Tensor | None:
+        """Kept indices (m) of a term, or None where all of it stays."""
+        touched = {self.variables.get(var) for var in leaves(term)} & set(arch.kept)
+        if not touched:
+            return None
+        keep = {
+            str(name): torch.zeros(self.named[str(name)].size).index_fill(0, torch.tensor(arch.kept[str(name)]), 1.0)
+            for name in touched
+        }
+        return self.mask(term, keep).nonzero().flatten()
+
+    def width(self, term: Term, sizes: Mapping[str, Tensor | float]) -> Tensor | float:
+        """How many units of a term are left when the axes have these sizes (real numbers allowed, gradients pass)."""
+        term = resolve(term)
+        if isinstance(term, Cat):
+            return sum(self.width(part, sizes) for part in term.parts)
+        if isinstance(term, Prod):
+            return product(self.width(part, sizes) for part in term.parts)  # type: ignore[type-var]
+        name = self.variables.get(term) if isinstance(term, Var) else None
+        return sizes[name] if name is not None and name in sizes else float(term.size)
+
+
+def find(walk: Walk) -> Axes:
+    """Name the free and the frozen variables that occur in parameters and buffers."""
+    tensors = {walk.captured.tensors[node.name]: walk.terms[node] for node in walk.terms if node.name in walk.captured.tensors}
+    members: dict[Var, list[Member]] = {}
+    for tensor, dims in tensors.items():
+        for dim, term in enumerate(dims):
+            for var in dict.fromkeys([*leaves(term), *frozen_leaves(term)]):
+                if var.size > 1:
+                    members.setdefault(var, []).append(Member(tensor, dim, walk.roles.get((tensor, dim), "follow")))
+    kinds = _kinds(walk)
+    named: dict[str, Axis] = {}
+    variables: dict[Var, str] = {}
+    for var, belonging in members.items():
+        if var.why is not None and not any(member.role == "write" or _vector(tensors, member) for member in belonging):
+            continue
+        kind = kinds.get(var) or _kind(belonging)
+        name = _unused(_name(belonging, kind), named)
+        named[name] = Axis(name, kind, var.size, tuple(belonging), var.why)
+        variables[var] = name
+    return Axes(named, walk, {var: name for var, name in variables.items() if var.why is None}, tensors)
+
+
+def _vector(tensors: Mapping[str, tuple[Term, ...]], member: Member) -> bool:
+    """Whether a member is more than a kernel tap or an input channel of a convolution."""
+    return len(tensors[member.tensor]) < 4
+
+
+def _kinds(walk: Walk) -> dict[Var, Kind]:
+    found: dict[Var, Kind] = {}
+    for term, kind in walk.kinds:
+        for var in leaves(term):
+            found.setdefault(var, kind)
+    return found
+
+
+def _kind(members: list[Member]) -> Kind:
+    """``hidden``: written and read by weights of one module only (the inside of an MLP); otherwise ``channel``."""
+    weights = [member.tensor for member in members if member.role != "follow"]
+    parents = {tensor.rsplit(".", 2)[0] if tensor.count(".") > 1 else "" for tensor in weights}
+    roles = {member.role for member in members}
+    inside_mlp = len(parents) == 1 and "mlp" in next(iter(parents)).rsplit(".", 1)[-1]
+    return "hidden" if inside_mlp and roles >= {"write", "read"} else "channel"
+
+
+def _name(members: list[Member], kind: Kind) -> str:
+    """The module that writes the axis first; heads and head_dim say which of the two they are."""
+    first = next((member for member in members if member.role == "write"), members[0])
+    module = first.tensor.removesuffix(".weight").removesuffix(".bias")
+    return f"{module}.{kind}" if kind in ("head", "head_dim") else module
+
+
+def _unused(name: str, named: Mapping[str, Axis]) -> str:
+    candidate, count = name, 1
+    while candidate in named:
+        count += 1
+        candidate = f"{name}:{count}"
+    return candidate
+
+

@@ -1,0 +1,186 @@
+"""The oracle: the captured graph, run twice side by side, once gated and once sliced.
+
+It needs none of the model's code, so it tells whether the terms are right, apart from whether an eager model can
+express them. Nodes are compared one by one: what the gated node keeps must be what the sliced node computes.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from nas_prune.arch import Arch
+from nas_prune.trace import masked
+from nas_prune.trace.capture import Inputs, at_least_two
+from nas_prune.trace.found import Axes
+from nas_prune.trace.terms import Term
+from nas_prune.trace.walk import Site
+
+Values = dict[Node, Any]
+SKIPPED = ("_assert_tensor_metadata.default", "_assert_scalar.default")
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """Outcome of a node-by-node comparison; errors are relative to the magnitude of the node's values."""
+
+    worst_node: str
+    worst_error: float
+    output_error: float
+    nodes: int
+
+
+def perturbed(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+    """State of a model in float64 with every number moved: zeros and ones of a fresh model would hide errors."""
+    state = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        tensor = value.detach().double() if value.is_floating_point() else value.detach()
+        if value.is_floating_point():
+            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+            tensor = tensor * (0.8 + 0.4 * noise) + (0 if name.endswith("var") else 0.1 * (noise.flip(0) - 0.5) if noise.ndim else 0)
+        state[name] = tensor
+    return state
+
+
+def compare(
+    axes: Axes, arch: Arch, state: Mapping[str, Tensor], inputs: Inputs, *, skip: Callable[[Site], bool] = lambda site: False
+) -> NodeReport:
+    """Run the gated and the sliced graph in float64 on the same inputs.
+
+    ``state``: name -> tensor of the whole model. ``skip``: leave these gates out, to see the comparison turn red.
+    """
+    arch.check(axes)
+    keep = {
+        name: torch.zeros(axes[name].size, dtype=torch.float64).index_fill(0, torch.tensor(units), 1.0)
+        for name, units in arch.kept.items()
+    }
+    sites: dict[Node, list[Site]] = {}
+    for site in axes.walk.sites:
+        if not skip(site):
+            sites.setdefault(site.node, []).append(site)
+    given = iter(at_least_two(inputs))
+    gated, sliced = Values(), Values()
+    report = NodeReport("none", 0.0, 0.0, 0)
+    for node in axes.walk.captured.graph.nodes:
+        if node.op == "placeholder":
+            gated[node], sliced[node] = _given(axes, arch, node, state, given)
+        elif node.op == "call_function" and node.target.__name__ not in SKIPPED:
+            gated[node] = _run_gated(axes, node, gated, sites.get(node, []), keep)
+            sliced[node] = _run_sliced(axes, arch, node, sliced)
+            report = _worse(report, node, _difference(axes, arch, node, gated[node], sliced[node]))
+        elif node.op == "output":
+            last = [value for value in node.all_input_nodes]
+            error = max(_difference(axes, arch, value, gated[value], sliced[value]) for value in last)
+            report = NodeReport(report.worst_node, report.worst_error, error, report.nodes)
+    return report
+
+
+def _given(axes: Axes, arch: Arch, node: Node, state: Mapping[str, Tensor], given: Any) -> tuple[Any, Any]:
+    captured = axes.walk.captured
+    if node.name in captured.tensors:
+        whole = state[captured.tensors[node.name]] if captured.tensors[node.name] in state else captured.values[node.name]
+        whole = whole.double() if whole.is_floating_point() else whole
+        return whole, take(axes, arch, whole, axes.walk.terms[node])
+    value = captured.constants[node.name] if node.name in captured.constants else next(given)
+    value = value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+    return value, value
+
+
+def take(axes: Axes, arch: Arch, tensor: Tensor, dims: tuple[Term, ...]) -> Tensor:
+    """What is left of a tensor whose dimensions mean ``dims``."""
+    for dim, term in enumerate(dims):
+        kept = axes.indices(term, arch)
+        if kept is not None:
+            tensor = tensor.index_select(dim, kept.to(tensor.device))
+    return tensor
+
+
+def _arguments(node: Node, values: Values) -> tuple[list[Any], dict[str, Any]]:
+    args, kwargs = map_arg((node.args, node.kwargs), lambda argument: values[argument])
+    if kwargs.get("dtype") == torch.float32:
+        kwargs = {**kwargs, "dtype": torch.float64}
+    return list(args), dict(kwargs)
+
+
+def _run_gated(axes: Axes, node: Node, values: Values, sites: list[Site], keep: Mapping[str, Tensor]) -> Any:
+    args, kwargs = _arguments(node, values)
+    for site in sites:
+        closed = axes.mask(site.term, keep)
+        if site.how == "mask":
+            shape = [-1 if dim == site.dim else 1 for dim in range(args[site.arg].ndim)]
+            args[site.arg] = torch.where(closed.reshape(shape) > 0, args[site.arg], 0.0)
+        else:
+            return _masked(site, args, closed)
+    function = torch.ops.aten.reshape.default if node.target is torch.ops.aten.view.default else node.target
+    return function(*args, **kwargs)  # type: ignore[operator]
+
+
+def _masked(site: Site, args: list[Any], keep: Tensor) -> Any:
+    args = [*args, *[None] * 3]
+    x = args[0]
+    if site.how == "layer_norm":
+        return masked.layer_norm(x, args[2], args[3], 1e-5 if args[4] is None else args[4], keep)
+    if site.how == "rms_norm":
+        return masked.rms_norm(x, args[2], torch.finfo(x.dtype).eps if args[3] is None else args[3], keep)
+    if site.how == "group_norm":
+        return masked.group_norm(x, args[1], args[2], args[3], 1e-5 if args[4] is None else args[4], keep)
+    if site.how == "standardize":
+        return masked.standardize(x, args[1], args[5], keep), None, None
+    shape = [-1 if dim == site.dim else 1 for dim in range(x.ndim)]
+    return masked.mean(x, tuple(args[1]), bool(args[2]), keep.reshape(shape))
+
+
+def _run_sliced(axes: Axes, arch: Arch, node: Node, values: Values) -> Any:
+    args, kwargs = _arguments(node, values)
+    for (constant, name), value in axes.walk.constants.items():
+        if constant is node:
+            kwargs[str(name)] = value
+    for literal in axes.walk.literals:
+        if literal.node is node and isinstance(literal.arg, int):
+            args[literal.arg] = sizes_of(axes, arch, literal.terms)
+    function = torch.ops.aten.reshape.default if node.target is torch.ops.aten.view.default else node.target
+    return function(*args, **kwargs)  # type: ignore[operator]
+
+
+def sizes_of(axes: Axes, arch: Arch, terms: Term | tuple[Term, ...]) -> int | list[int]:
+    """The sizes that a literal holds once the architecture is derived."""
+    if isinstance(terms, tuple):
+        return [size_of(axes, arch, term) for term in terms]
+    return size_of(axes, arch, terms)
+
+
+def size_of(axes: Axes, arch: Arch, term: Term) -> int:
+    """How many units of a term are left."""
+    return round(float(axes.width(term, {name: float(len(units)) for name, units in arch.kept.items()})))
+
+
+def _difference(axes: Axes, arch: Arch, node: Node, gated: Any, sliced: Any) -> float:
+    """Largest difference between what the gated value keeps and the sliced value, relative to its magnitude."""
+    terms = axes.walk.terms[node]
+    if isinstance(terms, list):
+        pairs = [(g, s, t) for g, s, t in zip(gated, sliced, terms, strict=False) if g is not None]
+        return max(_apart(take(axes, arch, g, t), s) for g, s, t in pairs[:1] or pairs)
+    return _apart(take(axes, arch, gated, terms), sliced) if isinstance(gated, Tensor) else 0.0
+
+
+def _apart(expected: Tensor, got: Tensor) -> float:
+    if expected.shape != got.shape:
+        return float("inf")
+    if not expected.numel() or not expected.is_floating_point():
+        return 0.0 if torch.equal(expected, got) else float("inf")
+    same = expected == got  # equal infinities are equal
+    difference = torch.where(same, 0.0, (expected - got).abs())
+    if difference.isnan().any():
+        return float("inf")
+    finite = expected[expected.isfinite()]
+    return float(difference.max() / (1 + (finite.abs().max() if finite.numel() else 0.0)))
+
+
+def _worse(report: NodeReport, node: Node, error: float) -> NodeReport:
+    if error > report.worst_error:
+        return NodeReport(node.name, error, report.output_error, report.nodes + 1)
+    return NodeReport(report.worst_node, report.worst_error, report.output_error, report.nodes + 1)

@@ -1,0 +1,41 @@
+"""Operators that act on each entry alone: the output means what the inputs mean, after broadcasting."""
+
+from torch.fx import Node
+
+from nas_prune.trace.terms import Dims
+from nas_prune.trace.walk import Walk, rule
+
+
+@rule(
+    *("relu.default", "gelu.default", "silu.default", "sigmoid.default", "tanh.default", "mish.default", "elu.default"),
+    *("hardsigmoid.default", "hardswish.default", "hardtanh.default", "leaky_relu.default", "relu6.default"),
+    *("exp.default", "log.default", "neg.default", "sqrt.default", "rsqrt.default", "abs.default", "softplus.default"),
+    *("sin.default", "cos.default", "reciprocal.default", "erf.default", "square.default", "rsub.Scalar"),
+    *("pow.Tensor_Scalar", "clamp.default", "clamp_min.default", "clamp_max.default", "dropout.default"),
+    *("clone.default", "alias.default", "_to_copy.default", "detach.default", "contiguous.default", "to.dtype"),
+    *("add.Scalar", "sub.Scalar", "mul.Scalar", "div.Scalar", "bitwise_not.default", "logical_not.default"),
+)
+def same(walk: Walk, node: Node) -> Dims:
+    """The output is the input, entry by entry."""
+    return walk.of(node.args[0])
+
+
+@rule(
+    *("add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor", "maximum.default", "minimum.default"),
+    *("pow.Tensor_Tensor", "addcmul.default", "where.self", "clamp.Tensor", "rsub.Tensor", "lerp.Tensor", "prelu.default"),
+)
+def broadcast(walk: Walk, node: Node) -> Dims:
+    """Operands are aligned from the right, and dimensions that meet mean the same units."""
+    return walk.broadcast(node, *(walk.of(argument) for argument in node.args))
+
+
+@rule("copy.default")
+def copy(walk: Walk, node: Node) -> Dims:
+    """The first operand takes the values of the second."""
+    return walk.broadcast(node, walk.of(node.args[0]), walk.of(node.args[1]))
+
+
+@rule("_assert_tensor_metadata.default", "_assert_scalar.default", "sym_size.int", "sym_constrain_range_for_size.default")
+def nothing(walk: Walk, node: Node) -> Dims:  # noqa: ARG001
+    """A check that export left behind: no output, no effect."""
+    return ()

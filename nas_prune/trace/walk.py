@@ -1,0 +1,207 @@
+"""One walk over the graph: each operator's rule turns the terms of its inputs into the terms of its outputs.
+
+On the way a rule leaves a record, and everything later is read off that record:
+``Site``  where a closed unit would otherwise be seen (gate here),
+``Literal``  an argument that holds a size (recompute it when deriving),
+``product``  the multiply-adds of the node as a product of terms (cost).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from torch.fx import Node
+
+from nas_prune.axes import Kind, Role
+from nas_prune.trace.capture import Captured
+from nas_prune.trace.terms import Dims, Fix, Term, Var, free, freeze, unify
+
+Rule = Callable[["Walk", Node], "Dims | list[Dims]"]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*targets: str) -> Callable[[Rule], Rule]:
+    """Enter a rule for ATen operators, given as ``conv2d.default``."""
+
+    def enter(function: Rule) -> Rule:
+        for target in targets:
+            assert target not in RULES, f"two rules for {target}"
+            RULES[target] = function
+        return function
+
+    return enter
+
+
+@dataclass(frozen=True)
+class Site:
+    """A node that contracts or averages over ``term``: the gate must act here.
+
+    ``how``: ``mask`` (argument ``arg`` is multiplied along ``dim``), or the name of the masked form of the operator.
+    ``weight``: for a convolution or linear, the term of the weight's input dimension, an equivalent place to gate.
+    """
+
+    node: Node
+    how: str
+    arg: int
+    dim: int
+    term: Term
+    weight: Term | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Site:  # a fact about the graph: copies of a model share it
+        return self
+
+
+@dataclass(frozen=True)
+class Literal:
+    """An argument of a node that holds sizes: ``terms`` says what it is once units are removed."""
+
+    node: Node
+    arg: int | str
+    terms: Term | tuple[Term, ...]
+
+
+@dataclass
+class Walk:
+    """The record of one walk."""
+
+    captured: Captured
+    terms: dict[Node, Any] = field(default_factory=dict)
+    sites: list[Site] = field(default_factory=list)
+    literals: list[Literal] = field(default_factory=list)
+    constants: dict[tuple[Node, int | str], Any] = field(default_factory=dict)
+    products: dict[Node, list[tuple[Term, ...]]] = field(default_factory=dict)
+    roles: dict[tuple[str, int], Role] = field(default_factory=dict)
+    kinds: list[tuple[Term, Kind]] = field(default_factory=list)
+    unruled: dict[str, str] = field(default_factory=dict)
+
+    def of(self, value: Any) -> Dims:
+        """Terms of a tensor argument; a Python number has no dimension."""
+        return self.terms[value] if isinstance(value, Node) else ()
+
+    def shape(self, node: Node) -> tuple[int, ...]:
+        """Traced shape of a node that is one tensor."""
+        return tuple(int(size) for size in node.meta["val"].shape)
+
+    def tensor(self, value: Any) -> str | None:
+        """Name of the parameter or buffer that a value is, if it is one."""
+        return self.captured.tensors.get(value.name) if isinstance(value, Node) else None
+
+    def where(self, node: Node) -> str:
+        """The node as a user would find it: operator and module."""
+        owner = self.captured.owner(node) or "the model"
+        return f"{_target(node)} in {owner}"
+
+    def role(self, weight: Any, dim: int, role: Role) -> None:
+        """Say that a dimension of a parameter writes or reads an axis."""
+        while isinstance(weight, Node) and weight.op == "call_function" and weight.all_input_nodes:
+            weight = weight.all_input_nodes[0]
+        name = self.tensor(weight)
+        if name is not None:
+            self.roles.setdefault((name, dim), role)
+
+    def read(self, site: Site) -> None:
+        """Record a gate site."""
+        self.sites.append(site)
+
+    def sizes(self, node: Node, arg: int | str, terms: Term | tuple[Term, ...]) -> None:
+        """Record that an argument holds sizes."""
+        self.literals.append(Literal(node, arg, terms))
+
+    def tie(self, node: Node, first: Term, second: Term) -> Term:
+        """Unify two terms; if one cannot change, the reason names this node."""
+        return unify(first, second, f"tied to a fixed dimension by {self.where(node)}")
+
+    def broadcast(self, node: Node, *operands: Dims) -> Dims:
+        """Align from the right, tie equal dimensions; dimensions of one unit follow the others."""
+        rank = max(map(len, operands), default=0)
+        result: list[Term] = []
+        for position in range(-rank, 0):
+            terms = [dims[position] for dims in operands if len(dims) >= -position and dims[position].size != 1]
+            for term in terms[1:]:
+                self.tie(node, terms[0], term)
+            result.append(terms[0] if terms else Fix(1))
+        return tuple(result)
+
+    def frozen(self, node: Node, why: str) -> Dims | list[Dims]:
+        """Freeze all that the node touches, with a reason; its outputs are fixed."""
+        for argument in node.all_input_nodes:
+            for dims in _each(self.terms[argument]):
+                for term in dims:
+                    freeze(term, why)
+        return _map(node.meta.get("val"), lambda tensor: tuple(Fix(int(size)) for size in tensor.shape))
+
+
+def walk(captured: Captured, *, freeze_tensors: Mapping[tuple[str, int], str] | None = None) -> Walk:
+    """Solve the terms of every node. ``freeze_tensors``: dimensions of parameters that must not change, with reasons."""
+    record = Walk(captured)
+    asked = freeze_tensors or {}
+    variables = _needing_parameters(captured)
+    for node in captured.graph.nodes:
+        if node.op == "placeholder":
+            record.terms[node] = _placeholder(record, node, asked)
+        elif node.op == "call_function":
+            known = RULES.get(_target(node))
+            if node not in variables:
+                record.terms[node] = record.frozen(node, "used to compute a constant table")
+            elif known is None:
+                why = f"no rule for operator {record.where(node)}"
+                record.unruled[_target(node)] = record.where(node)
+                record.terms[node] = record.frozen(node, why)
+            else:
+                record.terms[node] = known(record, node)
+            _check_sizes(record, node)
+        elif node.op == "output":
+            record.frozen(node, "model output")
+    record.sites = [site for site in record.sites if free(site.term)]
+    return record
+
+
+def _needing_parameters(captured: Captured) -> set[Node]:
+    """Nodes that depend on a parameter or an input; the others compute constants."""
+    needing: set[Node] = set()
+    for node in captured.graph.nodes:
+        given = node.op == "placeholder" and node.name not in captured.constants and node.name not in captured.buffers
+        if given or any(argument in needing for argument in node.all_input_nodes):
+            needing.add(node)
+    return needing
+
+
+def _placeholder(record: Walk, node: Node, asked: Mapping[tuple[str, int], str]) -> Dims:
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return ()
+    name = record.tensor(node)
+    if name is None:
+        return tuple(Fix(int(size)) for size in value.shape)
+    dims = tuple(Var(int(size)) if size != 1 else Fix(1) for size in value.shape)
+    for dim, term in enumerate(dims):
+        if (name, dim) in asked:
+            freeze(term, asked[name, dim])
+    return dims
+
+
+def _target(node: Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def _each(terms: Any) -> list[Dims]:
+    """Terms of a node as a list, one entry per output tensor."""
+    return terms if isinstance(terms, list) else [terms]
+
+
+def _map(value: Any, function: Callable[[Tensor], Dims]) -> Dims | list[Dims]:
+    if isinstance(value, tuple | list):
+        return [function(item) if isinstance(item, Tensor) else () for item in value]
+    return function(value) if isinstance(value, Tensor) else ()
+
+
+def _check_sizes(record: Walk, node: Node) -> None:
+    """The terms must have the sizes that were traced: whatever a rule got wrong shows here at once."""
+    values = node.meta.get("val")
+    for dims, value in zip(_each(record.terms[node]), values if isinstance(values, tuple | list) else [values], strict=True):
+        if isinstance(value, Tensor):
+            got, want = tuple(term.size for term in dims), tuple(int(size) for size in value.shape)
+            assert got == want, f"rule of {record.where(node)} says {got}, the graph says {want}"

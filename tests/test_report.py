@@ -1,0 +1,215 @@
+"""Laws of the report: one offline page, made of the run folder alone, honest about what is predicted or missing."""
+
+import io
+import math
+import random
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from nas_prune.errors import ArtifactError
+from nas_prune.files import append_line, write_json
+from nas_prune.report import report, table
+from nas_prune.summary import headline, table_rows, verdict
+
+DEVICE = {"cpu": "Example CPU @ 2.60GHz", "cores": 2, "torch": "2.15.0", "timm": "1.0.31"}
+
+
+def results() -> dict[str, Any]:
+    """The results.json of a finished run."""
+    dense = {"top1": 93.42, "macs": 37_190_000, "params": 11_169_610, "predicted_ms": 41.9}
+    small = {"top1": 91.87, "macs": 15_020_000, "params": 4_101_338, "predicted_ms": 20.6}
+    return {
+        "status": "met",
+        "target_ms": 21.0,
+        "max_abs_error": 3.1e-6,
+        "seconds": {"dense": 412.3, "calibrate": 96.0, "search": 318.9, "derive": 4.2, "finetune": 301.5},
+        "device": DEVICE,
+        "dense": {**dense, "measured_ms": 42.0, "measured_ms_spread": 0.4},
+        "gated": {**small, "measured_ms": None},
+        "derived": {**small, "measured_ms": 20.4, "measured_ms_spread": 0.3},
+        "finetuned": {**small, "top1": 93.05, "measured_ms": 20.4, "measured_ms_spread": 0.3},
+        "rounds": [
+            {"predicted_ms": 20.9, "measured_ms": 22.3, "target_ms": 21.0},
+            {"predicted_ms": 20.6, "measured_ms": 20.4, "target_ms": 19.8},
+        ],
+    }
+
+
+def axes() -> list[dict[str, Any]]:
+    """The axes of a small residual network, one of them frozen."""
+    widths = {f"layer{1 + i // 2}.{i % 2}.conv1": 64 * 2 ** (i // 2) for i in range(8)}
+    free = [{"name": name, "kind": "channel", "size": size, "frozen": None} for name, size in widths.items()]
+    heads = [{"name": "attention_pool.heads", "kind": "head", "size": 8, "frozen": None}]
+    return [
+        *free,
+        *heads,
+        {"name": "<script>alert(1)</script>", "kind": "channel", "size": 3, "frozen": "the input image"},
+    ]
+
+
+def metrics(draw: random.Random) -> list[dict[str, Any]]:
+    """The journal of three stages."""
+    rows: list[dict[str, Any]] = []
+    for stage, epochs, first, top in (("dense", 20, 2.2, 93.4), ("search", 10, 0.5, 91.9), ("finetune", 12, 0.6, 93.0)):
+        for step in range(1, 4 * epochs + 1):
+            loss = 0.15 + first * math.exp(-4 * step / (4 * epochs)) + draw.gauss(0, 0.02)
+            rows.append({"stage": stage, "epoch": step / 4, "train/loss": loss})
+            if step % 4 == 0:
+                rows.append(
+                    {"stage": stage, "epoch": step / 4, "eval/top1": top - 30 * math.exp(-7 * step / (4 * epochs))}
+                )
+            if stage == "search":
+                gates = {
+                    f"gate/{axis['name']}": 1 - 0.5 * step / 40 * (1 + 0.4 * math.sin(i))
+                    for i, axis in enumerate(axes()[:9])
+                }
+                rows[-1] |= {
+                    **gates,
+                    "search/open": 1 - 0.5 * step / 40,
+                    "search/predicted_ms": 42 - 21.4 * (step / 40) ** 0.6,
+                }
+    return [row | {"time": float(i)} for i, row in enumerate(rows)]
+
+
+def finished_run(folder: Path) -> Path:
+    """A run folder with everything in it."""
+    draw = random.Random(0)
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text("model:\n  name: resnet18\ndata:\n  name: fashion_mnist\nnote: <b>&</b>\n")
+    for row in metrics(draw):
+        append_line(folder / "metrics.jsonl", row)
+    write_json(folder / "axes.json", {"axes": [{**axis, "divisor": 1, "members": []} for axis in axes()]})
+    kept = {
+        axis["name"]: sorted(draw.sample(range(axis["size"]), draw.randint(3, axis["size"]))) for axis in axes()[:9]
+    }
+    write_json(folder / "arch.json", {"kept": kept})
+    error = {"mape": 0.021, "max_ape": 0.064, "spearman": 0.991, "kendall": 0.934, "held_out": 12}
+    facts = {"runtime": "eager", "batch_size": 32, "threads": 2, "device": DEVICE, "dense_ms": 42.0, "error": error}
+    write_json(folder / "calibration" / "calibration.json", {**facts, "noise": 0.008})
+    for index in range(60):
+        ms = draw.uniform(9, 42)
+        row = {
+            "sizes": {},
+            "ms": ms,
+            "spread": 0.01,
+            "predicted_ms": ms * draw.gauss(1, 0.025),
+            "held_out": index % 5 == 0,
+        }
+        append_line(folder / "calibration" / "samples.jsonl", row)
+    write_json(folder / "results.json", results())
+    return folder
+
+
+def browse(page: Path, *options: str) -> str:
+    """What a real browser prints when it opens ``page``."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    profile = f"--user-data-dir={page.parent / 'profile'}"
+    command = [
+        chromium,
+        *flags.split(),
+        "--disable-component-update",
+        "--disable-sync",
+        profile,
+        *options,
+        page.as_uri(),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def words(page: str, section: str) -> str:
+    """The text of one section of the page."""
+    inside = page.partition(f'<section id="{section}">')[2].partition("</section>")[0]
+    return " ".join(re.sub(r"<[^>]+>", " ", inside).split())
+
+
+def test_the_page_shows_the_run_in_a_real_browser(tmp_path: Path) -> None:
+    page = report(finished_run(tmp_path / "run"))
+    seen = browse(page, "--dump-dom")
+    assert "2.1x faster (measured: 42.0 → 20.4 ms), top-1 93.4 → 93.0 %, with 60 % fewer MACs" in seen
+    assert "Target of 21.0 ms met." in seen
+    assert "Measured latency (ms) 42.0 ± 0.4 — 20.4 ± 0.3 -51.4 %" in words(seen, "result")
+    assert "layer1.0.conv1 64 →" in words(seen, "architecture")
+    assert "the input image" in words(seen, "architecture")
+    assert "2.1 % on the held-out ones, at worst 6.4 %" in words(seen, "latency")
+    assert "search 5 min 19 s" in words(seen, "time")
+    assert "Example CPU" in words(seen, "device")
+    assert seen.count("<figure") == seen.count('<svg viewBox="0 0 460') == 5
+    assert seen.count("<polyline") == 9
+    assert "Not yet run" not in seen
+    assert "not yet run" not in seen
+
+
+def test_the_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
+    page = report(finished_run(tmp_path / "run")).read_text()
+    assert re.findall(r"""(?:src|href|url|@import)\s*[=(]?\s*["']?\s*(?:https?:)?//""", page) == []
+    assert re.findall(r"<(?:script|link|iframe|img|object|embed)\b", page) == []
+    assert "default-src 'none'" in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "note: &lt;b&gt;&amp;&lt;/b&gt;" in page
+
+
+def test_the_same_folder_gives_the_same_bytes(tmp_path: Path) -> None:
+    folder = finished_run(tmp_path / "run")
+    assert report(folder).read_bytes() == report(folder).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "missing", ["results.json", "metrics.jsonl", "arch.json", "axes.json", "calibration", "recipe.yaml"]
+)
+def test_a_run_that_has_not_gone_that_far_says_so(tmp_path: Path, missing: str) -> None:
+    folder = finished_run(tmp_path / "run")
+    path = folder / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert re.search(r"not (yet|chosen|been)|has no", report(folder).read_text(), re.IGNORECASE)
+
+
+def test_an_empty_folder_is_a_page_of_what_is_to_come(tmp_path: Path) -> None:
+    page = report(tmp_path).read_text()
+    assert page.count("Not yet run") == 12
+    assert page.count('<td class="absent">not yet run</td>') == 20
+
+
+def test_a_broken_file_and_a_missing_folder_are_errors_that_name_it(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(ArtifactError, match=r"results\.json"):
+        report(tmp_path)
+    with pytest.raises(ArtifactError, match="nowhere"):
+        report(tmp_path / "nowhere")
+
+
+def test_the_terminal_has_the_rows_of_the_page() -> None:
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(table(results()))
+    text = console.export_text()
+    for label, cells in table_rows(results()).items():
+        assert label in text
+        assert all(cell.text in text and cell.change in text for cell in cells)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({}, r"^2\.1x faster \(measured: "),
+        ({"finetuned": {}}, r"^2\.1x faster \(measured: .*top-1 93\.4 → 91\.9 % before fine-tuning"),
+        ({"finetuned": {"measured_ms": 84.0}}, r"^2x slower \(measured: 42\.0 → 84\.0 ms\)"),
+        ({"finetuned": {"predicted_ms": 20.9}}, r"^2x faster \(predicted: 41\.9 → 20\.9 ms\)"),
+        ({"derived": {}, "finetuned": {}}, r"^Not yet run to the end"),
+    ],
+)
+def test_the_headline_says_what_was_measured(change: dict[str, Any], sentence: str) -> None:
+    assert re.search(sentence, headline(results() | change))
+
+
+def test_a_missed_budget_is_said_with_its_reason() -> None:
+    missed = results() | {"status": "missed: the smallest architecture takes 23.0 ms"}
+    assert verdict(missed) == "Target of 21.0 ms missed: the smallest architecture takes 23.0 ms."
+    assert verdict({}) == "Target not yet measured."
