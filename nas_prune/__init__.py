@@ -1,0 +1,80 @@
+"""nas_prune: differentiable pruning of timm models as architecture search, to a latency that is measured and met.
+
+    axes  = trace(model, example_inputs)               every width that can shrink
+    space = SearchSpace.read("channels", axes)         which of them may, and to which sizes
+    gated = GatedModel(model, space, gate="weight")    a gate on each
+    met   = search(gated, data, budget=..., ...)       weights and gates trained together
+    small = derive(model, axes, met.arch)              an ordinary, smaller model
+
+Names are imported when they are first used, so that the command line answers at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nas_prune.arch import Arch
+    from nas_prune.artifact import load, save
+    from nas_prune.axes import Axis
+    from nas_prune.costs import Budget, LatencyPredictor, count, measure
+    from nas_prune.derive import derive
+    from nas_prune.errors import NasPruneError
+    from nas_prune.gated import GatedModel
+    from nas_prune.gates import Gate
+    from nas_prune.search import search
+    from nas_prune.space import SearchSpace
+    from nas_prune.trace import Axes, trace
+    from nas_prune.verify import Certificate, verify
+
+__all__ = [
+    "Arch",
+    "Axes",
+    "Axis",
+    "Budget",
+    "Certificate",
+    "Gate",
+    "GatedModel",
+    "LatencyPredictor",
+    "NasPruneError",
+    "SearchSpace",
+    "count",
+    "derive",
+    "load",
+    "measure",
+    "save",
+    "search",
+    "trace",
+    "verify",
+]
+
+_HOME = {
+    "Arch": "arch",
+    "Axes": "trace",
+    "Axis": "axes",
+    "Budget": "costs",
+    "Certificate": "verify",
+    "Gate": "gates",
+    "GatedModel": "gated",
+    "LatencyPredictor": "costs",
+    "NasPruneError": "errors",
+    "SearchSpace": "space",
+    "count": "costs",
+    "derive": "derive",
+    "load": "artifact",
+    "measure": "costs",
+    "save": "artifact",
+    "search": "search",
+    "trace": "trace",
+    "verify": "verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

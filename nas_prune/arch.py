@@ -50,7 +50,9 @@ class Arch:
             kept = json.loads(Path(path).read_text())["kept"]
             return Arch(kept)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ArchError(f"{path} is not an architecture file ({error}); expected {{'kept': {{axis: [units]}}}}") from error
+            raise ArchError(
+                f"{path} is not an architecture file ({error}); expected {{'kept': {{axis: [units]}}}}"
+            ) from error
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write one JSON file, whole or not at all."""
@@ -67,14 +69,20 @@ class Arch:
         """Raise ArchError where this architecture does not fit the axes."""
         for name, units in self.kept.items():
             if name not in axes:
-                raise ArchError(f"the architecture names axis {name!r}, which the model does not have{hint(name, list(axes))}")
+                raise ArchError(
+                    f"the architecture names axis {name!r}, which the model does not have{hint(name, list(axes))}"
+                )
             axis = axes[name]
             if not units:
                 raise ArchError(f"axis {name!r} would lose its last unit; keep at least one of {axis.size}")
             if units[0] < 0 or units[-1] >= axis.size:
-                raise ArchError(f"axis {name!r} has units 0 to {axis.size - 1}, the architecture keeps {units[0]} to {units[-1]}")
+                raise ArchError(
+                    f"axis {name!r} has units 0 to {axis.size - 1}, the architecture keeps {units[0]} to {units[-1]}"
+                )
             if axis.frozen is not None and len(units) < axis.size:
-                raise ArchError(f"axis {name!r} is frozen ({axis.frozen}); the architecture keeps {len(units)} of {axis.size} units")
+                raise ArchError(
+                    f"axis {name!r} is frozen ({axis.frozen}); the architecture keeps {len(units)} of {axis.size} units"
+                )
 
 
 def allowed_width(axis: Axis, wanted: float) -> int:

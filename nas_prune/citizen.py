@@ -1,4 +1,4 @@
-"""Keep what a timm model says about itself true: channels of each stage, width before the head, width of the classifier.
+"""Keep what a timm model says about itself true: channels of each stage, widths before and after the head's own layers.
 
 Nothing is computed from rules: the derived model runs once, and what comes out of each stage is written down.
 """
@@ -24,7 +24,9 @@ def run_and_describe(model: nn.Module, inputs: Sequence[Any]) -> None:
 
         return hook
 
-    hooks = [modules[s["module"]].register_forward_hook(remember(s["module"])) for s in stages if s.get("module") in modules]
+    hooks = [
+        modules[s["module"]].register_forward_hook(remember(s["module"])) for s in stages if s.get("module") in modules
+    ]
     try:
         features = _run(model, inputs)
     finally:
@@ -34,11 +36,11 @@ def run_and_describe(model: nn.Module, inputs: Sequence[Any]) -> None:
         if stage["module"] in seen:
             stage["num_chs"] = channels(seen[stage["module"]])
     if features is not None:
-        model.num_features = channels(features)
-        model.head_hidden_size = _classifier_width(model) or model.num_features
+        width = channels(features)
+        vars(model).update(num_features=width, head_hidden_size=_classifier_width(model) or width)
 
 
-def _run(model: nn.Module, inputs: Sequence[Any]) -> Tensor | None:
+def _run(model: Any, inputs: Sequence[Any]) -> Tensor | None:
     """The model's output is not of interest, only that it comes; the features before the head, if it tells them."""
     with torch.no_grad():
         if hasattr(model, "forward_features") and hasattr(model, "forward_head") and hasattr(model, "num_features"):
@@ -55,7 +57,7 @@ def channels(features: Tensor) -> int:
     return int(features.shape[1] if channels_first else features.shape[-1])
 
 
-def _classifier_width(model: nn.Module) -> int | None:
+def _classifier_width(model: Any) -> int | None:
     """Inputs of the classifier, a linear layer or a 1x1 convolution."""
     classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
     for module in classifier.modules() if isinstance(classifier, nn.Module) else ():

@@ -21,6 +21,7 @@ from nas_prune.cli_help import RecipeCommand, table
 from nas_prune.errors import InterruptedRunError, NasPruneError, RecipeError
 
 if TYPE_CHECKING:
+    from nas_prune.pipeline import Until
     from nas_prune.recipe import Recipe
 
 app = typer.Typer(
@@ -144,15 +145,17 @@ def schema() -> None:
     typer.echo(json.dumps(json_schema(), indent=2))
 
 
-def _go(words: Sequence[str], out: Path | None, *, until: str, resume: bool, force: bool) -> None:
+def _go(words: Sequence[str], out: Path | None, *, until: "Until", resume: bool, force: bool) -> None:
     recipe = _recipe(words)
     with _resumable():
         from nas_prune import pipeline
 
-        _show(pipeline.run(recipe, out or Path("runs") / recipe.name, until=until, resume=resume, force=force))
+        folder = out or Path("runs") / recipe.name
+        _show(pipeline.run(recipe, folder, until=until, resume=resume, force=force))
+        typer.echo(f"run folder: {folder}" + (", report: report.html" if until == "report" else ""))
 
 
-def _go_on(folder: Path, *, until: str) -> None:
+def _go_on(folder: Path, *, until: "Until") -> None:
     with _resumable():
         from nas_prune import pipeline
 
@@ -203,10 +206,24 @@ def _told(error: NasPruneError) -> int:
     return error.exit_code
 
 
-def _show(results: Mapping[str, Any], prefix: str = "") -> None:
-    """Results, one line each."""
+def _show(results: Mapping[str, Any]) -> None:
+    """The table of a finished run, or the figures of a step, one line each."""
+    if "finetuned" not in results:
+        _lines(results)
+        return
+    from rich.console import Console
+
+    from nas_prune.report import table as results_table
+    from nas_prune.summary import headline, verdict
+
+    console = Console()
+    console.print(results_table(results))
+    console.print(headline(results), verdict(results))
+
+
+def _lines(results: Mapping[str, Any], prefix: str = "") -> None:
     for name, value in results.items():
         if isinstance(value, Mapping):
-            _show(value, f"{prefix}{name}.")
+            _lines(value, f"{prefix}{name}.")
         else:
             typer.echo(f"{prefix}{name}: {f'{value:.4g}' if isinstance(value, float) else value}")

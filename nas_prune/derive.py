@@ -20,8 +20,8 @@ from nas_prune.trace import Axes
 from nas_prune.trace.capture import evaluating
 from nas_prune.trace.oracle import size_of, take
 
-MOVES = ("view", "_unsafe_view", "permute", "transpose", "unbind", "getitem", "select", "split", "split_with_sizes", "slice")
-MOVES += ("unsqueeze", "squeeze", "chunk", "clone", "expand", "dropout")
+MOVES = {"view", "_unsafe_view", "permute", "transpose", "unbind", "getitem", "select", "split", "split_with_sizes"}
+MOVES |= {"chunk", "slice", "unsqueeze", "squeeze", "clone", "expand", "dropout"}
 
 
 def derive(model: nn.Module, axes: Axes, arch: Arch) -> nn.Module:
@@ -59,9 +59,9 @@ def _smaller(old: Tensor, left: Tensor) -> Tensor:
 
 
 def _fold_attention_scales(model: nn.Module, axes: Axes, arch: Arch) -> None:
-    """Attention divides by sqrt(head_dim) of what it sees; multiply the queries so that q.k / sqrt stays what it was."""
+    """Attention divides by sqrt(head_dim) of what it sees; scale the queries so that q.k / sqrt stays what it was."""
     for (node, _), _ in axes.walk.constants.items():
-        term = axes.walk.terms[node.args[0]][-1]
+        term = axes.walk.of(node.args[0])[-1]
         factor = sqrt(size_of(axes, arch, term) / term.size)
         if factor != 1:
             writer, rows = _query_rows(axes, node)
@@ -82,8 +82,8 @@ def _query_rows(axes: Axes, attention: Node) -> tuple[str, Tensor]:
     kind = str(getattr(node.target, "__name__", "")).split(".")[0]
     if kind not in ("linear", "layer_norm", "rms_norm"):
         raise DeriveError(
-            f"the queries of {axes.walk.where(attention)} come from {kind}, so its scale cannot be kept when head_dim shrinks. "
-            f"Freeze the head_dim axes in the search space"
+            f"the queries of {axes.walk.where(attention)} come from {kind}, so its scale cannot be kept when head_dim "
+            f"shrinks. Freeze the head_dim axes in the search space"
         )
     shape = axes.walk.shape(node)
     values: dict[Node, object] = {node: torch.arange(shape[-1]).expand(shape)}
@@ -91,7 +91,7 @@ def _query_rows(axes: Axes, attention: Node) -> tuple[str, Tensor]:
         values[step] = step.target(values[step.args[0]], *step.args[1:], **step.kwargs)  # type: ignore[operator, index]
     rows = values[chain[0]] if chain else values[node]
     assert isinstance(rows, Tensor)
-    return axes.walk.captured.owner(node), rows.unique()
+    return axes.walk.captured.owner(node), torch.unique(rows)
 
 
 def _try(model: nn.Module, axes: Axes) -> None:
@@ -106,5 +106,6 @@ def _try(model: nn.Module, axes: Axes) -> None:
             run_and_describe(model, inputs)
     except RuntimeError as error:
         raise DeriveError(
-            f"the code of {type(model).__name__} cannot run with these widths: {error}. Freeze the axes of the module named there"
+            f"the code of {type(model).__name__} cannot run with these widths: {error}. "
+            f"Freeze the axes of the module named there"
         ) from error

@@ -1,21 +1,21 @@
 """Every error that nas_prune raises on purpose: what is wrong, where, and what to do about it.
 
-    NasPruneError                 exit code 2: the input cannot be used
-    ├── UnknownNameError          no gate, recipe, dataset ... of that name (with a hint)
-    ├── RecipeError               a recipe or an override that cannot be read
-    ├── SpaceError                a search space that does not fit the model
-    ├── DataError                 a dataset that is missing or unreadable
-    ├── TraceError                a model that cannot be captured, or has nothing to prune
-    ├── ArchError                 an architecture that does not fit the axes
-    ├── BudgetError               a budget that no architecture of the space can meet
-    ├── CheckpointError           a checkpoint that is corrupt, or of another run
-    ├── ArtifactError             an artefact that is corrupt, tampered with or unknown
-    ├── RuntimeMissingError       a runtime that is not installed
-    └── RunError                  exit code 1: the input was fine, the run failed
-        ├── DeriveError           the small model cannot be built
-        ├── ExactnessError        the small model does not compute what the gated one did
-        ├── DivergedError         the loss is not a number
-        └── InterruptedRunError   stopped by a signal; the run can be resumed
+NasPruneError                 exit code 2: the input cannot be used
+├── UnknownNameError          no gate, recipe, dataset ... of that name (with a hint)
+├── RecipeError               a recipe or an override that cannot be read
+├── SpaceError                a search space that does not fit the model
+├── DataError                 a dataset that is missing or unreadable
+├── TraceError                a model that cannot be captured, or has nothing to prune
+├── ArchError                 an architecture that does not fit the axes
+├── BudgetError               a budget that no architecture of the space can meet
+├── CheckpointError           a checkpoint that is corrupt, or of another run
+├── ArtifactError             an artefact that is corrupt, tampered with or unknown
+├── RuntimeMissingError       a runtime that is not installed
+└── RunError                  exit code 1: the input was fine, the run failed
+    ├── DeriveError           the small model cannot be built
+    ├── ExactnessError        the small model does not compute what the gated one did
+    ├── DivergedError         the loss is not a number
+    └── InterruptedRunError   stopped by a signal; the run can be resumed
 """
 
 

@@ -68,9 +68,9 @@ class GatedModel(nn.Module):
         """What the gates say now: keep values (c) per axis, never less than the minimum width open."""
         values = {}
         for name in self.space.free:
-            gate, weights = self._gate(name), self.weights(name)
-            keep = gate(weights)
-            best = gate.score(weights).detach().topk(self.space.minimum[name]).indices
+            score = self._gate(name).score(self.weights(name))
+            keep = self._gate(name).open(score)
+            best = score.detach().topk(self.space.minimum[name]).indices
             forced = torch.zeros_like(keep).scatter(0, best, 1.0)
             values[name] = keep + (forced * (1 - keep)).detach()
         return values

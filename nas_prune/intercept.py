@@ -42,7 +42,9 @@ NODE_KINDS = {
     "layer_norm.default": "layer_norm",
     "rms_norm.default": "rms_norm",
     "group_norm.default": "group_norm",
-    **dict.fromkeys(("_native_batch_norm_legit_no_training.default", "_native_batch_norm_legit.no_stats"), "batch_norm"),
+    **dict.fromkeys(
+        ("_native_batch_norm_legit_no_training.default", "_native_batch_norm_legit.no_stats"), "batch_norm"
+    ),
     "scaled_dot_product_attention.default": "attention",
     **dict.fromkeys(("matmul.default", "bmm.default", "mm.default"), "matmul"),
     "mean.dim": "mean",
@@ -74,11 +76,11 @@ class Interceptor:
         """Forward pre-hook."""
         mode = _Interception(self)
         self.running.append(mode)
-        mode.__enter__()
+        mode.__enter__()  # type: ignore[no-untyped-call]
 
     def leave(self, module: nn.Module, arguments: Any, output: Any) -> None:  # noqa: ARG002
         """Forward hook, called also when the module raised."""
-        self.running.pop().__exit__(None, None, None)
+        self.running.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
 
 class _Interception(TorchFunctionMode):
@@ -138,7 +140,9 @@ def _gate_operand(site: Site, keep: Tensor, mix: Mix | None, args: list[Any]) ->
     return args
 
 
-def _bound(names: tuple[str, ...], defaults: tuple[Any, ...], args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+def _bound(
+    names: tuple[str, ...], defaults: tuple[Any, ...], args: list[Any], kwargs: dict[str, Any]
+) -> dict[str, Any]:
     """Positional and keyword arguments of a functional call by name."""
     return {**dict(zip(names, defaults, strict=True)), **dict(zip(names, args, strict=False)), **kwargs}
 
@@ -186,5 +190,3 @@ def plain_copy(model: nn.Module) -> nn.Module:
     result = copy.deepcopy(model)
     release(result)
     return result
-
-

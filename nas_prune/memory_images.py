@@ -115,7 +115,7 @@ def generated(settings: DataSettings) -> tuple[ImageSet, ImageSet]:
 
 
 def _sized(images: Tensor, size: int) -> Tensor:
-    """Resized to ``size``; 28 x 28 becomes 32 x 32 by a black border instead, as is usual for MNIST and its relatives."""
+    """Resized to ``size``; 28 x 28 becomes 32 x 32 by a black border instead, as is usual."""
     have = images.shape[-1]
     if (have, size) == (28, 32):
         return F.pad(images, (2, 2, 2, 2))

@@ -19,6 +19,7 @@ from nas_prune.registry import hint
 from nas_prune.settings import (
     BudgetSettings,
     DataSettings,
+    DenseSettings,
     FinetuneSettings,
     GateSettings,
     LatencySettings,
@@ -26,7 +27,6 @@ from nas_prune.settings import (
     SearchSettings,
     Settings,
     TrackSettings,
-    TrainSettings,
 )
 from nas_prune.shipped import shipped
 
@@ -44,7 +44,7 @@ class Recipe(Settings):
     gate: GateSettings = Field(GateSettings(), description="which gate decides")
     budget: BudgetSettings = Field(BudgetSettings(), description="the limit that the derived model must meet")
     latency: LatencySettings = Field(LatencySettings(), description="how latency is measured and predicted")
-    dense: TrainSettings = Field(TrainSettings(), description="training of the backbone before the search")
+    dense: DenseSettings = Field(DenseSettings(), description="training of the backbone before the search")
     search: SearchSettings = Field(SearchSettings(), description="joint training of weights and gates")
     finetune: FinetuneSettings = Field(FinetuneSettings(), description="training of the derived model")
     track: TrackSettings = Field(TrackSettings(), description="where progress is recorded")

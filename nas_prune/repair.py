@@ -12,10 +12,16 @@ from nas_prune.arch import Arch
 from nas_prune.trace import Axes
 from nas_prune.trace.oracle import size_of, sizes_of
 
-GEOMETRY = frozenset(
-    "kernel_size stride padding dilation output_padding num_classes img_size patch_size window_size grid_size "
-    "num_prefix_tokens num_reg_tokens training global_pool output_size".split()
-)
+GEOMETRY = {"kernel_size", "stride", "padding", "dilation", "output_padding", "num_classes", "img_size", "patch_size"}
+GEOMETRY |= {
+    "window_size",
+    "grid_size",
+    "num_prefix_tokens",
+    "num_reg_tokens",
+    "training",
+    "global_pool",
+    "output_size",
+}
 Changes = dict[str, dict[int, set[int]]]  # module path -> old size -> the new sizes that it became there
 
 
@@ -80,6 +86,6 @@ def _attention_scales(model: nn.Module, axes: Axes, arch: Arch) -> None:
     """The scale that a module would use without fused attention follows the head_dim that its queries now have."""
     for node, _ in axes.walk.constants:
         module = model.get_submodule(axes.walk.captured.owner(node))
-        old = axes.walk.terms[node.args[0]][-1].size
+        old = axes.walk.of(node.args[0])[-1].size
         if getattr(module, "scale", None) == old**-0.5:
-            module.scale = size_of(axes, arch, axes.walk.terms[node.args[0]][-1]) ** -0.5
+            module.scale = size_of(axes, arch, axes.walk.of(node.args[0])[-1]) ** -0.5

@@ -28,20 +28,25 @@ class ModelSettings(Settings):
 class DataSettings(Settings):
     """The dataset, its image size and its augmentation."""
 
-    name: str = Field("digits", description="digits, fashion_mnist, generated, folder, or a timm dataset (torch/..., hfds/..., wds/...)")
+    name: str = Field(
+        "digits",
+        description="digits, fashion_mnist, generated, folder, or a timm dataset (torch/..., hfds/..., wds/...)",
+    )
     root: str | None = Field(None, description="folder that holds the data")
     image_size: PositiveInt = Field(32, description="height and width that the model sees, in pixels")
     batch_size: PositiveInt = Field(64, description="images in a training step")
     eval_batch_size: PositiveInt = Field(256, description="images in an evaluation step")
     workers: int = Field(0, ge=0, description="processes that load data; 0 loads in the main process")
     classes: PositiveInt | None = Field(None, description="number of classes, for a timm dataset that does not tell")
-    mean: tuple[float, float, float] | None = Field(None, description="mean of R, G, B in image files; ImageNet's if left out")
-    std: tuple[float, float, float] | None = Field(None, description="spread of R, G, B in image files; ImageNet's if left out")
+    mean: tuple[float, float, float] | None = Field(None, description="mean of R, G, B in files; null: ImageNet's")
+    std: tuple[float, float, float] | None = Field(None, description="spread of R, G, B in files; null: ImageNet's")
     crop_pct: Share = Field(0.875, gt=0.0, description="share of the shorter side that evaluation keeps (image files)")
     interpolation: Literal["bilinear", "bicubic"] = Field("bicubic", description="how image files are resized")
     train_images: PositiveInt | None = Field(None, description="use only so many training images")
     hflip: Share = Field(0.0, description="probability of a horizontal flip")
-    crop_scale: tuple[Share, Share] = Field((1.0, 1.0), description="share of the area that a random resized crop keeps; (1, 1) crops nothing")
+    crop_scale: tuple[Share, Share] = Field(
+        (1.0, 1.0), description="share of the area that a random resized crop keeps; (1, 1) crops nothing"
+    )
     shift: int = Field(0, ge=0, description="random shift by up to so many pixels (pad, then crop)")
     auto_augment: str | None = Field(None, description="timm auto-augment policy, e.g. rand-m9-mstd0.5-inc1")
     random_erasing: Share = Field(0.0, description="probability of random erasing")
@@ -60,7 +65,9 @@ class OptimSettings(Settings):
     warmup_epochs: float = Field(0.0, ge=0.0, description="epochs of linear warm-up")
     label_smoothing: Share = Field(0.0, description="label smoothing")
     clip_grad: PositiveFloat | None = Field(None, description="clip the gradient's norm to this")
-    ema_decay: Share | None = Field(None, description="keep an exponential moving average of the weights and evaluate it")
+    ema_decay: Share | None = Field(
+        None, description="keep an exponential moving average of the weights and evaluate it"
+    )
     max_steps: PositiveInt | None = Field(None, description="stop every epoch after so many steps (for smoke runs)")
 
 
@@ -68,6 +75,16 @@ class TrainSettings(OptimSettings):
     """One stage of training."""
 
     epochs: int = Field(0, ge=0, description="epochs of this stage; 0 skips it")
+
+
+class DenseSettings(TrainSettings):
+    """Training of the dense model before the search; 0 epochs if it starts from given weights."""
+
+    baseline: bool = Field(
+        True,
+        description="train the dense model on for as many epochs as search and fine-tuning take: "
+        "a fair comparison, and a better teacher (only if dense.epochs > 0)",
+    )
 
 
 class GateSettings(Settings):
@@ -82,7 +99,9 @@ class BudgetSettings(Settings):
 
     target: str = Field("0.5x", description="0.5x of the dense latency, or an absolute figure such as 4.0ms")
     cost: Literal["latency", "macs", "params"] = Field("latency", description="what is limited")
-    rounds: PositiveInt = Field(12, description="at most so many derive-and-measure rounds until the measurement meets the target")
+    rounds: PositiveInt = Field(
+        12, description="at most so many derive-and-measure rounds until the measurement meets the target"
+    )
 
 
 class LatencySettings(Settings):
@@ -93,7 +112,7 @@ class LatencySettings(Settings):
     threads: PositiveInt | None = Field(None, description="CPU threads; the default of torch if left out")
     samples: PositiveInt = Field(60, ge=8, description="sub-networks that are derived and timed")
     seconds: PositiveFloat = Field(0.2, description="time spent on timing each of them")
-    jitter: float = Field(0.15, ge=0.0, description="spread of each axis around the sample's global ratio")
+    jitter: float = Field(0.2, ge=0.0, description="mean spread of the axes around a sample's global ratio")
     hidden: PositiveInt = Field(256, description="width of the predictor's two hidden layers")
     steps: PositiveInt = Field(2000, description="steps of the predictor's training")
 
@@ -106,7 +125,7 @@ class PenaltySettings(Settings):
 
 
 class SearchSettings(OptimSettings):
-    """Joint training of weights and gates: warm-up (gates only), joint, freeze (the chosen gates stay, weights settle)."""
+    """Joint training of weights and gates: warm-up (gates only), joint, freeze (chosen gates stay, weights settle)."""
 
     warmup: int = Field(1, ge=0, description="epochs in which only the gates learn")
     joint: int = Field(3, ge=0, description="epochs in which weights and gates learn together")
@@ -125,13 +144,19 @@ class FinetuneSettings(TrainSettings):
     """Training of the derived model, by default with the dense parent as its teacher."""
 
     epochs: int = Field(1, ge=0, description="epochs of this stage; 0 skips it")
-    distill: Share = Field(0.5, description="share of the loss that imitates the dense parent; 0 switches the teacher off")
+    distill: Share = Field(
+        0.5, description="share of the loss that imitates the dense parent; 0 switches the teacher off"
+    )
     temperature: PositiveFloat = Field(2.0, description="temperature of the distillation")
-    recalibrate_batches: int = Field(50, ge=0, description="training batches that re-estimate BatchNorm statistics after derive")
+    recalibrate_batches: int = Field(
+        50, ge=0, description="training batches that re-estimate BatchNorm statistics after derive"
+    )
 
 
 class TrackSettings(Settings):
     """Where progress is recorded; metrics.jsonl is written always."""
 
-    wandb: Literal["auto", "online", "offline", "disabled"] = Field("auto", description="auto: online when logged in, offline otherwise")
+    wandb: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto", description="auto: online when logged in, offline otherwise"
+    )
     project: str = Field("nas_prune", description="Weights & Biases project")

@@ -41,7 +41,9 @@ class Rule(BaseModel):
     match: str | list[str] = Field("*", description="pattern over axis names, * and ? allowed")
     kinds: list[Kind] | Literal["all"] = Field("all", description="axis kinds that the rule is about")
     divisor: PositiveInt = Field(8, description="widths are multiples of this")
-    widths: PositiveInt = Field(8, description="an axis has at least this many widths, if need be with a smaller divisor")
+    widths: PositiveInt = Field(
+        8, description="an axis has at least this many widths, if need be with a smaller divisor"
+    )
     minimum: float = Field(0.1, ge=0.0, le=1.0, description="share of the units that always stay")
     freeze: str | None = Field(None, description="why these axes may not change")
 
@@ -89,13 +91,17 @@ class SearchSpace:
             if axis.frozen is not None:
                 named[key] = axis
             elif rule is None or rule.freeze is not None:
-                named[key] = replace(axis, frozen=rule.freeze if rule and rule.freeze else f"not in search space {name}")
+                named[key] = replace(
+                    axis, frozen=rule.freeze if rule and rule.freeze else f"not in search space {name}"
+                )
             else:
                 divisor = _divisor(rule, axis)
                 named[key] = replace(axis, divisor=divisor)
                 minimum[key] = min(axis.size, max(divisor, divisor * ceil(rule.minimum * axis.size / divisor)))
         if not minimum:
-            raise SpaceError(f"search space {name} leaves nothing to change: every axis of the model is frozen or unmatched")
+            raise SpaceError(
+                f"search space {name} leaves nothing to change: every axis of the model is frozen or unmatched"
+            )
         return SearchSpace(str(name), replace(axes, named=named), minimum)
 
 
@@ -117,7 +123,9 @@ def read_rules(name: str | os.PathLike[str]) -> list[Rule]:
     known = spaces()
     path = known.get(str(name), Path(name))
     if not path.is_file():
-        raise SpaceError(f"no search space {str(name)!r}: neither a file nor a shipped one{hint(str(name), list(known))}")
+        raise SpaceError(
+            f"no search space {str(name)!r}: neither a file nor a shipped one{hint(str(name), list(known))}"
+        )
     try:
         return SpaceFile.model_validate(yaml.safe_load(path.read_text())).rules
     except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:

@@ -57,8 +57,8 @@ def verify(model: nn.Module, axes: Axes, arch: Arch, example_inputs: Inputs, *, 
     report = compare(axes, arch, state, inputs)
     if not report.worst_error <= TOLERANCE:
         raise ExactnessError(
-            f"gated and derived differ by {report.worst_error:.1e} at node {report.worst_node} of the graph; nothing was changed. "
-            f"Please report the model; until then, freeze the axes of that module"
+            f"gated and derived differ by {report.worst_error:.1e} at node {report.worst_node} of the graph; "
+            f"nothing was changed. Please report the model; until then, freeze the axes of that module"
         )
     control = _control(axes, arch, state, inputs)
     absolute, relative = _eager(double, axes, arch, inputs)
@@ -66,8 +66,8 @@ def verify(model: nn.Module, axes: Axes, arch: Arch, example_inputs: Inputs, *, 
     relative = max(relative, _eager(double, axes, arch, inputs)[1])
     if not relative <= TOLERANCE:
         raise ExactnessError(
-            f"the derived {type(model).__name__} differs from the gated one by {relative:.1e} although its graph does not; "
-            f"an integer of a module was not repaired. Nothing was changed; freeze the axes concerned"
+            f"the derived {type(model).__name__} differs from the gated one by {relative:.1e}, although its graph does "
+            f"not: an integer of a module was not repaired. Nothing was changed; freeze the axes concerned"
         )
     return Certificate(absolute, relative, report.worst_node, report.worst_error, report.nodes, control)
 

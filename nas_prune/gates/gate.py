@@ -1,6 +1,7 @@
 """What a gate is: one keep value per unit of an axis, computed from the weights that write the axis."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ class Gate(nn.Module):
     """A gate of one axis.
 
     ``size``: units of the axis. ``fan_in``: numbers per unit in each weight that writes the axis.
-    A method is a subclass that says how scores come about (``score``) and how they open and close (``forward``).
+    A method is a subclass that says how scores come about (``score``) and how they open and close units (``open``).
     """
 
     def __init__(self, size: int, fan_in: Sequence[int]) -> None:
@@ -26,9 +27,13 @@ class Gate(nn.Module):
         """Scores (c) from the weights [(c n_i), ...] that write the axis; a unit is open where it is >= 0."""
         raise NotImplementedError
 
-    def forward(self, weight: Sequence[Tensor], x: Tensor | None = None) -> Tensor:
-        """Keep values (c) in [0, 1]."""
+    def open(self, score: Tensor) -> Tensor:
+        """Keep values (c) in [0, 1] for scores (c)."""
         raise NotImplementedError
+
+    def forward(self, weight: Sequence[Tensor], x: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Keep values (c); ``x`` is for gates that look at what they gate."""
+        return self.open(self.score(weight))
 
     @staticmethod
     def mix(x: Tensor, keep: Tensor) -> Tensor:
@@ -43,13 +48,14 @@ class HardStep(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, score: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, score: Tensor) -> Tensor:
         """Open (1) or closed (0), same shape as the scores."""
         ctx.save_for_backward(score)
         return (score >= 0).to(score.dtype)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """Gradient through the triangle."""
-        (score,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return gradient * (1 - score.abs()).clamp(min=0)
+        (score,) = ctx.saved_tensors
+        through: Tensor = gradient * (1 - score.abs()).clamp(min=0)
+        return through

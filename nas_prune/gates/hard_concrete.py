@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from nas_prune.gates.gate import Gate, gates
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # the paper's temperature and stretch limits, section 3
+SHIFT = BETA * log(-GAMMA / ZETA)
 
 
 @gates.register("hard_concrete")
 class HardConcrete(Gate):
-    """Sampled while training, the deterministic estimate of eq. 13 in eval mode. Starts open with ``init`` as log-odds."""
+    """Sampled while training, the deterministic estimate of eq. 13 in eval mode. ``init``: log-odds, well open."""
 
     def __init__(self, size: int, fan_in: Sequence[int], *, init: float = 3.0) -> None:
         super().__init__(size, fan_in)
@@ -24,12 +25,13 @@ class HardConcrete(Gate):
 
     def score(self, weight: Sequence[Tensor]) -> Tensor:  # noqa: ARG002
         """Log-odds (c) of being non-zero, eq. 12."""
-        return self.log_alpha - BETA * log(-GAMMA / ZETA)
+        return self.log_alpha - SHIFT
 
-    def forward(self, weight: Sequence[Tensor], x: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def open(self, score: Tensor) -> Tensor:
         """Keep values (c) in [0, 1]."""
-        s = torch.sigmoid(self.log_alpha)
+        log_alpha = score + SHIFT
+        s = torch.sigmoid(log_alpha)
         if self.training:
-            u = torch.rand_like(self.log_alpha).clamp(1e-6, 1 - 1e-6)
-            s = torch.sigmoid((u.log() - (-u).log1p() + self.log_alpha) / BETA)
+            u = torch.rand_like(log_alpha).clamp(1e-6, 1 - 1e-6)
+            s = torch.sigmoid((u.log() - (-u).log1p() + log_alpha) / BETA)
         return (s * (ZETA - GAMMA) + GAMMA).clamp(0, 1)

@@ -22,6 +22,6 @@ class Mask(Gate):
         """+1 for a kept unit, -1 for a closed one."""
         return 2 * self.keep - 1
 
-    def forward(self, weight: Sequence[Tensor], x: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def open(self, score: Tensor) -> Tensor:
         """The mask (c)."""
-        return self.keep
+        return (score > 0).to(score.dtype)

@@ -21,6 +21,6 @@ class Sigmoid(Gate):
         """The logits (c)."""
         return self.logit
 
-    def forward(self, weight: Sequence[Tensor], x: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def open(self, score: Tensor) -> Tensor:
         """Keep values (c), strictly between 0 and 1."""
-        return torch.sigmoid(self.logit / self.temperature)
+        return torch.sigmoid(score / self.temperature)

@@ -42,8 +42,7 @@ class WeightGate(Gate):
             total = total + (w @ theta - mean * theta.sum()) / (deviation + 1e-6)
         return total / sqrt(sum(self.fan_in)) + self.bias
 
-    def forward(self, weight: Sequence[Tensor], x: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def open(self, score: Tensor) -> Tensor:
         """Keep values (c), each 0 or 1."""
-        z = self.score(weight)
-        keep: Tensor = HardStep.apply(z)  # type: ignore[no-untyped-call]
-        return keep + self.leak * (z - z.detach())
+        keep: Tensor = HardStep.apply(score)
+        return keep + self.leak * (score - score.detach())

@@ -51,7 +51,10 @@ def batch_of(inputs: Inputs) -> int:
     for value in as_tuple(inputs):
         if isinstance(value, Tensor) and value.ndim:
             return int(value.shape[0])
-    raise TraceError("the example inputs hold no tensor with a batch dimension; pass what `forward` takes, e.g. torch.randn(1, 3, 224, 224)")
+    raise TraceError(
+        "the example inputs hold no tensor with a batch dimension; "
+        "pass what `forward` takes, e.g. torch.randn(1, 3, 224, 224)"
+    )
 
 
 def at_least_two(inputs: Inputs) -> tuple[Any, ...]:
@@ -81,9 +84,9 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
             warnings.simplefilter("ignore")
             program = torch.export.export(model, arguments, strict=False).run_decompositions({})
     except Exception as error:
-        name = type(model).__name__
+        reason = next(iter(str(error).splitlines()), "")
         raise TraceError(
-            f"{name} cannot be captured as a graph: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. "
+            f"{type(model).__name__} cannot be captured as a graph: {type(error).__name__}: {reason}. "
             f"Check that `model(example_inputs)` runs in eval mode and does not branch on the values of tensors"
         ) from error
     kinds = (InputKind.PARAMETER, InputKind.BUFFER)
@@ -93,7 +96,9 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
         tensors={spec.arg.name: str(spec.target) for spec in specs if spec.kind in kinds},
         buffers=frozenset(spec.arg.name for spec in specs if spec.kind is InputKind.BUFFER),
         constants={
-            spec.arg.name: program.constants[str(spec.target)] for spec in specs if spec.kind is InputKind.CONSTANT_TENSOR
+            spec.arg.name: program.constants[str(spec.target)]
+            for spec in specs
+            if spec.kind is InputKind.CONSTANT_TENSOR
         },
         values={
             spec.arg.name: program.constants[str(spec.target)]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nas_prune.arch import Arch
 from nas_prune.axes import Axis, Kind, Member
-from nas_prune.trace.terms import Cat, Fix, Prod, Term, Var, frozen_leaves, leaves, resolve
+from nas_prune.trace.terms import Cat, Prod, Term, Var, frozen_leaves, leaves, resolve
 from nas_prune.trace.walk import Walk
 
 
@@ -77,14 +77,16 @@ class Axes(Mapping[str, Axis]):
         if isinstance(term, Cat):
             return sum(self.width(part, sizes) for part in term.parts)
         if isinstance(term, Prod):
-            return product(self.width(part, sizes) for part in term.parts)  # type: ignore[type-var]
+            return product(self.width(part, sizes) for part in term.parts)
         name = self.variables.get(term) if isinstance(term, Var) else None
         return sizes[name] if name is not None and name in sizes else float(term.size)
 
 
 def find(walk: Walk) -> Axes:
     """Name the free and the frozen variables that occur in parameters and buffers."""
-    tensors = {walk.captured.tensors[node.name]: walk.terms[node] for node in walk.terms if node.name in walk.captured.tensors}
+    tensors = {
+        walk.captured.tensors[node.name]: walk.terms[node] for node in walk.terms if node.name in walk.captured.tensors
+    }
     members: dict[Var, list[Member]] = {}
     for tensor, dims in tensors.items():
         for dim, term in enumerate(dims):
@@ -139,5 +141,3 @@ def _unused(name: str, named: Mapping[str, Axis]) -> str:
         count += 1
         candidate = f"{name}:{count}"
     return candidate
-
-

@@ -41,13 +41,20 @@ def perturbed(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]
         tensor = value.detach().double() if value.is_floating_point() else value.detach()
         if value.is_floating_point():
             noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-            tensor = tensor * (0.8 + 0.4 * noise) + (0 if name.endswith("var") else 0.1 * (noise.flip(0) - 0.5) if noise.ndim else 0)
+            tensor = tensor * (0.8 + 0.4 * noise) + (
+                0 if name.endswith("var") else 0.1 * (noise.flip(0) - 0.5) if noise.ndim else 0
+            )
         state[name] = tensor
     return state
 
 
 def compare(
-    axes: Axes, arch: Arch, state: Mapping[str, Tensor], inputs: Inputs, *, skip: Callable[[Site], bool] = lambda site: False
+    axes: Axes,
+    arch: Arch,
+    state: Mapping[str, Tensor],
+    inputs: Inputs,
+    *,
+    skip: Callable[[Site], bool] = lambda _: False,
 ) -> NodeReport:
     """Run the gated and the sliced graph in float64 on the same inputs.
 
@@ -73,7 +80,7 @@ def compare(
             sliced[node] = _run_sliced(axes, arch, node, sliced)
             report = _worse(report, node, _difference(axes, arch, node, gated[node], sliced[node]))
         elif node.op == "output":
-            last = [value for value in node.all_input_nodes]
+            last = list(node.all_input_nodes)
             error = max(_difference(axes, arch, value, gated[value], sliced[value]) for value in last)
             report = NodeReport(report.worst_node, report.worst_error, error, report.nodes)
     return report
@@ -82,7 +89,9 @@ def compare(
 def _given(axes: Axes, arch: Arch, node: Node, state: Mapping[str, Tensor], given: Any) -> tuple[Any, Any]:
     captured = axes.walk.captured
     if node.name in captured.tensors:
-        whole = state[captured.tensors[node.name]] if captured.tensors[node.name] in state else captured.values[node.name]
+        whole = (
+            state[captured.tensors[node.name]] if captured.tensors[node.name] in state else captured.values[node.name]
+        )
         whole = whole.double() if whole.is_floating_point() else whole
         return whole, take(axes, arch, whole, axes.walk.terms[node])
     value = captured.constants[node.name] if node.name in captured.constants else next(given)

@@ -135,7 +135,7 @@ class Walk:
 
 
 def walk(captured: Captured, *, freeze_tensors: Mapping[tuple[str, int], str] | None = None) -> Walk:
-    """Solve the terms of every node. ``freeze_tensors``: dimensions of parameters that must not change, with reasons."""
+    """Solve the terms of every node. ``freeze_tensors``: dimensions of parameters that must not change, and why."""
     record = Walk(captured)
     asked = freeze_tensors or {}
     variables = _needing_parameters(captured)
@@ -201,7 +201,9 @@ def _map(value: Any, function: Callable[[Tensor], Dims]) -> Dims | list[Dims]:
 def _check_sizes(record: Walk, node: Node) -> None:
     """The terms must have the sizes that were traced: whatever a rule got wrong shows here at once."""
     values = node.meta.get("val")
-    for dims, value in zip(_each(record.terms[node]), values if isinstance(values, tuple | list) else [values], strict=True):
+    for dims, value in zip(
+        _each(record.terms[node]), values if isinstance(values, tuple | list) else [values], strict=True
+    ):
         if isinstance(value, Tensor):
             got, want = tuple(term.size for term in dims), tuple(int(size) for size in value.shape)
             assert got == want, f"rule of {record.where(node)} says {got}, the graph says {want}"

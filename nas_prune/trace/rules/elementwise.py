@@ -22,7 +22,15 @@ def same(walk: Walk, node: Node) -> Dims:
 
 @rule(
     *("add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor", "maximum.default", "minimum.default"),
-    *("pow.Tensor_Tensor", "addcmul.default", "where.self", "clamp.Tensor", "rsub.Tensor", "lerp.Tensor", "prelu.default"),
+    *(
+        "pow.Tensor_Tensor",
+        "addcmul.default",
+        "where.self",
+        "clamp.Tensor",
+        "rsub.Tensor",
+        "lerp.Tensor",
+        "prelu.default",
+    ),
 )
 def broadcast(walk: Walk, node: Node) -> Dims:
     """Operands are aligned from the right, and dimensions that meet mean the same units."""
@@ -35,7 +43,9 @@ def copy(walk: Walk, node: Node) -> Dims:
     return walk.broadcast(node, walk.of(node.args[0]), walk.of(node.args[1]))
 
 
-@rule("_assert_tensor_metadata.default", "_assert_scalar.default", "sym_size.int", "sym_constrain_range_for_size.default")
+@rule(
+    "_assert_tensor_metadata.default", "_assert_scalar.default", "sym_size.int", "sym_constrain_range_for_size.default"
+)
 def nothing(walk: Walk, node: Node) -> Dims:  # noqa: ARG001
     """A check that export left behind: no output, no effect."""
     return ()

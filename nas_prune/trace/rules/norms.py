@@ -72,5 +72,3 @@ def group_norm(walk: Walk, node: Node) -> Dims:
     walk.read(Site(node, "group_norm", 0, 1, inside))
     walk.sizes(node, 1, group)
     return x
-
-

@@ -25,7 +25,8 @@ def reshape(x: Dims, shape: Sequence[int], why: str) -> Dims:
     result: list[Term] = []
     left, want = list(x), list(shape)
     while want:
-        outputs, inputs = [want.pop()], [left.pop()] if left else [Fix(1)]
+        outputs = [want.pop()]
+        inputs: list[Term] = [left.pop()] if left else [Fix(1)]
         while (have := prod(inputs).size) != (need := _product(outputs)):
             if have < need:
                 inputs.insert(0, left.pop())
@@ -177,7 +178,9 @@ def freeze_dim(walk: Walk, node: Node, dim: int) -> Dims:
     """Freeze one dimension; the others pass if they keep their sizes, in order."""
     x = walk.of(node.args[0])
     freeze(x[dim], f"picked apart by {walk.where(node)}")
-    return tuple(Fix(size) if i == dim else term for i, (term, size) in enumerate(zip(x, walk.shape(node), strict=True)))
+    return tuple(
+        Fix(size) if i == dim else term for i, (term, size) in enumerate(zip(x, walk.shape(node), strict=True))
+    )
 
 
 @rule("select.int")
@@ -202,8 +205,8 @@ def unbind(walk: Walk, node: Node) -> list[Dims]:
 def reorder(walk: Walk, node: Node) -> Dims:
     """Entries of some dimensions change places; those dimensions cannot change."""
     x = walk.of(node.args[0])
-    dims = cast(Sequence[int], node.args[-1])
-    for dim in dims if isinstance(dims, list | tuple) else [dims]:
+    dims = node.args[-1]
+    for dim in cast(Sequence[int], dims if isinstance(dims, list | tuple) else [dims]):
         freeze(x[dim], f"reordered by {walk.where(node)}")
     return tuple(map(resolve, x))
 

@@ -1,0 +1,72 @@
+"""What a gated training step costs, as a ratio of a plain one, interleaved in one process.
+
+python benchmarks/step_overhead.py [--model resnet18] [--size 64] [--batch 64] [--rounds 15]
+"""
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from nas_prune.costs import Budget, Macs
+from nas_prune.gated import GatedModel
+from nas_prune.penalties import BudgetPenalty
+from nas_prune.space import SearchSpace
+from nas_prune.tracing import trace
+
+
+def stepper(model: nn.Module, images: Tensor, labels: Tensor, penalty: nn.Module | None) -> Callable[[], None]:
+    """One training step: forward, loss, backward, update."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    model.train()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(images), labels)
+        if penalty is not None:
+            loss = loss + penalty(model)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def main() -> None:
+    """Measure, and print one line per gate."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    images = torch.randn(options.batch, 3, options.size, options.size)
+    labels = torch.randint(1000, (options.batch,))
+    plain = timm.create_model(options.model)
+    steps = {"plain": stepper(copy.deepcopy(plain), images, labels, None)}
+    for gate in ("mask", "sigmoid", "hard_concrete", "weight"):
+        backbone = copy.deepcopy(plain)
+        space = SearchSpace.read("channels", trace(backbone, images[:2]))
+        gated = GatedModel(backbone, space, gate)
+        penalty = BudgetPenalty(Budget("0.5x", Macs(space.axes)))
+        steps[gate] = stepper(gated, images, labels, penalty)
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        step()
+    for _ in range(options.rounds):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - start)
+    base = statistics.median(times["plain"])
+    print(f"{options.model}, {options.size}x{options.size}, batch {options.batch}, {torch.get_num_threads()} threads")
+    for name, values in times.items():
+        print(f"{name:>14}: {1e3 * statistics.median(values):7.1f} ms a step, {statistics.median(values) / base:.3f}x")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""An artefact: a derived model as a folder of safetensors and JSON, whole or absent, checked before it is believed.
+
+``model.safetensors`` holds the tensors of ``state_dict``; ``config.json`` names the timm model that it came from and
+what differs; ``buffers.safetensors`` (buffers outside ``state_dict``) and ``arch.json`` are there when needed. There is
+no pickle, and nothing of the search is needed to load.
+"""
+
+import os
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from nas_prune import artifact_config
+from nas_prune.arch import Arch
+from nas_prune.artifact_config import AGAIN, ARCH, BUFFERS, FILES, WEIGHTS, Config
+from nas_prune.errors import ArtifactError
+from nas_prune.files import atomic_write
+from nas_prune.folders import whole_folder
+from nas_prune.origin import Origin, is_plain
+from nas_prune.rebuild import Difference, buffers_of, difference, identical, rebuild, tensors_of
+
+Remarks = dict[str, dict[str, Any] | None]
+TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def save(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    architecture: str | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    arch: Arch | None = None,
+    certificate: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model derived from a timm model; an artefact that is there already is replaced, whole or not at all.
+
+    ``architecture``, ``kwargs``: what ``timm.create_model`` was called with, where the model does not say it itself.
+    ``certificate``, ``provenance``: plain data that is kept beside the model.
+    Raises ArtifactError if loading would not give back the same model; nothing is written then.
+    """
+    target = Path(folder).resolve()
+    _check_replaceable(target)
+    remarks = {"certificate": _plain("certificate", certificate), "provenance": _plain("provenance", provenance)}
+    origin = Origin.of(model, architecture, kwargs)
+    fresh = origin.build()
+    config = _config(model, origin, difference(fresh, model), remarks)
+    try:
+        with whole_folder(target) as temporary:
+            _write_tensors(temporary / WEIGHTS, tensors_of(model))
+            _write_tensors(temporary / BUFFERS, buffers_of(model, fresh))
+            if arch is not None:
+                arch.write(temporary / ARCH)
+            artifact_config.write(temporary, config)
+            _prove(temporary, model)
+    except OSError as error:
+        raise ArtifactError(f"cannot write the artefact {target}: {error.strerror or error}") from error
+
+
+def load(folder: str | os.PathLike[str]) -> nn.Module:
+    """The saved model, on the CPU and in eval mode; its outputs are bit-equal to those of the model that was saved.
+
+    Raises ArtifactError, before anything is allocated, if the folder is incomplete, damaged or tampered with.
+    """
+    path = Path(folder)
+    config = artifact_config.read(path)
+    try:
+        rebuild(config.origin.build("meta"), config.difference, _header(path / WEIGHTS), _header(path / BUFFERS))
+        model = config.origin.build()
+        rebuild(model, config.difference, _read_tensors(path / WEIGHTS), _read_tensors(path / BUFFERS))
+    except ArtifactError as error:
+        raise ArtifactError(f"the artefact {path} cannot be loaded: {error}. To repair it, {AGAIN}") from error
+    return model
+
+
+def describe(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The content of ``config.json``, after it and the files that it lists were checked."""
+    return artifact_config.read(Path(folder)).model_dump()
+
+
+def _check_replaceable(target: Path) -> None:
+    """An existing folder is replaced only if all that is in it came from ``save``."""
+    if target.exists() and not target.is_dir():
+        raise ArtifactError(f"{target} is a file; an artefact is a folder, choose another name")
+    foreign = sorted({path.name for path in target.iterdir()} - set(FILES)) if target.exists() else []
+    if foreign:
+        raise ArtifactError(
+            f"{target} also holds {', '.join(foreign)[:200]}, which replacing it would delete; choose another folder"
+        )
+
+
+def _plain(what: str, remark: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    plain = None if remark is None else dict(remark)
+    if not is_plain(plain):
+        raise ArtifactError(
+            f"the {what} must be plain data (finite numbers, text, lists, dicts), not {str(plain)[:80]}"
+        )
+    return plain
+
+
+def _config(model: nn.Module, origin: Origin, change: Difference, remarks: Remarks) -> Config:
+    features = getattr(model, "num_features", None)
+    return Config(
+        architecture=origin.architecture,
+        num_classes=origin.arguments.get("num_classes"),
+        num_features=features if type(features) is int else None,
+        model_args=dict(origin.arguments),
+        pretrained_cfg=dict(origin.pretrained_cfg),
+        shapes={name: list(shape) for name, shape in change.shapes.items()},
+        shared=[list(names) for names in change.shared],
+        attributes=change.attributes,
+        certificate=remarks["certificate"],
+        provenance=remarks["provenance"],
+        versions={name: _version(name) for name in ("nas_prune", "torch", "timm", "safetensors")},
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    if tensors:
+        atomic_write(path, safetensors.torch.save(dict(tensors), metadata={"format": "pt"}))
+
+
+def _prove(folder: Path, model: nn.Module) -> None:
+    """Load what was written and compare it with the model, tensor by tensor and attribute by attribute."""
+    loaded = load(folder)
+    left = difference(loaded, model)
+    expected = {**model.state_dict(), **dict(model.named_buffers())}
+    found = {**loaded.state_dict(), **dict(loaded.named_buffers())}
+    changed = [name for name, value in expected.items() if name not in found or not identical(value, found[name])]
+    if left.attributes or changed:
+        names = ", ".join([*changed, *left.attributes])
+        raise ArtifactError(f"the model could not be read back as it is; this differs: {names[:300]}")
+
+
+def _header(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file without their memory; no file is no tensors."""
+    if not path.exists():
+        return {}
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            return {
+                name: torch.empty(part.get_shape(), dtype=TYPES[part.get_dtype()], device="meta")
+                for name, part in slices.items()
+            }
+    except (safetensors.SafetensorError, KeyError, RuntimeError) as error:
+        raise ArtifactError(f"{path.name} is not a safetensors file of a model ({error})") from error
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    return safetensors.torch.load_file(path) if path.exists() else {}

@@ -1,0 +1,141 @@
+"""The config of an artefact: ``config.json``, which lists every other file with its SHA-256.
+
+Its layout follows timm's own (``architecture``, ``model_args``, ``pretrained_cfg`` ...). Nothing in it is believed
+before it was checked: its own sum, its keys and their types, and that every listed file is there and unchanged.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nas_prune.errors import ArtifactError
+from nas_prune.files import finite, read_json, write_json
+from nas_prune.folders import previous
+from nas_prune.origin import Origin
+from nas_prune.rebuild import Difference
+
+FileName = Literal["config.json", "model.safetensors", "buffers.safetensors", "arch.json"]
+FILES: tuple[FileName, ...] = get_args(FileName)
+CONFIG, WEIGHTS, BUFFERS, ARCH = FILES
+FORMAT, VERSION = "nas_prune artefact", 1
+LONGEST, DEEPEST = 2**26, 20  # bytes and levels; real configs have less than 1 % of the bytes and five levels
+AGAIN = "restore the folder, or make it again with nas_prune.save"
+
+
+class Config(BaseModel):
+    """What ``config.json`` holds."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+    format: Literal["nas_prune artefact"] = "nas_prune artefact"
+    format_version: Literal[1] = 1
+    architecture: str
+    num_classes: int | None
+    num_features: int | None
+    model_args: dict[str, Any]
+    pretrained_cfg: dict[str, Any]
+    shapes: dict[str, list[int]]
+    shared: list[list[str]]
+    attributes: dict[str, dict[str, Any]]
+    certificate: dict[str, Any] | None
+    provenance: dict[str, Any] | None
+    versions: dict[str, str]
+    sha256: dict[FileName, str] = Field(default_factory=dict)
+
+    @property
+    def origin(self) -> Origin:
+        """The timm model that the artefact came from."""
+        return Origin(self.architecture, self.model_args, self.pretrained_cfg)
+
+    @property
+    def difference(self) -> Difference:
+        """What turns the origin into the derived model."""
+        return Difference({name: tuple(shape) for name, shape in self.shapes.items()}, self.shared, self.attributes)
+
+
+def write(folder: Path, config: Config) -> None:
+    """Write ``config.json`` beside the files that are in the folder already, with the sums of all."""
+    plain = finite(config.model_dump())
+    assert isinstance(plain, dict)
+    plain["sha256"] = {path.name: _sum(path) for path in sorted(folder.iterdir())}
+    plain["sha256"][CONFIG] = sum_of_config(plain)
+    write_json(folder / CONFIG, plain)
+
+
+def read(folder: Path) -> Config:
+    """The config of a folder, once all that can be checked without building a model is right."""
+    raw = _raw(folder)
+    try:
+        config = Config.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ArtifactError(f"{folder / CONFIG}: {where}: {first['msg']}; {AGAIN}") from None
+    if not {CONFIG, WEIGHTS} <= config.sha256.keys() or sum_of_config(raw) != config.sha256[CONFIG]:
+        raise ArtifactError(f"{folder / CONFIG} was changed after it was saved (its SHA-256 does not match); {AGAIN}")
+    for name in FILES[1:]:
+        _check_file(folder / name, config.sha256.get(name))
+    return config
+
+
+def sum_of_config(config: Mapping[str, Any]) -> str:
+    """The SHA-256 of everything in a config but itself, however it is laid out."""
+    others = {name: value for name, value in config["sha256"].items() if name != CONFIG}
+    return hashlib.sha256(json.dumps({**config, "sha256": others}, sort_keys=True).encode()).hexdigest()
+
+
+def _raw(folder: Path) -> dict[str, Any]:
+    """The config as JSON, if it is one that this version can read."""
+    raw = _parsed(folder)
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise ArtifactError(
+            f"{folder / CONFIG} is not the config of a nas_prune artefact; choose a folder that save wrote"
+        )
+    version = raw.get("format_version")
+    if version != VERSION:
+        raise ArtifactError(
+            f"{folder} is an artefact of format version {str(version)[:20]}, this nas_prune reads version {VERSION}; "
+            "install the nas_prune that wrote it, or a newer one"
+        )
+    return raw
+
+
+def _parsed(folder: Path) -> object:
+    path = folder / CONFIG
+    if not path.is_file():
+        rescue = previous(folder.resolve())
+        advice = f"an interrupted save left the old one in {rescue}, rename it" if rescue.exists() else "check the path"
+        raise ArtifactError(f"there is no artefact in {folder} (no {CONFIG}); {advice}")
+    if path.stat().st_size > LONGEST:
+        raise ArtifactError(f"{path} is larger than any config ({LONGEST} bytes); {AGAIN}")
+    try:
+        raw: object = read_json(path, ArtifactError)
+    except RecursionError:
+        raw = None
+    if raw is None or not _shallow(raw, DEEPEST):
+        raise ArtifactError(f"{path} is empty, or nested more deeply than any config; {AGAIN}")
+    return raw
+
+
+def _shallow(value: object, levels: int) -> bool:
+    if isinstance(value, dict | list):
+        items = value.values() if isinstance(value, dict) else value
+        return levels > 0 and all(_shallow(item, levels - 1) for item in items)
+    return True
+
+
+def _check_file(path: Path, expected: str | None) -> None:
+    """A listed file is there and unchanged, and a file that is not listed is not there."""
+    if path.is_file() != (expected is not None):
+        raise ArtifactError(f"{path} is {'missing' if expected else 'not part of the artefact'}; {AGAIN}")
+    if expected is not None and _sum(path) != expected:
+        raise ArtifactError(f"{path} is damaged or was changed (its SHA-256 does not match); {AGAIN}")
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

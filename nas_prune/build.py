@@ -1,0 +1,94 @@
+"""Build: the one place where the names in a recipe become objects."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import set_seed
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from nas_prune.costs import Budget, CostModel, LatencyPredictor, costs
+from nas_prune.data import Data
+from nas_prune.errors import ArtifactError, RecipeError, UnknownNameError
+from nas_prune.gated import GatedModel
+from nas_prune.penalties import penalties
+from nas_prune.recipe import Recipe
+from nas_prune.registry import hint
+from nas_prune.settings import ModelSettings
+from nas_prune.space import SearchSpace
+from nas_prune.trace import Axes
+
+
+def accelerator(recipe: Recipe) -> Accelerator:
+    """Device, precision and processes; seeds every generator."""
+    set_seed(recipe.seed)
+    return Accelerator(
+        cpu=recipe.device == "cpu",
+        mixed_precision=recipe.precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+
+
+def model_kwargs(settings: ModelSettings, data: Data) -> dict[str, Any]:
+    """Arguments of timm.create_model: the recipe's, and what the data decides."""
+    return {"num_classes": data.classes, "in_chans": data.channels, **settings.kwargs}
+
+
+def model(settings: ModelSettings, data: Data) -> nn.Module:
+    """The timm backbone. Raises UnknownNameError or RecipeError, saying what timm said."""
+    if not timm.is_model(settings.name):
+        raise UnknownNameError(f"timm has no model {settings.name!r}{hint(settings.name, timm.list_models())}")
+    try:
+        created = timm.create_model(settings.name, pretrained=settings.pretrained, **model_kwargs(settings, data))
+    except Exception as error:
+        what = "its published weights could not be fetched" if settings.pretrained else "check model.kwargs"
+        raise RecipeError(f"timm cannot create {settings.name} ({what}): {error}") from error
+    if settings.checkpoint is not None:
+        _load_weights(created, Path(settings.checkpoint))
+    assert isinstance(created, nn.Module)
+    return created
+
+
+def _load_weights(created: nn.Module, path: Path) -> None:
+    try:
+        created.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ArtifactError(
+            f"model.checkpoint {path} does not hold this model's weights as safetensors: {error}"
+        ) from error
+
+
+def gated(recipe: Recipe, backbone: nn.Module, space: SearchSpace) -> GatedModel:
+    """The backbone with the recipe's gate."""
+    try:
+        return GatedModel(backbone, space, recipe.gate.name, options=recipe.gate.options)
+    except TypeError as error:
+        raise RecipeError(f"gate.options do not fit gate {recipe.gate.name!r}: {error}") from error
+
+
+def budget(recipe: Recipe, axes: Axes, predictor: LatencyPredictor) -> Budget:
+    """The recipe's limit on its cost."""
+    cost: CostModel = predictor if recipe.budget.cost == "latency" else costs[recipe.budget.cost](axes)
+    return Budget(recipe.budget.target, cost)
+
+
+def penalty_terms(recipe: Recipe, limit: Budget) -> list[nn.Module]:
+    """The recipe's terms beside the task loss."""
+    terms = []
+    for each in recipe.search.penalties:
+        try:
+            terms.append(penalties[each.name](limit, **each.options))
+        except TypeError as error:
+            raise RecipeError(f"search.penalties: the options of {each.name!r} do not fit: {error}") from error
+    return terms
+
+
+def example(recipe: Recipe, data: Data, *, batch: int, device: torch.device | None = None) -> Tensor:
+    """Images of the right shape for tracing and timing, the same ones every time."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    size = recipe.data.image_size
+    return torch.randn(batch, data.channels, size, size, generator=generator).to(device or "cpu")

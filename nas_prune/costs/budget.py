@@ -1,0 +1,46 @@
+"""A budget: a limit in one cost, absolute (``4.0ms``, ``2G``) or relative to the dense model (``0.5x``)."""
+
+import re
+from dataclasses import dataclass
+
+from nas_prune.costs.cost import CostModel
+from nas_prune.errors import BudgetError
+
+SCALE = {"k": 1e3, "M": 1e6, "G": 1e9, "": 1.0}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """``target`` as text, and the cost model that it limits."""
+
+    target: str
+    cost: CostModel
+
+    def __post_init__(self) -> None:
+        if not self.limit > 0:
+            raise BudgetError(f"the budget {self.target!r} must be above zero")
+
+    @property
+    def relative(self) -> bool:
+        """Whether the limit is a share of the dense model's cost."""
+        return _parse(self.target)[1] == "x"
+
+    @property
+    def limit(self) -> float:
+        """The limit in the unit of the cost."""
+        number, unit = _parse(self.target)
+        if unit == "x":
+            return number * float(self.cost({}).detach())
+        if (unit == "ms") != (self.cost.unit == "ms"):
+            raise BudgetError(f"the budget {self.target!r} is not in {self.cost.unit}; {_FORMS}")
+        return number * SCALE.get(unit, 1.0)
+
+
+_FORMS = "write 0.5x (of the dense model), 4.0ms for latency, or 2G, 300M, 25k for MACs and parameters"
+
+
+def _parse(target: str) -> tuple[float, str]:
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*(x|ms|k|M|G|)\s*", target)
+    if match is None:
+        raise BudgetError(f"cannot read the budget {target!r}; {_FORMS}")
+    return float(match[1]), match[2]

@@ -1,0 +1,75 @@
+"""Exact costs from the graph: parameters and multiply-adds (MACs) as polynomials in the sizes of the axes.
+
+A node's MACs are a product of dimensions, a dimension is a sum of products of axes; so both counts are exact at integer
+sizes and differentiable at real ones. ``count`` is the ruler: what torch.utils.flop_counter and numel say of a model.
+"""
+
+from dataclasses import dataclass
+from math import prod as product
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nas_prune.costs.cost import Sizes, costs
+from nas_prune.trace import Axes
+from nas_prune.trace.capture import Inputs, as_tuple, evaluating
+from nas_prune.trace.terms import Term
+
+
+@dataclass(frozen=True)
+class Count:
+    """Multiply-adds for the example inputs, and parameters."""
+
+    macs: int
+    params: int
+
+
+def count(model: nn.Module, example_inputs: Inputs) -> Count:
+    """MACs of ``model(example_inputs)`` (pass a batch of one for MACs per image) and its number of parameters.
+
+    A multiply-add is two of the operations that torch.utils.flop_counter counts.
+    """
+    with torch.no_grad(), evaluating(model), FlopCounterMode(display=False) as counter:
+        model(*as_tuple(example_inputs))
+    return Count(counter.get_total_flops() // 2, sum(p.numel() for p in model.parameters()))
+
+
+@costs.register("params")
+class Params:
+    """Number of parameters of the derived model."""
+
+    unit = "parameters"
+
+    def __init__(self, axes: Axes) -> None:
+        self.axes = axes
+        self.tensors = _distinct(axes)
+
+    def __call__(self, sizes: Sizes) -> Tensor:
+        """Parameters when the axes have these sizes."""
+        return torch.as_tensor(sum(product(self.axes.width(t, sizes) for t in dims) for dims in self.tensors))
+
+
+@costs.register("macs")
+class Macs:
+    """Multiply-adds of the derived model for the example inputs of the trace."""
+
+    unit = "MACs"
+
+    def __init__(self, axes: Axes) -> None:
+        self.axes = axes
+        self.products = [terms for node in axes.walk.products.values() for terms in node]
+        captured = axes.walk.captured
+        self.share = captured.batch / captured.inputs[0][0][0]
+
+    def __call__(self, sizes: Sizes) -> Tensor:
+        """MACs when the axes have these sizes."""
+        total = sum(product(self.axes.width(term, sizes) for term in terms) for terms in self.products)
+        return torch.as_tensor(total * self.share)
+
+
+def _distinct(axes: Axes) -> list[tuple[Term, ...]]:
+    """Terms of every parameter, shared ones once."""
+    captured = axes.walk.captured
+    names = {target: name for name, target in captured.tensors.items() if name not in captured.buffers}
+    return [dims for tensor, dims in axes.tensors.items() if tensor in names]

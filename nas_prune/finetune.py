@@ -1,0 +1,68 @@
+"""Fine-tune the derived model: BatchNorm statistics first, then training with the dense parent as teacher.
+
+Distillation is Hinton et al. (arXiv 1503.02531): KL divergence of softened outputs, times the temperature squared.
+"""
+
+from itertools import cycle, islice
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nas_prune.data import Data, set_epoch
+from nas_prune.settings import DataSettings, FinetuneSettings
+from nas_prune.train import Loss, Run, Stage, fit, optimizer_of, task_loss
+
+
+def finetune(
+    model: nn.Module,
+    teacher: nn.Module | None,
+    data: Data,
+    *,
+    settings: FinetuneSettings,
+    run: Run,
+    images: DataSettings | None = None,
+) -> None:
+    """Train the derived ``model`` in place. Without a teacher, or with ``distill: 0``, on the labels alone."""
+    recalibrate(model, data, run, settings.recalibrate_batches)
+    stage = Stage("finetune", settings.epochs, settings, images or DataSettings())
+    fit(run, stage, model, data, _loss(teacher, settings, run), [optimizer_of(model, settings)])
+
+
+def recalibrate(model: nn.Module, data: Data, run: Run, batches: int) -> None:
+    """Estimate BatchNorm's running statistics again, as the plain average over training batches."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    if not norms or not batches:
+        return
+    momenta = [norm.momentum for norm in norms]
+    loader = run.accelerator.prepare_data_loader(data.train)
+    set_epoch(loader, 0)
+    model.to(run.accelerator.device).eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # None: the cumulative average
+        norm.train()
+    with torch.no_grad():
+        for images, _ in islice(cycle(loader), batches):
+            model(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def _loss(teacher: nn.Module | None, settings: FinetuneSettings, run: Run) -> Loss:
+    """(1 - d) * task + d * T^2 * KL(teacher || student), both softened by T."""
+    task, share, temperature = task_loss(settings), settings.distill, settings.temperature
+    if teacher is None or not share:
+        return task
+    teacher = teacher.to(run.accelerator.device).eval().requires_grad_(False)
+
+    def loss(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        with torch.no_grad(), run.accelerator.autocast():
+            wanted = F.log_softmax(teacher(images).float() / temperature, -1)
+        logits = model(images)
+        given = F.log_softmax(logits.float() / temperature, -1)
+        imitation = F.kl_div(given, wanted, reduction="batchmean", log_target=True) * temperature**2
+        smoothing = 0.0 if targets.ndim == 2 else settings.label_smoothing
+        return (1 - share) * F.cross_entropy(logits, targets, label_smoothing=smoothing) + share * imitation
+
+    return loss

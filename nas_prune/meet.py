@@ -1,0 +1,89 @@
+"""Meet the budget on the measurement, not on the prediction: select, derive, measure, adjust, again.
+
+The predictor says which architecture; the device says how long it really takes. After every round the limit given to
+the selector moves by the ratio of target and measurement. The slowest architecture that is within the target wins.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nas_prune.arch import Arch
+from nas_prune.costs import Budget
+from nas_prune.errors import BudgetError
+from nas_prune.files import append_line, read_lines
+from nas_prune.selectors import Scores, Selector
+from nas_prune.space import SearchSpace
+
+CLOSE = 0.95  # stop looking for a slower one when the best is this close below the target
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: what the selector was asked for, what was predicted, and what was measured."""
+
+    asked: float
+    predicted: float
+    measured: float
+    target: float
+
+
+@dataclass(frozen=True)
+class Met:
+    """The architecture that was chosen, and the rounds that led to it."""
+
+    arch: Arch
+    rounds: list[Round] = field(default_factory=list)
+
+    def as_rows(self) -> list[dict[str, Any]]:
+        """The rounds as plain data."""
+        return [asdict(each) for each in self.rounds]
+
+
+def meet(
+    scores: Scores,
+    budget: Budget,
+    space: SearchSpace,
+    select: Selector,
+    cost_of: Callable[[Arch], float],
+    *,
+    rounds: int = 12,
+    journal: Path | None = None,
+) -> Met:
+    """The architecture of highest scores whose real cost is within the budget.
+
+    ``cost_of`` derives an architecture and measures it, in the unit of the budget. Measurements are journalled: a
+    stopped run reuses them. Raises BudgetError, with the closest figure, if no round met the target.
+    """
+    target, asked = budget.limit, budget.limit
+    known = {tuple(row["key"]): float(row["measured"]) for row in (read_lines(journal) if journal else [])}
+    tried: list[tuple[Round, Arch]] = []
+    for _ in range(rounds):
+        try:
+            arch = select(scores, budget.cost, asked, space)
+        except BudgetError:
+            if not tried:
+                raise
+            break
+        sizes = arch.sizes(space.free)
+        key = tuple(sizes.values())
+        if key not in known:
+            known[key] = cost_of(arch)
+            if journal is not None:
+                append_line(journal, {"key": key, "measured": known[key]})
+        step = Round(asked, float(budget.cost(sizes)), known[key], target)
+        repeated = any(tuple(old.sizes(space.free).values()) == key for _, old in tried)
+        tried.append((step, arch))
+        if repeated or CLOSE * target <= step.measured <= target:
+            break
+        asked *= (0.5 * (1 + CLOSE) * target) / step.measured
+    within = [(step, arch) for step, arch in tried if step.measured <= target]
+    if not within:
+        closest = min(step.measured for step, _ in tried)
+        raise BudgetError(
+            f"after {len(tried)} rounds of derive and measure the closest is {closest:.4g} {budget.cost.unit}, "
+            f"the target is {target:.4g}; raise budget.rounds or budget.target, or allow smaller widths in the space"
+        )
+    best = max(within, key=lambda pair: pair[0].measured)[1]
+    return Met(best, [step for step, _ in tried])

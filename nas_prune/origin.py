@@ -1,0 +1,118 @@
+"""Origin: the timm model that a derived model came from, as a name and plain arguments, and how to build it again.
+
+Building it runs timm's constructor with arguments that may come from a stranger's file. So names are looked up in
+timm's registry, arguments are plain data, and none of them can make timm read a file or open a connection.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from nas_prune.errors import ArtifactError
+
+SOURCES = frozenset({"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source"})  # where weights come from
+REFUSED = frozenset({"model_name", "checkpoint_path", "cache_dir", "pruned", "device", "dtype"})
+LARGEST = 1_000_000  # more than any width, depth, image size or number of classes
+
+
+@dataclass(frozen=True)
+class Origin:
+    """``timm.create_model(architecture, pretrained=False, pretrained_cfg=pretrained_cfg, **arguments)``."""
+
+    architecture: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    pretrained_cfg: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(model: nn.Module, architecture: str | None, kwargs: Mapping[str, Any] | None) -> Origin:
+        """The origin of a timm model; what is not given is read off the model."""
+        config = getattr(model, "pretrained_cfg", None)
+        config = config if isinstance(config, Mapping) else {}
+        name = architecture or config.get("architecture")
+        if not isinstance(name, str):
+            raise ArtifactError(
+                f"{type(model).__name__} does not say which timm model it is. Only timm models can be saved: "
+                "create it with timm.create_model, or pass architecture= (and kwargs=)"
+            )
+        recorded = dict(getattr(model, "_model_args", {})) if kwargs is None else {}
+        arguments = {**recorded, **_widths(model, config), **(kwargs or {})}
+        kept = {key: value for key, value in config.items() if key not in SOURCES and is_plain(value)}
+        kept.pop("custom_load", None)  # says how to read the weights of a source that is not kept
+        return Origin(name.partition(".")[0], {k: v for k, v in arguments.items() if v is not None}, kept)
+
+    def check(self) -> None:
+        """Raise ArtifactError unless timm knows the name and every argument is harmless."""
+        if not timm.is_model(self.architecture):
+            near = get_close_matches(self.architecture, timm.list_models(), n=1)
+            advice = f"did you mean {near[0]!r}?" if near else "a newer timm may know it"
+            raise ArtifactError(f"timm {timm.__version__} knows no architecture {self.architecture!r}; {advice}")
+        for name, value in self.arguments.items():
+            if name in REFUSED or name.startswith("pretrained"):
+                raise ArtifactError(
+                    f"the argument {name!r} of {self.architecture} may not be part of an artefact; leave it out"
+                )
+            if not is_plain(value) or not _moderate(value):
+                raise ArtifactError(
+                    f"the argument {name!r} of {self.architecture} must be plain data with numbers up to {LARGEST}, "
+                    f"not {str(value)[:60]}; pass kwargs= with names in place of objects"
+                )
+        for name in SOURCES & set(self.pretrained_cfg):
+            raise ArtifactError(f"pretrained_cfg names a source of other weights ({name!r}); leave it out")
+
+    def build(self, device: str = "cpu") -> nn.Module:
+        """A freshly built model in eval mode; on ``meta`` it has shapes only. Global random state is left untouched."""
+        self.check()
+        config = {name: _tuples(value) for name, value in self.pretrained_cfg.items()}
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device(device):
+                model = timm.create_model(self.architecture, pretrained_cfg=config or None, **self.arguments)
+        except Exception as error:  # a constructor may raise anything when its arguments do not fit
+            arguments = str(dict(self.arguments))[:200]
+            raise ArtifactError(
+                f"timm {timm.__version__} cannot build {self.architecture} with {arguments}: {error}"
+            ) from error
+        assert isinstance(model, nn.Module)
+        return model.eval()
+
+
+def is_plain(value: object) -> bool:
+    """Whether JSON can hold a value: None, booleans, finite numbers, text, and lists, tuples and dicts of them."""
+    if isinstance(value, list | tuple):
+        return all(is_plain(item) for item in value)
+    if isinstance(value, dict):
+        return all(type(key) is str and is_plain(item) for key, item in value.items())
+    return value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
+
+
+def _moderate(value: Any) -> bool:
+    """Whether no number and no list in an argument is absurdly large."""
+    if isinstance(value, dict):
+        return all(_moderate(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return len(value) <= LARGEST and all(_moderate(item) for item in value)
+    return not isinstance(value, int | float) or abs(value) <= LARGEST
+
+
+def _widths(model: nn.Module, config: Mapping[str, Any]) -> dict[str, int]:
+    """Classes and input channels that the model has now, whatever it was created with."""
+    widths = {}
+    if type(getattr(model, "num_classes", None)) is int:
+        widths["num_classes"] = int(model.num_classes)  # type: ignore[arg-type]
+    first = config.get("first_conv")
+    for name, module in model.named_modules():
+        if name in ([first] if isinstance(first, str) else first or ()) and isinstance(module, nn.Conv2d):
+            widths["in_chans"] = module.weight.shape[1] * module.groups
+    return widths
+
+
+def _tuples(value: Any) -> Any:
+    """timm writes tuples where JSON only knows lists."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,104 @@
+"""Search: weights and gates are trained together; what the gates decide must fit the budget, as measured.
+
+    warm-up   only the gates learn, the weights stand still
+    joint     loss = task + penalties, everything learns
+    choose    scores -> architecture, derived and measured until it is within the budget
+    freeze    the chosen architecture stays closed, the weights settle
+
+The phases are those of W-Gates (arXiv 2007.02066) as far as it tells; the choice by measurement is ours.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nas_prune.arch import Arch
+from nas_prune.costs import Budget
+from nas_prune.data import Data
+from nas_prune.gated import GatedModel
+from nas_prune.meet import Met, meet
+from nas_prune.selectors import selectors
+from nas_prune.settings import DataSettings, SearchSettings
+from nas_prune.train import Loss, Run, Stage, fit, optimizer_of
+
+
+def search(
+    gated: GatedModel,
+    data: Data,
+    *,
+    budget: Budget,
+    penalties: Sequence[nn.Module],
+    settings: SearchSettings,
+    run: Run,
+    cost_of: Callable[[Arch], float] | None = None,
+    images: DataSettings | None = None,
+    rounds: int = 12,
+) -> Met:
+    """Train ``gated`` under the budget; returns the architecture, to which the weights have settled.
+
+    ``cost_of``: measures a derived architecture in the unit of the budget; if left out, the prediction is believed.
+    """
+    images = images or DataSettings()
+    loss = _with_penalties(gated, penalties, settings)
+    gates = torch.optim.Adam(gated.gates.parameters(), lr=settings.gate_lr)
+    watch = _watching(gated, budget)
+    gated.backbone.requires_grad_(False)
+    fit(run, Stage("search-warmup", settings.warmup, settings, images), gated, data, loss, [gates], watch=watch)
+    gated.backbone.requires_grad_(True)
+    weights = optimizer_of(gated.backbone, settings)
+    gates = torch.optim.Adam(gated.gates.parameters(), lr=settings.gate_lr)
+    fit(run, Stage("search-joint", settings.joint, settings, images), gated, data, loss, [weights, gates], watch=watch)
+    journal = None if run.folder is None else run.folder / "rounds.jsonl"
+    met = meet(
+        gated.scores(),
+        budget,
+        gated.space,
+        selectors[settings.selector],
+        cost_of or (lambda arch: float(budget.cost(arch.sizes(gated.axes)))),
+        rounds=rounds,
+        journal=journal,
+    )
+    with gated.fixed(met.arch):
+        stage = Stage("search-freeze", settings.freeze, settings.model_copy(update={"lr": settings.lr / 4}), images)
+        fit(
+            run,
+            stage,
+            gated,
+            data,
+            _with_penalties(gated, [], settings),
+            [optimizer_of(gated.backbone, stage.settings)],
+        )
+    return met
+
+
+def _with_penalties(gated: GatedModel, penalties: Sequence[nn.Module], settings: SearchSettings) -> Loss:
+    """Task loss + penalties, of the same forward pass."""
+
+    def loss(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        smoothing = 0.0 if targets.ndim == 2 else settings.label_smoothing
+        total = F.cross_entropy(model(images), targets, label_smoothing=smoothing)
+        for penalty in penalties:
+            total = total + penalty(gated)
+        return total
+
+    return loss
+
+
+def _watching(gated: GatedModel, budget: Budget) -> Callable[[], dict[str, float]]:
+    """Columns for the journal: predicted cost, and the open share of every axis."""
+
+    def watch() -> dict[str, float]:
+        with torch.no_grad():
+            sizes = {name: float(keep.sum()) for name, keep in gated.gate_values().items()}
+        full = {name: axis.size for name, axis in gated.space.free.items()}
+        row = {f"gate/{name}": size / full[name] for name, size in sizes.items()}
+        unit = "predicted_ms" if budget.cost.unit == "ms" else f"predicted_{budget.cost.unit}"
+        return {
+            **row,
+            "search/open": sum(sizes.values()) / sum(full.values()),
+            f"search/{unit}": float(budget.cost(sizes)),
+        }
+
+    return watch

@@ -1,0 +1,6 @@
+"""Selectors: how scores and a limit become an architecture. The registry ``selectors`` knows their names."""
+
+from nas_prune.selectors.ranked import ranked
+from nas_prune.selectors.selector import Scores, Selector, selectors
+
+__all__ = ["Scores", "Selector", "ranked", "selectors"]

@@ -1,0 +1,44 @@
+"""One threshold for all scores: keep what scores above it, the lowest one that meets the limit.
+
+Every axis keeps at least its minimum width, and takes only widths that its divisor allows. Ours; W-Gates' scores share
+one scale across layers by construction, so one threshold (zero, if training met the budget exactly) is fair to all.
+"""
+
+import torch
+
+from nas_prune.arch import Arch, allowed_width
+from nas_prune.axes import Axis
+from nas_prune.costs import CostModel
+from nas_prune.errors import BudgetError
+from nas_prune.selectors.selector import Scores, selectors
+from nas_prune.space import SearchSpace
+
+
+@selectors.register("ranked")
+def ranked(scores: Scores, cost: CostModel, limit: float, space: SearchSpace) -> Arch:
+    """The lowest threshold whose architecture is within the limit, found by bisection over the scores."""
+    thresholds = torch.unique(torch.cat([scores[name].flatten() for name in space.free])).tolist()
+    low, high = -1, len(thresholds)  # the threshold at ``low`` keeps too much, the one at ``high`` fits
+    smallest = _widths(scores, float("inf"), space)
+    if float(cost(smallest)) > limit:
+        raise BudgetError(
+            f"no architecture of search space {space.name} is within {limit:.4g} {cost.unit}: "
+            f"its smallest one takes {float(cost(smallest)):.4g}. Raise the budget, or lower `minimum` in the space"
+        )
+    while high - low > 1:
+        middle = (low + high) // 2
+        if float(cost(_widths(scores, thresholds[middle], space))) <= limit:
+            high = middle
+        else:
+            low = middle
+    widths = smallest if high == len(thresholds) else _widths(scores, thresholds[high], space)
+    return Arch({name: scores[name].topk(int(width)).indices.tolist() for name, width in widths.items()})
+
+
+def _widths(scores: Scores, threshold: float, space: SearchSpace) -> dict[str, float]:
+    """Width of every axis at one threshold."""
+    return {name: float(_width(scores, threshold, axis, space.minimum[name])) for name, axis in space.free.items()}
+
+
+def _width(scores: Scores, threshold: float, axis: Axis, minimum: int) -> int:
+    return max(minimum, allowed_width(axis, int((scores[axis.name] >= threshold).sum())))

@@ -1,0 +1,24 @@
+"""What a selector is: scores of units, and a limit on a cost -> the architecture that meets it."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from nas_prune.arch import Arch
+from nas_prune.costs import CostModel
+from nas_prune.registry import Registry
+from nas_prune.space import SearchSpace
+
+Scores = Mapping[str, Tensor]
+
+
+class Selector(Protocol):
+    """Called with scores (c) per axis, higher = keep, a cost model, and the limit in the unit of that cost."""
+
+    def __call__(self, scores: Scores, cost: CostModel, limit: float, space: SearchSpace) -> Arch:
+        """An architecture of the space whose cost is within the limit. Raises BudgetError if there is none."""
+        ...
+
+
+selectors: Registry[Selector] = Registry("selector")

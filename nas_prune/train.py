@@ -1,0 +1,225 @@
+"""Train: the one loop of this package. What is trained, and on which loss, are its arguments.
+
+A stage can be stopped at any step: its checkpoint holds everything that the next step depends on, and the order and
+augmentation of batches depend on seed and epoch alone, so that a resumed stage ends in the same bytes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, skip_first_batches
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nas_prune import checkpoint
+from nas_prune.data import Data, mixer, set_epoch
+from nas_prune.errors import DivergedError, InterruptedRunError
+from nas_prune.evaluate import top1
+from nas_prune.progress import Bars
+from nas_prune.settings import DataSettings, OptimSettings
+from nas_prune.signals import stop_signals
+from nas_prune.track import Track
+
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+LOOK_EVERY = 25  # steps between two looks at the loss: a look waits for the device
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every stage of a run shares. Without a folder nothing is kept, without a track nothing is recorded."""
+
+    accelerator: Accelerator
+    seed: int = 0
+    folder: Path | None = None
+    track: Track | None = None
+    bars: Bars = field(default_factory=Bars)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: its name, how long and how it trains."""
+
+    name: str
+    epochs: int
+    settings: OptimSettings
+    images: DataSettings = field(default_factory=DataSettings)
+
+
+@dataclass
+class Position:
+    """How far a stage has come: whole epochs, and steps into the next one."""
+
+    epoch: int = 0
+    step: int = 0
+    loss: float = 0.0
+
+
+def optimizer_of(model: nn.Module, settings: OptimSettings) -> Optimizer:
+    """timm's optimizer by name; no weight decay on biases and norms."""
+    created = create_optimizer_v2(
+        model, opt=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay, momentum=settings.momentum
+    )
+    assert isinstance(created, Optimizer)
+    return created
+
+
+def fit(
+    run: Run,
+    stage: Stage,
+    model: nn.Module,
+    data: Data,
+    loss_of: Loss,
+    optimizers: Sequence[Optimizer],
+    *,
+    watch: Callable[[], Mapping[str, float]] = dict,
+) -> None:
+    """Train ``model`` in place for the epochs of the stage, or for what is left of them.
+
+    ``loss_of(model, images, targets)`` is minimised; the first optimizer follows the schedule. ``watch`` adds columns
+    to the journal. Raises DivergedError when the loss is not finite, InterruptedRunError when a signal asks to stop.
+    """
+    if not stage.epochs:
+        return
+    accelerator, average = run.accelerator, _average(model, stage.settings)
+    trained, *prepared = accelerator.prepare(model, *optimizers)
+    loader = accelerator.prepare_data_loader(data.train)
+    steps = min(len(loader), stage.settings.max_steps or len(loader))
+    schedule = _schedule(optimizers, stage, steps)
+    memory = _Memory(run, stage, model, average, optimizers)
+    position = memory.recall()
+    mix = mixer(stage.images, data.classes, stage.settings.label_smoothing)
+    bar = run.bars.bar(stage.name, stage.epochs * steps, position.epoch * steps + position.step)
+    with stop_signals() as stop:
+        while position.epoch < stage.epochs:
+            model.train()
+            for images, labels in _batches(loader, position, steps):
+                schedule.step_update(position.epoch * steps + position.step)
+                inputs, targets = mix(images, labels) if mix else (images, labels)
+                loss = loss_of(trained, inputs, targets)
+                for optimizer in prepared:
+                    optimizer.zero_grad()
+                accelerator.backward(loss)
+                if stage.settings.clip_grad is not None:
+                    accelerator.clip_grad_norm_(trained.parameters(), stage.settings.clip_grad)
+                for optimizer in prepared:
+                    optimizer.step()
+                if average is not None:
+                    average.update(model)
+                position.step += 1
+                bar.advance(_look(stage, position, loss, steps))
+                if stop.requested is not None:
+                    memory.keep(position)
+                    raise InterruptedRunError(
+                        f"stopped in stage {stage.name}; the same command resumes it", stop.requested
+                    )
+            position = Position(position.epoch + 1)
+            accuracy = top1(average.module if average is not None else model, data, accelerator)
+            _record(
+                run, stage, position, {"train/loss": float(loss.detach()), "eval/top1": accuracy, **watch()}, optimizers
+            )
+            memory.keep(position)
+
+
+def task_loss(settings: OptimSettings) -> Loss:
+    """Cross-entropy with label smoothing; targets are classes (b), or probabilities (b classes) after mixup."""
+
+    def loss(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        smoothing = 0.0 if targets.ndim == 2 else settings.label_smoothing
+        return nn.functional.cross_entropy(model(images), targets, label_smoothing=smoothing)
+
+    return loss
+
+
+def _average(model: nn.Module, settings: OptimSettings) -> ModelEmaV3 | None:
+    return None if settings.ema_decay is None else ModelEmaV3(model, decay=settings.ema_decay)
+
+
+def _schedule(optimizers: Sequence[Optimizer], stage: Stage, steps: int) -> Any:
+    """timm's schedule of the first optimizer, updated every step."""
+    scheduler, _ = create_scheduler_v2(
+        optimizers[0],
+        sched=stage.settings.scheduler,
+        num_epochs=stage.epochs,
+        warmup_epochs=stage.settings.warmup_epochs,
+        warmup_lr=stage.settings.lr / 100,
+        min_lr=stage.settings.lr / 1000,
+        step_on_epochs=False,
+        updates_per_epoch=steps,
+    )
+    return scheduler
+
+
+def _batches(loader: Any, position: Position, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of this epoch that are still to do."""
+    set_epoch(loader, position.epoch)
+    rest = skip_first_batches(loader, position.step) if position.step else loader
+    for (images, labels), _ in zip(rest, range(position.step, steps), strict=False):
+        yield images, labels
+
+
+def _look(stage: Stage, position: Position, loss: Tensor, steps: int) -> str:
+    """Now and then, look at the loss: for the bar, and to stop a training that has diverged."""
+    if position.step % LOOK_EVERY and position.step != steps:
+        return ""
+    value = float(loss.detach())
+    if not abs(value) < float("inf"):
+        raise DivergedError(
+            f"the loss of stage {stage.name} is {value} in epoch {position.epoch + 1}, step {position.step}. "
+            f"Lower its learning rate ({stage.settings.lr}) or set clip_grad; the last checkpoint is kept"
+        )
+    return f"epoch {position.epoch + 1}, loss {value:.3f}"
+
+
+def _record(run: Run, stage: Stage, position: Position, row: dict[str, float], optimizers: Sequence[Optimizer]) -> None:
+    if run.track is not None and run.accelerator.is_main_process:
+        rate = float(optimizers[0].param_groups[0]["lr"])
+        run.track.log({**row, "train/lr": rate}, stage=stage.name, epoch=position.epoch)
+
+
+class _Memory:
+    """The checkpoint of one stage: what is in it, and where it lies."""
+
+    def __init__(
+        self, run: Run, stage: Stage, model: nn.Module, average: ModelEmaV3 | None, optimizers: Sequence[Optimizer]
+    ) -> None:
+        self.run, self.stage, self.model, self.average, self.optimizers = run, stage, model, average, optimizers
+        self.path = None if run.folder is None else run.folder / "checkpoints" / f"{stage.name}.ckpt"
+
+    def keep(self, position: Position) -> None:
+        """Save everything that the next step depends on; of a finished stage only the model."""
+        done = position.epoch == self.stage.epochs
+        if done and self.average is not None:
+            self.model.load_state_dict(self.average.module.state_dict())
+        if self.path is None or not self.run.accelerator.is_main_process:
+            return
+        state: dict[str, Any] = {"epoch": position.epoch, "step": position.step, "model": self.model.state_dict()}
+        if not done:
+            state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
+            state["random"] = checkpoint.random_state()
+            state["average"] = None if self.average is None else self.average.module.state_dict()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.save(self.path, state)
+
+    def recall(self) -> Position:
+        """Go on from the checkpoint, if there is one."""
+        if self.path is None or not self.path.exists():
+            torch.manual_seed(self.run.seed)
+            return Position()
+        state = checkpoint.load(self.path)
+        self.model.load_state_dict(state["model"])
+        position = Position(state["epoch"], state["step"])
+        if self.run.track is not None:
+            self.run.track.rewind(self.stage.name, position.epoch)
+        if position.epoch < self.stage.epochs:
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            checkpoint.restore_random_state(state["random"])
+            if self.average is not None:
+                self.average.module.load_state_dict(state["average"])
+        return position

@@ -1,0 +1,14 @@
+"""What all tests share: one thread, and every backbone of the zoo traced once."""
+
+import pytest
+import torch
+from zoo import BACKBONES, Traced, traced
+
+torch.set_num_threads(1)
+torch.set_warn_always(True)  # a warning that comes once per process would fail whichever test is first
+
+
+@pytest.fixture(scope="session", params=BACKBONES)
+def net(request: pytest.FixtureRequest) -> Traced:
+    """Each backbone in turn."""
+    return traced(request.param)

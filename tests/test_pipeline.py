@@ -1,0 +1,149 @@
+"""The whole job: every smoke recipe runs, derives and reloads; killed runs end in the same bytes; bad input is told."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from nas_prune import artifact, build, data, pipeline, recipe
+from nas_prune.costs import count
+from nas_prune.errors import BudgetError, CheckpointError, DivergedError, RecipeError
+
+SMOKE = sorted(name for name in recipe.recipes() if name.startswith("smoke/"))
+FIGURES = {"top1", "macs", "params", "predicted_ms", "measured_ms", "measured_ms_spread"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "quickstart"
+    pipeline.run(recipe.read("smoke/quickstart"), folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", SMOKE)
+def test_a_smoke_recipe_runs_to_the_end_and_its_artefact_reloads(name, tmp_path):
+    asked = recipe.read(name)
+    results = pipeline.run(asked, tmp_path / "run")
+    assert results == json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["max_abs_error"] <= 1e-9
+    assert all(set(results[column]) >= FIGURES for column in ("dense", "derived", "finetuned"))
+    images = build.example(asked, data.load(asked.data, seed=0), batch=1)
+    model = artifact.load(tmp_path / "run" / "finetuned")
+    counted = count(model, images)
+    assert (counted.macs, counted.params) == (results["finetuned"]["macs"], results["finetuned"]["params"])
+    assert counted.macs < results["dense"]["macs"]
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+
+
+def test_a_finished_run_is_not_repeated(finished):
+    before = {
+        path: path.read_bytes() for path in finished.rglob("*") if path.suffix in (".safetensors", ".ckpt", ".json")
+    }
+    pipeline.run(recipe.read("smoke/quickstart"), finished)
+    changed = {path.name for path, content in before.items() if path.read_bytes() != content}
+    assert changed <= {"seconds.json", "results.json"}
+
+
+def test_a_run_that_is_killed_twice_ends_in_the_same_bytes(finished, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for recorded in ("calibration", "rounds.jsonl", "timings.json", "recipe.yaml"):  # timings are inputs
+        source = finished / recorded
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / recorded)
+    stopped = [_killed(folder, "search-joint", signal.SIGTERM), _killed(folder, "baseline", signal.SIGKILL)]
+    assert all(code != 0 for code in stopped)
+    pipeline.run(recipe.read("smoke/quickstart"), folder)
+    for product in ("arch.json", "derived/model.safetensors", "finetuned/model.safetensors"):
+        assert (folder / product).read_bytes() == (finished / product).read_bytes(), product
+
+
+def _killed(folder: Path, stage: str, number: signal.Signals) -> int:
+    """Exit status of a run that gets a signal as soon as it has written something in a stage."""
+    command = [sys.executable, "-m", "nas_prune", "run", "smoke/quickstart", "--out", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as process:
+        journal = folder / "metrics.jsonl"
+        while process.poll() is None and (not journal.exists() or f'"{stage}"' not in journal.read_text()):
+            time.sleep(0.005)
+        process.send_signal(number)
+        return process.wait(60)
+
+
+def test_a_stage_that_is_stopped_between_two_steps_goes_on_there(finished, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    for product in ("checkpoints/finetune.ckpt", "checkpoints/baseline.ckpt"):
+        (folder / product).unlink()
+    shutil.rmtree(folder / "finetuned")
+    from nas_prune import train
+
+    class Impatient:
+        """A stop request that comes after the third look."""
+
+        looks = 0
+
+        @property
+        def requested(self):
+            Impatient.looks += 1
+            return signal.SIGTERM if Impatient.looks == 3 else None
+
+    import contextlib
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "stop_signals", lambda: contextlib.nullcontext(Impatient()))
+        with pytest.raises(train.InterruptedRunError):
+            pipeline.run(recipe.read("smoke/quickstart"), folder)
+    state = train.checkpoint.load(folder / "checkpoints" / "baseline.ckpt")
+    assert (state["epoch"], state["step"]) == (1, 1)
+    pipeline.run(recipe.read("smoke/quickstart"), folder)
+    product = "finetuned/model.safetensors"
+    assert (folder / product).read_bytes() == (finished / product).read_bytes()
+
+
+def test_an_unreachable_budget_is_refused_before_training(tmp_path):
+    with pytest.raises(BudgetError, match="smallest network"):
+        pipeline.run(recipe.read("smoke/quickstart", ["--budget.target=0.001x"]), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
+    with pytest.raises(DivergedError, match="dense"):
+        pipeline.run(recipe.read("smoke/quickstart", ["dense.lr=1e30"]), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints" / "dense.ckpt").exists()
+
+
+def test_a_truncated_checkpoint_is_told_and_left(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    path = folder / "checkpoints" / "dense.ckpt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"dense\.ckpt"):
+        pipeline.run(recipe.read("smoke/quickstart"), folder)
+    assert path.stat().st_size == 1000
+
+
+def test_a_folder_of_another_recipe_is_not_touched(finished):
+    before = (finished / "recipe.yaml").read_bytes()
+    with pytest.raises(RecipeError, match="seed"):
+        pipeline.run(recipe.read("smoke/quickstart", ["seed=1"]), finished)
+    with pytest.raises(RecipeError, match="--force"):
+        pipeline.run(recipe.read("smoke/quickstart"), finished, resume=False)
+    assert (finished / "recipe.yaml").read_bytes() == before
+
+
+def test_the_gated_the_derived_and_the_reloaded_model_agree(finished):
+    asked = recipe.read("smoke/quickstart")
+    images = build.example(asked, data.load(asked.data, seed=0), batch=4)
+    derived = artifact.load(finished / "derived")
+    with torch.no_grad():
+        assert torch.equal(derived(images), artifact.load(finished / "derived")(images))
+    results = json.loads((finished / "results.json").read_text())
+    assert results["gated"]["top1"] == results["derived"]["top1"]

@@ -1,0 +1,124 @@
+"""Laws of the search: selections fit their limit, the budget is met as measured, pressure closes and its absence does not."""
+
+import pytest
+import timm
+import torch
+
+from nas_prune.costs import Budget, Macs
+from nas_prune.errors import BudgetError
+from nas_prune.gated import GatedModel
+from nas_prune.meet import meet
+from nas_prune.penalties import BudgetPenalty
+from nas_prune.selectors import ranked
+from nas_prune.space import SearchSpace
+from nas_prune.tracing import trace
+
+
+@pytest.fixture(scope="module")
+def space():
+    model = timm.create_model("test_resnet", num_classes=10)
+    return SearchSpace.read("channels", trace(model, torch.randn(2, 3, 32, 32)))
+
+
+@pytest.fixture(scope="module")
+def scores(space):
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(axis.size, generator=generator) for name, axis in space.free.items()}
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_a_selection_is_within_its_limit_and_in_the_space(space, scores, share):
+    macs = Macs(space.axes)
+    limit = share * float(macs({}))
+    arch = ranked(scores, macs, limit, space)
+    assert 0.6 * limit < float(macs(arch.sizes(space.free))) <= limit
+    for name, axis in space.free.items():
+        width = len(arch.kept[name])
+        assert space.minimum[name] <= width <= axis.size
+        assert width % axis.divisor == 0 or width == axis.size
+        assert set(arch.kept[name]) == set(scores[name].topk(width).indices.tolist())
+
+
+def test_a_limit_below_the_smallest_is_refused(space, scores):
+    macs = Macs(space.axes)
+    with pytest.raises(BudgetError, match="smallest"):
+        ranked(scores, macs, 0.001 * float(macs({})), space)
+
+
+@pytest.mark.parametrize("bias", [0.7, 1.0, 1.4])
+def test_the_budget_is_met_on_the_measurement_whatever_the_prediction_says(space, scores, bias):
+    macs = Macs(space.axes)
+    budget = Budget("0.5x", macs)
+    met = meet(scores, budget, space, ranked, lambda arch: bias * float(macs(arch.sizes(space.free))))
+    real = bias * float(macs(met.arch.sizes(space.free)))
+    assert 0.85 * budget.limit <= real <= budget.limit
+
+
+def test_a_target_that_no_round_meets_is_an_error_with_the_closest_figure(space, scores):
+    budget = Budget("0.5x", Macs(space.axes))
+    with pytest.raises(BudgetError, match="closest"):
+        meet(scores, budget, space, ranked, lambda arch: 10 * budget.limit, rounds=3)
+
+
+def test_measurements_are_journalled_and_reused(space, scores, tmp_path):
+    macs, calls = Macs(space.axes), []
+
+    def cost(arch):
+        calls.append(arch)
+        return 1.3 * float(macs(arch.sizes(space.free)))
+
+    journal = tmp_path / "rounds.jsonl"
+    first = meet(scores, Budget("0.5x", macs), space, ranked, cost, journal=journal)
+    measured = len(calls)
+    again = meet(scores, Budget("0.5x", macs), space, ranked, cost, journal=journal)
+    assert again == first
+    assert len(calls) == measured > 1
+
+
+def _trained(alpha, steps=60):
+    """A gated toy model after some steps with a penalty of this strength."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=10)
+    images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
+    space = SearchSpace.read("channels", trace(model, images[:2]))
+    gated = GatedModel(model, space, "weight")
+    penalty = BudgetPenalty(Budget("0.05x", Macs(space.axes)), alpha=alpha)
+    gates = torch.optim.Adam(gated.gates.parameters(), lr=2e-2)
+    weights = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    for _ in range(steps):
+        loss = torch.nn.functional.cross_entropy(gated(images), labels) + penalty(gated)
+        gates.zero_grad()
+        weights.zero_grad()
+        loss.backward()
+        gates.step()
+        weights.step()
+    return gated
+
+
+def test_without_a_penalty_the_gates_of_a_learnable_task_stay_open():
+    gated = _trained(alpha=0.0)
+    sizes = {name: len(units) for name, units in gated.arch().kept.items()}
+    assert sum(sizes.values()) >= 0.95 * sum(axis.size for axis in gated.space.free.values())
+
+
+def test_a_strong_penalty_drives_to_the_floor_and_not_below():
+    gated = _trained(alpha=100.0)
+    sizes = {name: len(units) for name, units in gated.arch().kept.items()}
+    assert all(sizes[name] >= gated.space.minimum[name] >= 1 for name in sizes)
+    assert sum(sizes.values()) < 0.5 * sum(axis.size for axis in gated.space.free.values())
+
+
+@pytest.mark.parametrize("form", ["hinge", "log"])
+def test_the_penalty_pushes_every_axis_down(space, form):
+    model = timm.create_model("test_resnet", num_classes=10)
+    gated = GatedModel(model, SearchSpace.read("channels", trace(model, torch.randn(2, 3, 32, 32))), "sigmoid")
+    gated(torch.randn(2, 3, 32, 32))
+    BudgetPenalty(Budget("0.5x", Macs(gated.axes)), form=form)(gated).backward()
+    assert all(bool((gate.logit.grad > 0).all()) for gate in gated.gates.values())
+
+
+def test_under_the_target_the_hinge_costs_nothing(space):
+    model = timm.create_model("test_resnet", num_classes=10)
+    gated = GatedModel(model, SearchSpace.read("channels", trace(model, torch.randn(2, 3, 32, 32))), "mask")
+    gated(torch.randn(2, 3, 32, 32))
+    assert float(BudgetPenalty(Budget("1.5x", Macs(gated.axes)))(gated)) == 0.0
