@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
 from nas_prune.axes import Axis
 from nas_prune.errors import ArchError
+from nas_prune.files import read_json, write_json
 from nas_prune.registry import hint
 
 
@@ -46,20 +45,17 @@ class Arch:
     @staticmethod
     def read(path: str | os.PathLike[str]) -> Arch:
         """Read the JSON that ``write`` wrote."""
-        try:
-            kept = json.loads(Path(path).read_text())["kept"]
-            return Arch(kept)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ArchError(
-                f"{path} is not an architecture file ({error}); expected {{'kept': {{axis: [units]}}}}"
-            ) from error
+        content = read_json(path, ArchError)
+        kept = content.get("kept") if isinstance(content, dict) else None
+        if not isinstance(kept, dict) or not all(isinstance(units, list) for units in kept.values()):
+            raise ArchError(f"{path} is not an architecture file; expected {{'kept': {{axis: [units]}}}}")
+        if any(type(unit) is not int for units in kept.values() for unit in units):
+            raise ArchError(f"{path} is not an architecture file: a unit is a whole number")
+        return Arch(kept)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write one JSON file, whole or not at all."""
-        target = Path(path)
-        temporary = target.with_name(target.name + ".tmp")
-        temporary.write_text(json.dumps({"kept": {name: list(units) for name, units in self.kept.items()}}) + "\n")
-        temporary.replace(target)
+        write_json(path, {"kept": {name: list(units) for name, units in self.kept.items()}})
 
     def sizes(self, axes: Mapping[str, Axis]) -> dict[str, int]:
         """Width of every axis, the dense ones included."""

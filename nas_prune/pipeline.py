@@ -27,15 +27,16 @@ from nas_prune.costs import Budget, Macs, Params, Timing, count, measure_togethe
 from nas_prune.data import Data
 from nas_prune.derive import derive
 from nas_prune.device import fingerprint
-from nas_prune.errors import CheckpointError, RecipeError
+from nas_prune.errors import BudgetError, CheckpointError, RecipeError
 from nas_prune.evaluate import top1
 from nas_prune.files import read_json, write_json
 from nas_prune.finetune import finetune
 from nas_prune.gated import GatedModel
-from nas_prune.meet import Met
+from nas_prune.meet import Met, meet
 from nas_prune.progress import Bars
 from nas_prune.recipe import Recipe
-from nas_prune.search import search
+from nas_prune.search import learn, settle
+from nas_prune.selectors import selectors
 from nas_prune.space import SearchSpace
 from nas_prune.trace import trace
 from nas_prune.track import Track, open_track
@@ -230,8 +231,11 @@ def _calibrated(job: Job) -> Calibration:
             f"on {error.held_out} held-out sub-networks; two timings of one differ by {100 * result.noise:.1f} %"
         )
     result.predictor.to(job.run.accelerator.device)
-    if job.recipe.budget.cost == "latency":
-        refuse_unreachable(result, build.budget(job.recipe, job.space.axes, result.predictor).limit, job.space)
+    budget = build.budget(job.recipe, job.space.axes, result.predictor)
+    if budget.limit >= float(budget.cost({}).detach()):
+        raise BudgetError(f"the dense model is within budget.target {budget.target} already; there is nothing to prune")
+    if budget.cost.unit == "ms":
+        refuse_unreachable(result, budget.limit, job.space)
     return result
 
 
@@ -252,21 +256,30 @@ def _baseline(job: Job, parent: nn.Module) -> nn.Module:
 
 
 def _searched(job: Job, gated: GatedModel, calibration: Calibration) -> Met:
-    """The search; its architecture in arch.json."""
-    budget = build.budget(job.recipe, job.space.axes, calibration.predictor)
-    met = search(
-        gated,
-        job.data,
-        budget=budget,
-        penalties=build.penalty_terms(job.recipe, budget),
-        settings=job.recipe.search,
-        run=job.run,
-        cost_of=_measuring(job, calibration) if job.recipe.budget.cost == "latency" else None,
-        images=job.recipe.data,
-        rounds=job.recipe.budget.rounds,
+    """The search: learn, meet the budget as measured, settle; the architecture in arch.json."""
+    recipe = job.recipe
+    budget = build.budget(recipe, job.space.axes, calibration.predictor)
+    penalties = build.penalty_terms(recipe, budget)
+    learn(gated, job.data, budget=budget, penalties=penalties, settings=recipe.search, run=job.run, images=recipe.data)
+    met = meet(
+        gated.scores(),
+        budget,
+        job.space,
+        selectors[recipe.search.selector],
+        _costing(job, calibration, budget),
+        rounds=recipe.budget.rounds,
+        journal=job.folder / "rounds.jsonl",
     )
     met.arch.write(job.folder / "arch.json")
+    settle(gated, met.arch, job.data, settings=recipe.search, run=job.run, images=recipe.data)
     return met
+
+
+def _costing(job: Job, calibration: Calibration, budget: Budget) -> Callable[[Arch], float]:
+    """What an architecture really costs: milliseconds are measured, MACs and parameters are counted exactly."""
+    if budget.cost.unit == "ms":
+        return _measuring(job, calibration)
+    return lambda arch: float(budget.cost(arch.sizes(job.space.free)))
 
 
 def _measuring(job: Job, calibration: Calibration) -> Callable[[Arch], float]:

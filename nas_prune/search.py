@@ -11,17 +11,18 @@ The phases are those of W-Gates (arXiv 2007.02066) as far as it tells; the choic
 from collections.abc import Callable, Sequence
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nas_prune.arch import Arch
 from nas_prune.costs import Budget
 from nas_prune.data import Data
 from nas_prune.gated import GatedModel
-from nas_prune.meet import Met, meet
+from nas_prune.meet import meet
+from nas_prune.penalties import BudgetPenalty
 from nas_prune.selectors import selectors
 from nas_prune.settings import DataSettings, SearchSettings
-from nas_prune.train import Loss, Run, Stage, fit, optimizer_of
+from nas_prune.train import Loss, Run, Stage, fit, optimizer_of, task_loss
 
 
 def search(
@@ -29,56 +30,68 @@ def search(
     data: Data,
     *,
     budget: Budget,
+    penalties: Sequence[nn.Module] | None = None,
+    settings: SearchSettings | None = None,
+    run: Run | None = None,
+    cost_of: Callable[[Arch], float] | None = None,
+) -> Arch:
+    """Train ``gated`` under the budget; returns the architecture, to which the weights have settled.
+
+    ``penalties``: terms beside the task loss, by default a BudgetPenalty. ``cost_of``: measures a derived architecture
+    in the unit of the budget; if left out, the prediction is believed.
+    """
+    settings, run = settings or SearchSettings(), run or Run(Accelerator())
+    learn(gated, data, budget=budget, penalties=penalties or [BudgetPenalty(budget)], settings=settings, run=run)
+    predicted = cost_of or (lambda arch: float(budget.cost(arch.sizes(gated.space.free))))
+    arch = meet(gated.scores(), budget, gated.space, selectors[settings.selector], predicted).arch
+    settle(gated, arch, data, settings=settings, run=run)
+    return arch
+
+
+def learn(
+    gated: GatedModel,
+    data: Data,
+    *,
+    budget: Budget,
     penalties: Sequence[nn.Module],
     settings: SearchSettings,
     run: Run,
-    cost_of: Callable[[Arch], float] | None = None,
     images: DataSettings | None = None,
-    rounds: int = 12,
-) -> Met:
-    """Train ``gated`` under the budget; returns the architecture, to which the weights have settled.
-
-    ``cost_of``: measures a derived architecture in the unit of the budget; if left out, the prediction is believed.
-    """
+) -> None:
+    """Warm-up and joint training: afterwards the scores say what matters."""
     images = images or DataSettings()
-    loss = _with_penalties(gated, penalties, settings)
+    loss, watch = _with_penalties(gated, penalties, settings), _watching(gated, budget)
     gates = torch.optim.Adam(gated.gates.parameters(), lr=settings.gate_lr)
-    watch = _watching(gated, budget)
     gated.backbone.requires_grad_(False)
     fit(run, Stage("search-warmup", settings.warmup, settings, images), gated, data, loss, [gates], watch=watch)
     gated.backbone.requires_grad_(True)
     weights = optimizer_of(gated.backbone, settings)
     gates = torch.optim.Adam(gated.gates.parameters(), lr=settings.gate_lr)
     fit(run, Stage("search-joint", settings.joint, settings, images), gated, data, loss, [weights, gates], watch=watch)
-    journal = None if run.folder is None else run.folder / "rounds.jsonl"
-    met = meet(
-        gated.scores(),
-        budget,
-        gated.space,
-        selectors[settings.selector],
-        cost_of or (lambda arch: float(budget.cost(arch.sizes(gated.axes)))),
-        rounds=rounds,
-        journal=journal,
-    )
-    with gated.fixed(met.arch):
-        stage = Stage("search-freeze", settings.freeze, settings.model_copy(update={"lr": settings.lr / 4}), images)
-        fit(
-            run,
-            stage,
-            gated,
-            data,
-            _with_penalties(gated, [], settings),
-            [optimizer_of(gated.backbone, stage.settings)],
-        )
-    return met
+
+
+def settle(
+    gated: GatedModel,
+    arch: Arch,
+    data: Data,
+    *,
+    settings: SearchSettings,
+    run: Run,
+    images: DataSettings | None = None,
+) -> None:
+    """Train the weights on with the architecture fixed, at a quarter of the learning rate."""
+    calmer = settings.model_copy(update={"lr": settings.lr / 4})
+    stage = Stage("search-freeze", settings.freeze, calmer, images or DataSettings())
+    with gated.fixed(arch):
+        fit(run, stage, gated, data, task_loss(settings), [optimizer_of(gated.backbone, calmer)])
 
 
 def _with_penalties(gated: GatedModel, penalties: Sequence[nn.Module], settings: SearchSettings) -> Loss:
     """Task loss + penalties, of the same forward pass."""
+    task = task_loss(settings)
 
     def loss(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        smoothing = 0.0 if targets.ndim == 2 else settings.label_smoothing
-        total = F.cross_entropy(model(images), targets, label_smoothing=smoothing)
+        total = task(model, images, targets)
         for penalty in penalties:
             total = total + penalty(gated)
         return total

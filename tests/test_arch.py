@@ -90,10 +90,10 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 )
 def test_a_file_that_is_no_architecture_is_an_error_that_names_it(tmp_path: Path, text: str) -> None:
     (tmp_path / "arch.json").write_text(text)
-    with pytest.raises(ArchError, match=r"arch\.json is not an architecture file"):
+    with pytest.raises(ArchError, match=r"arch\.json"):
         Arch.read(tmp_path / "arch.json")
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ArchError, match="No such file"):
+    with pytest.raises(ArchError, match=r"arch\.json"):
         Arch.read(tmp_path / "arch.json")

@@ -91,7 +91,7 @@ def traced_model(model: nn.Module, images: Tensor) -> Traced:
 
 @cache
 def traced(name: str) -> Traced:
-    """A backbone, traced once per session."""
+    """A backbone, traced once."""
     size = BACKBONES[name].image_size
     return traced_model(build(name), torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(2)))
 

@@ -66,12 +66,16 @@ def at_least_two(inputs: Inputs) -> tuple[Any, ...]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode inside the block, every module back in its own mode afterwards."""
+    """The model in eval mode inside the block, every module back in its own mode afterwards.
+
+    What modules cached while they ran (timm's attention biases do) is dropped, as ``train()`` does.
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
+        model.train()
         for module, mode in modes.items():
             module.training = mode
 

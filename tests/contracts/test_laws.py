@@ -1,6 +1,8 @@
 """The laws, over every backbone of the zoo and every registered gate: identity, exactness, counting, citizenship."""
 
 import copy
+from importlib import import_module
+from importlib.util import find_spec
 from math import sqrt
 
 import pytest
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from zoo import USERS, ChannelSum, Tied, Traced, Unused, apart, classifier_width, traced, traced_model
 
+import nas_prune
 from nas_prune.arch import Arch
 from nas_prune.costs import Macs, Params, count
 from nas_prune.derive import derive
@@ -283,3 +286,10 @@ def test_a_certificate_needs_an_architecture_of_this_model() -> None:
     with pytest.raises(ArchError, match="does not have"):
         verify(net.fresh(), net.axes, Arch({"nowhere": [0]}), net.images)
     assert verify(net.fresh(), net.axes, Arch.dense(net.axes), net.images).control_error == 0
+
+
+@pytest.mark.parametrize("name", nas_prune.__all__)
+def test_a_public_name_is_no_module_whatever_was_imported_before(name: str) -> None:
+    if find_spec(f"nas_prune.{name}"):
+        import_module(f"nas_prune.{name}")
+    assert callable(getattr(nas_prune, name))
