@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from nas_prune.artifact import load, save
     from nas_prune.axes import Axis
     from nas_prune.costs import Budget, LatencyPredictor, count, measure
-    from nas_prune.derive import derive
+    from nas_prune.derivation import derive
     from nas_prune.errors import NasPruneError
     from nas_prune.gated import GatedModel
     from nas_prune.gates import Gate
-    from nas_prune.search import search
+    from nas_prune.joint import search
     from nas_prune.space import SearchSpace
-    from nas_prune.trace import Axes, trace
-    from nas_prune.verify import Certificate, verify
+    from nas_prune.tracing import Axes, trace
+    from nas_prune.verification import Certificate, verify
 
 __all__ = [
     "Arch",
@@ -49,23 +49,23 @@ __all__ = [
 
 _HOME = {
     "Arch": "arch",
-    "Axes": "trace",
+    "Axes": "tracing",
     "Axis": "axes",
     "Budget": "costs",
-    "Certificate": "verify",
+    "Certificate": "verification",
     "Gate": "gates",
     "GatedModel": "gated",
     "LatencyPredictor": "costs",
     "NasPruneError": "errors",
     "SearchSpace": "space",
     "count": "costs",
-    "derive": "derive",
+    "derive": "derivation",
     "load": "artifact",
     "measure": "costs",
     "save": "artifact",
-    "search": "search",
-    "trace": "trace",
-    "verify": "verify",
+    "search": "joint",
+    "trace": "tracing",
+    "verify": "verification",
 }
 
 

@@ -1,7 +1,7 @@
 """An axis: one width of the network, with every tensor dimension that it runs through.
 
 Closing unit 7 of an axis closes it in all members at once; that is why members exist. Axes are found by
-``nas_prune.trace`` and are plain facts: they hold no tensor.
+``nas_prune.tracing`` and are plain facts: they hold no tensor.
 """
 
 from dataclasses import dataclass

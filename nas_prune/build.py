@@ -20,7 +20,7 @@ from nas_prune.recipe import Recipe
 from nas_prune.registry import hint
 from nas_prune.settings import ModelSettings
 from nas_prune.space import SearchSpace
-from nas_prune.trace import Axes
+from nas_prune.tracing import Axes
 
 
 def accelerator(recipe: Recipe) -> Accelerator:

@@ -7,6 +7,7 @@ on where it was, and one that is finished is read, not repeated.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nas_prune.arch import Arch, allowed_width
-from nas_prune.costs import LatencyPredictor, PredictionError, measure_together
-from nas_prune.derive import derive
+from nas_prune.costs import LatencyPredictor, PredictionError, Timing, measure_together
+from nas_prune.derivation import derive
 from nas_prune.device import fingerprint
 from nas_prune.errors import ArtifactError, BudgetError
 from nas_prune.files import append_line, read_json, read_lines, write_json, write_lines
@@ -28,6 +29,7 @@ HELD_OUT_EVERY = 5  # one sub-network in five is not trained on
 REPEATED = 3  # so many of those are timed again at the end: the noise floor
 
 Progress = Callable[[Iterable[int], str], Iterable[int]]
+TimePair = Callable[[Arch], tuple[Timing, Timing]]
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,17 @@ def calibrate(
     The first sub-network is the smallest of the space: what it takes is the least that any budget can ask for.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rows = _measured(model, space, example_inputs, settings, folder, seed, progress)
-    dense_ms = float(torch.tensor([row["dense_ms"] for row in rows if row["dense_ms"]]).median())
+
+    def time_pair(arch: Arch) -> tuple[Timing, Timing]:
+        pair = {"dense": model, "small": derive(model, space.axes, arch)}
+        runtime, seconds, threads = settings.runtime, settings.seconds, settings.threads
+        times = measure_together(pair, example_inputs, runtime=runtime, seconds=seconds, threads=threads)
+        return times["dense"], times["small"]
+
+    plan = [*range(settings.samples), *range(HELD_OUT_EVERY - 1, settings.samples, HELD_OUT_EVERY)[:REPEATED]]
+    arch_of = partial(sample, space, seed=seed, jitter=settings.jitter)
+    rows = _measured(plan, arch_of, time_pair, folder / "timings.jsonl", progress)
+    dense_ms = float(torch.tensor([row["dense_ms"] for row in rows]).median())
     samples = [row for row in rows if not row["repeat"]]
     predictor = _fitted(space, samples, dense_ms, settings, seed)
     shares, ms = _tensors(predictor, samples, dense_ms)
@@ -108,34 +119,21 @@ def refuse_unreachable(calibration: Calibration, limit: float, space: SearchSpac
 
 
 def _measured(
-    model: nn.Module,
-    space: SearchSpace,
-    inputs: Tensor,
-    settings: LatencySettings,
-    folder: Path,
-    seed: int,
-    progress: Progress,
+    plan: Sequence[int], arch_of: Callable[[int], Arch], time_pair: TimePair, journal: Path, progress: Progress
 ) -> list[dict[str, Any]]:
-    """Every row of the journal, the missing ones timed now."""
-    journal = folder / "timings.jsonl"
+    """Every row of the journal, the missing ones timed now; a number that comes again is a repetition."""
     rows = read_lines(journal, ArtifactError)
-    held_out = range(HELD_OUT_EVERY - 1, settings.samples, HELD_OUT_EVERY)
-    plan = [*range(settings.samples), *list(held_out)[:REPEATED]]
     for position in progress(range(len(rows), len(plan)), "timing sub-networks"):
         index = plan[position]
-        arch = sample(space, index, seed=seed, jitter=settings.jitter)
-        pair = {"dense": model, "small": derive(model, space.axes, arch)}
-        times = measure_together(
-            pair, inputs, runtime=settings.runtime, seconds=settings.seconds, threads=settings.threads
-        )
-        dense, small = times["dense"], times["small"]
+        arch = arch_of(index)
+        dense, small = time_pair(arch)
         row = {
             "sizes": {name: len(units) for name, units in arch.kept.items()},
             "share": small.median_ms / dense.median_ms,
             "spread": small.spread,
             "dense_ms": dense.median_ms,
-            "held_out": index in held_out,
-            "repeat": position >= settings.samples,
+            "held_out": index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1,
+            "repeat": index in plan[:position],
             "index": index,
         }
         append_line(journal, row)

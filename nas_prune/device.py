@@ -20,11 +20,16 @@ def fingerprint() -> dict[str, str]:
     if torch.cuda.is_available():
         facts["accelerator"] = torch.cuda.get_device_name()
     for package in ("torch", "timm", "onnxruntime", "nas_prune"):
-        try:
-            facts[package] = version(package)
-        except PackageNotFoundError:
-            continue
+        facts.update(_version(package))
     return facts
+
+
+def _version(package: str) -> dict[str, str]:
+    """The version of an installed package; nothing of one that is not installed."""
+    try:
+        return {package: version(package)}
+    except PackageNotFoundError:
+        return {}
 
 
 def _processor() -> str:

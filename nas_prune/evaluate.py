@@ -6,7 +6,7 @@ from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from nas_prune.data import Data
-from nas_prune.trace.capture import evaluating
+from nas_prune.tracing.capture import evaluating
 
 
 def top1(model: nn.Module, data: Data, accelerator: Accelerator) -> float:

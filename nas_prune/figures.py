@@ -88,9 +88,9 @@ def scatter(samples: Rows, rounds: Rows, target: float | None) -> str | None:
         axes.plot(ends, ends, color=Ink.MUTED.value, linewidth=0.8, zorder=1)
         used = [row for row in _named(timed) if not row.get("held_out")]
         held_out = [row for row in _named(timed) if row.get("held_out")]
-        _dots(axes, used, "trained on", Ink.DENSE, "o", filled=False)
-        _dots(axes, held_out, "held out", Ink.FINETUNE, "o", filled=True)
-        _dots(axes, derived, "derived", Ink.SEARCH, "D", filled=True)
+        _dots(axes, used, "trained on")
+        _dots(axes, held_out, "held out")
+        _dots(axes, derived, "derived")
         if target is not None:
             axes.axvline(target, color=Ink.TARGET.value, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
             _note(axes, (target, 0.02), " target", axes.get_xaxis_transform())
@@ -162,7 +162,9 @@ def _finish_curve(axes: Axes, target: float | None, *, percent: bool) -> None:
     axes.margins(x=0.01)
 
 
-def _dots(axes: Axes, rows: Rows, label: str, ink: Ink, marker: str, *, filled: bool) -> None:
+def _dots(axes: Axes, rows: Rows, label: str) -> None:
+    ink, marker = {"trained on": (Ink.DENSE, "o"), "held out": (Ink.FINETUNE, "o"), "derived": (Ink.SEARCH, "D")}[label]
+    filled = label != "trained on"
     if rows:
         axes.scatter(
             [row["measured_ms"] for row in rows],

@@ -18,8 +18,8 @@ from nas_prune.errors import SpaceError
 from nas_prune.gates import Gate, gates
 from nas_prune.intercept import Board, intercept, plain_copy
 from nas_prune.space import SearchSpace
-from nas_prune.trace import Axes
-from nas_prune.trace.terms import Cat, Prod, Term, Var, leaves, resolve
+from nas_prune.tracing import Axes
+from nas_prune.tracing.terms import Cat, Prod, Term, Var, leaves, resolve
 
 
 class GatedModel(nn.Module):
@@ -60,8 +60,8 @@ class GatedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The backbone's forward, gated."""
-        self._board.keep = self._fixed_keep(self._fixed[-1]) if self._fixed else self.gate_values()
-        self._board.masks = [self._mask(site.term, site.how) for site in self._sites]
+        keep = self._fixed_keep(self._fixed[-1]) if self._fixed else self.gate_values()
+        self._board.open(keep, [self._mask(site.term, site.how, keep) for site in self._sites])
         return self.backbone(*args, **kwargs)
 
     def gate_values(self) -> dict[str, Tensor]:
@@ -130,9 +130,9 @@ class GatedModel(nn.Module):
             keep[name] = torch.zeros(axis.size, dtype=like.dtype, device=like.device).index_fill(0, units, 1.0)
         return keep
 
-    def _mask(self, term: Term, how: str) -> Tensor | None:
+    def _mask(self, term: Term, how: str, keep: dict[str, Tensor]) -> Tensor | None:
         """The mask of one site; None where a norm is open anyway, so that it computes bit for bit what it did."""
-        mask = self.axes.mask(term, self._board.keep)
+        mask = self.axes.mask(term, keep)
         learning = self.training and mask.requires_grad
         return None if how != "mask" and not learning and bool((mask == 1).all()) else mask
 

@@ -8,6 +8,7 @@ replaced by its masked form. Hooks also run when gradient checkpointing replays 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +20,11 @@ from torch.fx import Node
 from torch.overrides import TorchFunctionMode
 
 from nas_prune.errors import TraceError
-from nas_prune.trace import Axes, masked
-from nas_prune.trace.walk import Site
+from nas_prune.tracing import Axes, masked
+from nas_prune.tracing.walk import Site
 
 Mix = Callable[[Tensor, Tensor], Tensor]
-Calls = dict[str, dict[int, int]]  # kind of call -> its number inside the module -> index of the site
+Call = tuple[int, str, int]  # (which call of the module, kind of function, how many of that kind before it there)
 
 KINDS: dict[Any, str] = {
     **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), "convolution"),
@@ -57,58 +58,72 @@ class Board:
     def __init__(self) -> None:
         self.keep: dict[str, Tensor] = {}
         self.masks: list[Tensor | None] = []
+        self.running: list[_Interception] = []
+        self.entered: Counter[int] = Counter()
+
+    def open(self, keep: dict[str, Tensor], masks: list[Tensor | None]) -> None:
+        """A new forward pass begins."""
+        self.keep, self.masks = keep, masks
+        self.entered.clear()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Board:
         return Board()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Interceptor:
-    """Opens the interception while one module runs. The only hook that this package registers."""
+    """Opens the interception while one module runs. The only hook that this package registers.
+
+    ``calls``: which call gets which site; ``times``: how often a forward pass calls the module.
+    """
 
     sites: list[Site]
-    calls: Calls
+    calls: dict[Call, int]
+    times: int
     board: Board
     mix: Mix | None
-    running: list[TorchFunctionMode]
 
     def enter(self, module: nn.Module, arguments: Any) -> None:  # noqa: ARG002
         """Forward pre-hook."""
-        mode = _Interception(self)
-        self.running.append(mode)
+        mode = _Interception(self, self.board.entered[id(self)] % self.times)
+        self.board.entered[id(self)] += 1
+        self.board.running.append(mode)
         mode.__enter__()  # type: ignore[no-untyped-call]
 
     def leave(self, module: nn.Module, arguments: Any, output: Any) -> None:  # noqa: ARG002
         """Forward hook, called also when the module raised."""
-        self.running.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self.board.running.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
 
 class _Interception(TorchFunctionMode):
     """Counts the calls of each kind and gates those that the record names."""
 
-    def __init__(self, interceptor: Interceptor) -> None:
+    def __init__(self, interceptor: Interceptor, call: int) -> None:
         super().__init__()
         self.interceptor = interceptor
-        self.seen = dict.fromkeys(interceptor.calls, 0)
+        self.call = call
+        self.seen: Counter[str] = Counter()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kind = KINDS.get(func)
-        if kind not in self.seen or not self.interceptor.board.masks:
+        kind, board = KINDS.get(func), self.interceptor.board
+        if kind is None or not board.masks:
             return func(*args, **(kwargs or {}))
-        calls = self.interceptor.calls[kind]
-        index = calls.get(self.seen[kind])
+        index = self.interceptor.calls.get((self.call, kind, self.seen[kind]))
         self.seen[kind] += 1
-        keep = None if index is None else self.interceptor.board.masks[index]
+        keep = None if index is None else board.masks[index]
         if keep is None or index is None:
             return func(*args, **(kwargs or {}))
-        return _gated(func, self.interceptor.sites[index], keep, self.interceptor.mix, list(args), kwargs or {})
+        site = self.interceptor.sites[index]
+        if site.how == "mask":
+            return func(*_gate_operand(site, keep, self.interceptor.mix, list(args)), **(kwargs or {}))
+        for outer in board.running[: board.running.index(self)]:
+            outer.seen[kind] += 1  # they will not see the call, as its masked form takes its place
+        return _masked(site, keep, list(args), kwargs or {})
 
 
-def _gated(func: Any, site: Site, keep: Tensor, mix: Mix | None, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    """The call with its operand gated, or its masked form."""
+def _masked(site: Site, keep: Tensor, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """The masked form of a call."""
     x = args[0]
-    if site.how == "mask":
-        return func(*_gate_operand(site, keep, mix, args), **kwargs)
     if site.how == "layer_norm":
         call = _bound(("input", "shape", "weight", "bias", "eps"), (None, None, None, None, 1e-5), args, kwargs)
         return masked.layer_norm(x, call["weight"], call["bias"], call["eps"], keep)
@@ -117,7 +132,7 @@ def _gated(func: Any, site: Site, keep: Tensor, mix: Mix | None, args: list[Any]
         return masked.rms_norm(x, call["weight"], call["eps"] or torch.finfo(x.dtype).eps, keep)
     if site.how == "group_norm":
         call = _bound(("input", "num_groups", "weight", "bias", "eps"), (None, None, None, None, 1e-5), args, kwargs)
-        return masked.group_norm(x, call["num_groups"], call["weight"], call["bias"], call["eps"], keep)
+        return masked.group_norm(x, call["num_groups"], (call["weight"], call["bias"]), call["eps"], keep)
     if site.how == "standardize":
         names = ("input", "mean", "var", "weight", "bias", "training", "momentum", "eps")
         call = _bound(names, (None, None, None, None, None, False, 0.1, 1e-5), args, kwargs)
@@ -150,30 +165,42 @@ def _bound(
 def intercept(model: nn.Module, axes: Axes, sites: list[Site], board: Board, mix: Mix | None) -> None:
     """Register the hooks that gate ``sites`` of an eager model; masks are read from ``board`` at every call."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    by_owner: dict[str, Calls] = {}
+    runs = _runs(axes)
+    by_owner: dict[str, dict[Call, int]] = {}
     for index, site in enumerate(sites):
-        owner, kind, number = locate(axes, site.node)
-        by_owner.setdefault(owner, {}).setdefault(kind, {}).setdefault(number, index)
+        owner, call = _locate(axes, site.node, runs)
+        by_owner.setdefault(owner, {}).setdefault(call, index)
     for owner, calls in by_owner.items():
-        hook = Interceptor(sites, calls, board, mix, [])
+        hook = Interceptor(sites, calls, len(runs[owner]), board, mix)
         modules[owner].register_forward_pre_hook(hook.enter)
         modules[owner].register_forward_hook(hook.leave, always_call=True)
 
 
-def locate(axes: Axes, node: Node) -> tuple[str, str, int]:
-    """Where an eager model runs a node: (module path, kind of call, how many of that kind come before it there)."""
+def _runs(axes: Axes) -> dict[str, list[str]]:
+    """Module path -> its calls in order, by the key that export gives to each call."""
+    runs: dict[str, list[str]] = {}
+    for node in axes.walk.captured.graph.nodes:
+        for key, (path, _) in node.meta.get("nn_module_stack", {}).items():
+            if key not in runs.setdefault(path, []):
+                runs[path].append(key)
+    return runs
+
+
+def _locate(axes: Axes, node: Node, runs: dict[str, list[str]]) -> tuple[str, Call]:
+    """Where an eager model runs a node: the innermost module, and which call in it."""
     kind = NODE_KINDS.get(node.target.__name__)  # type: ignore[union-attr]
     if kind is None:
         raise TraceError(f"no way to gate {axes.walk.where(node)} in an eager model; freeze its axes")
-    call = next(reversed(node.meta["nn_module_stack"]))
+    key = next(reversed(node.meta["nn_module_stack"]))
     inside = [
         other
         for other in axes.walk.captured.graph.nodes
         if other.op == "call_function"
         and NODE_KINDS.get(other.target.__name__) == kind
-        and call in other.meta.get("nn_module_stack", {})
+        and key in other.meta.get("nn_module_stack", {})
     ]
-    return axes.walk.captured.owner(node), kind, inside.index(node)
+    owner = axes.walk.captured.owner(node)
+    return owner, (runs[owner].index(key), kind, inside.index(node))
 
 
 def release(model: nn.Module) -> None:

@@ -58,7 +58,7 @@ def meet(
     """
     target, asked = budget.limit, budget.limit
     known = {tuple(row["key"]): float(row["measured"]) for row in (read_lines(journal) if journal else [])}
-    tried: list[tuple[Round, Arch]] = []
+    tried: dict[tuple[int, ...], tuple[Round, Arch]] = {}
     for _ in range(rounds):
         try:
             arch = select(scores, budget.cost, asked, space)
@@ -66,24 +66,28 @@ def meet(
             if not tried:
                 raise
             break
-        sizes = arch.sizes(space.free)
-        key = tuple(sizes.values())
+        key = tuple(arch.sizes(space.free).values())
+        if key in tried:
+            break
         if key not in known:
             known[key] = cost_of(arch)
             if journal is not None:
                 append_line(journal, {"key": key, "measured": known[key]})
-        step = Round(asked, float(budget.cost(sizes)), known[key], target)
-        repeated = any(tuple(old.sizes(space.free).values()) == key for _, old in tried)
-        tried.append((step, arch))
-        if repeated or CLOSE * target <= step.measured <= target:
+        step = Round(asked, float(budget.cost(arch.sizes(space.free))), known[key], target)
+        tried[key] = (step, arch)
+        if CLOSE * target <= step.measured <= target:
             break
         asked *= (0.5 * (1 + CLOSE) * target) / step.measured
-    within = [(step, arch) for step, arch in tried if step.measured <= target]
+    return _best(list(tried.values()), budget)
+
+
+def _best(tried: list[tuple[Round, Arch]], budget: Budget) -> Met:
+    """The slowest architecture within the target."""
+    within = [(step, arch) for step, arch in tried if step.measured <= step.target]
     if not within:
         closest = min(step.measured for step, _ in tried)
         raise BudgetError(
             f"after {len(tried)} rounds of derive and measure the closest is {closest:.4g} {budget.cost.unit}, "
-            f"the target is {target:.4g}; raise budget.rounds or budget.target, or allow smaller widths in the space"
+            f"the target is {budget.limit:.4g}; raise budget.rounds or budget.target, or allow smaller widths"
         )
-    best = max(within, key=lambda pair: pair[0].measured)[1]
-    return Met(best, [step for step, _ in tried])
+    return Met(max(within, key=lambda pair: pair[0].measured)[1], [step for step, _ in tried])

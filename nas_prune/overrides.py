@@ -127,10 +127,13 @@ def _literal(text: str) -> Any:
     """A Python literal, else a YAML value, else the text itself."""
     try:
         value = plain(ast.literal_eval(text))
-        if _is_plain(value):
-            return value
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        pass  # not Python: YAML is next
+        return _yaml(text)
+    return value if _is_plain(value) else _yaml(text)
+
+
+def _yaml(text: str) -> Any:
+    """A YAML value, else the text itself."""
     try:
         return parse_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError):

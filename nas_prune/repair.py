@@ -1,7 +1,8 @@
 """Set the integers that modules keep about their widths to what the graph says they became.
 
-Evidence comes in two strengths. A layer's own weight tells its widths exactly. For the rest, a module's integer is
+Evidence comes in three strengths. A layer's own weight tells its widths exactly. Otherwise a module's integer is
 replaced if the module used that very number as a size (a view, a split, groups) and the graph has one new value for it.
+A classifier head keeps widths that its code does not use: there, the tensors that pass through it are the evidence.
 """
 
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from nas_prune.arch import Arch
-from nas_prune.trace import Axes
-from nas_prune.trace.oracle import size_of, sizes_of
+from nas_prune.tracing import Axes
+from nas_prune.tracing.oracle import size_of, sizes_of
 
-GEOMETRY = {"kernel_size", "stride", "padding", "dilation", "output_padding", "num_classes", "img_size", "patch_size"}
+GEOMETRY = {"kernel_size", "stride", "padding", "dilation", "output_padding", "num_classes", "img_size"}
 GEOMETRY |= {
     "window_size",
     "grid_size",
@@ -22,6 +23,7 @@ GEOMETRY |= {
     "global_pool",
     "output_size",
 }
+HEAD_WIDTHS = {"in_features", "num_features", "hidden_size"}  # what timm's classifier heads keep about themselves
 Changes = dict[str, dict[int, set[int]]]  # module path -> old size -> the new sizes that it became there
 
 
@@ -30,11 +32,11 @@ def repair(model: nn.Module, axes: Axes, arch: Arch) -> None:
     changes = _changes(axes, arch)
     for path, module in model.named_modules():
         certain = _from_weight(module)
+        passing = _passing(axes, arch, path) if path and HEAD_WIDTHS & vars(module).keys() - certain.keys() else {}
         for name, value in list(vars(module).items()):
             if name not in GEOMETRY and name not in certain and not name.startswith("_"):
-                fresh = _renewed(value, changes.get(path, {}))
-                if fresh != value:
-                    setattr(module, name, fresh)
+                evidence = passing if name in HEAD_WIDTHS else changes.get(path, {})
+                setattr(module, name, _renewed(value, evidence))
         for name, value in certain.items():
             setattr(module, name, value)
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
@@ -69,6 +71,16 @@ def _changes(axes: Axes, arch: Arch) -> Changes:
             if size != term.size:
                 owner.setdefault(term.size, set()).add(size)
     return changes
+
+
+def _passing(axes: Axes, arch: Arch, path: str) -> dict[int, set[int]]:
+    """What the dimensions of the tensors that go into or through a module were and became."""
+    sizes: dict[int, set[int]] = {}
+    for node in axes.walk.captured.graph.nodes:
+        if any(path == name for name, _ in node.meta.get("nn_module_stack", {}).values()):
+            for term in (term for each in (node, *node.all_input_nodes) for term in axes.walk.dims(each)):
+                sizes.setdefault(term.size, set()).add(size_of(axes, arch, term))
+    return sizes
 
 
 def _renewed(value: Any, changes: dict[int, set[int]]) -> Any:

@@ -30,7 +30,7 @@ from nas_prune.axes import Axis, Kind
 from nas_prune.errors import SpaceError
 from nas_prune.registry import hint
 from nas_prune.shipped import shipped
-from nas_prune.trace import Axes
+from nas_prune.tracing import Axes
 
 
 class Rule(BaseModel):

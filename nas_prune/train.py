@@ -57,7 +57,6 @@ class Position:
 
     epoch: int = 0
     step: int = 0
-    loss: float = 0.0
 
 
 def optimizer_of(model: nn.Module, settings: OptimSettings) -> Optimizer:
@@ -91,39 +90,51 @@ def fit(
     loader = accelerator.prepare_data_loader(data.train)
     steps = min(len(loader), stage.settings.max_steps or len(loader))
     schedule = _schedule(optimizers, stage, steps)
+    mix = mixer(stage.images, data.classes, stage.settings.label_smoothing) or _as_they_are
     memory = _Memory(run, stage, model, average, optimizers)
     position = memory.recall()
-    mix = mixer(stage.images, data.classes, stage.settings.label_smoothing)
     bar = run.bars.bar(stage.name, stage.epochs * steps, position.epoch * steps + position.step)
     with stop_signals() as stop:
         while position.epoch < stage.epochs:
             model.train()
             for images, labels in _batches(loader, position, steps):
                 schedule.step_update(position.epoch * steps + position.step)
-                inputs, targets = mix(images, labels) if mix else (images, labels)
-                loss = loss_of(trained, inputs, targets)
-                for optimizer in prepared:
-                    optimizer.zero_grad()
-                accelerator.backward(loss)
-                if stage.settings.clip_grad is not None:
-                    accelerator.clip_grad_norm_(trained.parameters(), stage.settings.clip_grad)
-                for optimizer in prepared:
-                    optimizer.step()
+                loss = loss_of(trained, *mix(images, labels))
+                _update(accelerator, trained, loss, prepared, stage.settings.clip_grad)
                 if average is not None:
                     average.update(model)
                 position.step += 1
                 bar.advance(_look(stage, position, loss, steps))
                 if stop.requested is not None:
                     memory.keep(position)
-                    raise InterruptedRunError(
-                        f"stopped in stage {stage.name}; the same command resumes it", stop.requested
-                    )
+                    raise InterruptedRunError(f"stopped in {stage.name}; the same command resumes it", stop.requested)
             position = Position(position.epoch + 1)
-            accuracy = top1(average.module if average is not None else model, data, accelerator)
-            _record(
-                run, stage, position, {"train/loss": float(loss.detach()), "eval/top1": accuracy, **watch()}, optimizers
-            )
+            row = {
+                "train/loss": float(loss.detach()),
+                "train/lr": float(optimizers[0].param_groups[0]["lr"]),
+                **watch(),
+            }
+            row["eval/top1"] = top1(average.module if average is not None else model, data, accelerator)
+            _record(run, stage, position, row)
             memory.keep(position)
+
+
+def _update(
+    accelerator: Accelerator, trained: nn.Module, loss: Tensor, optimizers: Sequence[Any], clip: float | None
+) -> None:
+    """One step of every optimizer down the gradient of the loss."""
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    accelerator.backward(loss)
+    if clip is not None:
+        accelerator.clip_grad_norm_(trained.parameters(), clip)
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def _as_they_are(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """No mixup."""
+    return images, labels
 
 
 def task_loss(settings: OptimSettings) -> Loss:
@@ -176,10 +187,9 @@ def _look(stage: Stage, position: Position, loss: Tensor, steps: int) -> str:
     return f"epoch {position.epoch + 1}, loss {value:.3f}"
 
 
-def _record(run: Run, stage: Stage, position: Position, row: dict[str, float], optimizers: Sequence[Optimizer]) -> None:
+def _record(run: Run, stage: Stage, position: Position, row: dict[str, float]) -> None:
     if run.track is not None and run.accelerator.is_main_process:
-        rate = float(optimizers[0].param_groups[0]["lr"])
-        run.track.log({**row, "train/lr": rate}, stage=stage.name, epoch=position.epoch)
+        run.track.log(row, stage=stage.name, epoch=position.epoch)
 
 
 class _Memory:

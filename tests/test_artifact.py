@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from nas_prune.arch import Arch
 from nas_prune.artifact import describe, load, save
 from nas_prune.artifact_config import sum_of_config
-from nas_prune.derive import derive
+from nas_prune.derivation import derive
 from nas_prune.errors import ArtifactError
-from nas_prune.trace import trace
+from nas_prune.tracing import trace
 
 BACKBONES: dict[str, tuple[int, dict[str, Any]]] = {  # the smallest images that they take, and arguments
     "resnet18": (32, {}),

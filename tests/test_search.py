@@ -1,4 +1,4 @@
-"""Laws of the search: selections fit their limit, the budget is met as measured, pressure closes and its absence does not."""
+"""Laws of the search: selections fit their limit, the budget is met as measured, pressure closes gates."""
 
 import pytest
 import timm
@@ -57,7 +57,7 @@ def test_the_budget_is_met_on_the_measurement_whatever_the_prediction_says(space
 def test_a_target_that_no_round_meets_is_an_error_with_the_closest_figure(space, scores):
     budget = Budget("0.5x", Macs(space.axes))
     with pytest.raises(BudgetError, match="closest"):
-        meet(scores, budget, space, ranked, lambda arch: 10 * budget.limit, rounds=3)
+        meet(scores, budget, space, ranked, lambda _: 10 * budget.limit, rounds=3)
 
 
 def test_measurements_are_journalled_and_reused(space, scores, tmp_path):
@@ -109,7 +109,7 @@ def test_a_strong_penalty_drives_to_the_floor_and_not_below():
 
 
 @pytest.mark.parametrize("form", ["hinge", "log"])
-def test_the_penalty_pushes_every_axis_down(space, form):
+def test_the_penalty_pushes_every_axis_down(form):
     model = timm.create_model("test_resnet", num_classes=10)
     gated = GatedModel(model, SearchSpace.read("channels", trace(model, torch.randn(2, 3, 32, 32))), "sigmoid")
     gated(torch.randn(2, 3, 32, 32))
@@ -117,7 +117,7 @@ def test_the_penalty_pushes_every_axis_down(space, form):
     assert all(bool((gate.logit.grad > 0).all()) for gate in gated.gates.values())
 
 
-def test_under_the_target_the_hinge_costs_nothing(space):
+def test_under_the_target_the_hinge_costs_nothing():
     model = timm.create_model("test_resnet", num_classes=10)
     gated = GatedModel(model, SearchSpace.read("channels", trace(model, torch.randn(2, 3, 32, 32))), "mask")
     gated(torch.randn(2, 3, 32, 32))

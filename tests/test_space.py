@@ -8,7 +8,7 @@ from zoo import traced
 from nas_prune.arch import Arch
 from nas_prune.errors import SpaceError
 from nas_prune.space import SearchSpace, read_rules, spaces
-from nas_prune.trace import Axes
+from nas_prune.tracing import Axes
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from functools import reduce
 
 import pytest
 
-from nas_prune.trace.rules.shapes import reshape
-from nas_prune.trace.terms import (
+from nas_prune.tracing.rules.shapes import reshape
+from nas_prune.tracing.terms import (
     Cat,
     Fix,
     Term,

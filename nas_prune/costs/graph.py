@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas_prune.costs.cost import Sizes, costs
-from nas_prune.trace import Axes
-from nas_prune.trace.capture import Inputs, as_tuple, evaluating
-from nas_prune.trace.terms import Term
+from nas_prune.tracing import Axes
+from nas_prune.tracing.capture import Inputs, as_tuple, evaluating
+from nas_prune.tracing.terms import Term
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Params:
 
     def __call__(self, sizes: Sizes) -> Tensor:
         """Parameters when the axes have these sizes."""
-        return torch.as_tensor(sum(product(self.axes.width(t, sizes) for t in dims) for dims in self.tensors))
+        return _tensor(sum(product(self.axes.width(t, sizes) for t in dims) for dims in self.tensors))
 
 
 @costs.register("macs")
@@ -65,11 +65,16 @@ class Macs:
     def __call__(self, sizes: Sizes) -> Tensor:
         """MACs when the axes have these sizes."""
         total = sum(product(self.axes.width(term, sizes) for term in terms) for terms in self.products)
-        return torch.as_tensor(total * self.share)
+        return _tensor(total * self.share)
 
 
 def _distinct(axes: Axes) -> list[tuple[Term, ...]]:
     """Terms of every parameter, shared ones once."""
     captured = axes.walk.captured
-    names = {target: name for name, target in captured.tensors.items() if name not in captured.buffers}
-    return [dims for tensor, dims in axes.tensors.items() if tensor in names]
+    names = {target for name, target in captured.tensors.items() if name not in captured.buffers}
+    return [axes.tensors[name] for name in dict.fromkeys(captured.shared.get(name, name) for name in names)]
+
+
+def _tensor(total: Tensor | float) -> Tensor:
+    """A count as a tensor; float32 would round what is above 2^24."""
+    return total if isinstance(total, Tensor) else torch.tensor(total, dtype=torch.float64)

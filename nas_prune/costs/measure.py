@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nas_prune.errors import RuntimeMissingError
-from nas_prune.trace.capture import Inputs, as_tuple, evaluating
+from nas_prune.tracing.capture import Inputs, as_tuple, evaluating
 
 Runtime = Literal["eager", "onnxruntime"]
 Call = Callable[[], object]

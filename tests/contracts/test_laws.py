@@ -14,14 +14,14 @@ from zoo import USERS, ChannelSum, Tied, Traced, Unused, apart, classifier_width
 import nas_prune
 from nas_prune.arch import Arch
 from nas_prune.costs import Macs, Params, count
-from nas_prune.derive import derive
+from nas_prune.derivation import derive
 from nas_prune.errors import ArchError, DeriveError, TraceError
 from nas_prune.gated import GatedModel
 from nas_prune.gates import gates
 from nas_prune.intercept import Interceptor, release
-from nas_prune.trace import trace
-from nas_prune.trace.oracle import compare, take
-from nas_prune.verify import verify
+from nas_prune.tracing import trace
+from nas_prune.tracing.oracle import compare, take
+from nas_prune.verification import verify
 
 EXACT = 1e-9  # float64: rounding leaves about 1e-14, the smallest real mistake seen (an attention scale) 7e-5
 SINGLE = 1e-4  # float32

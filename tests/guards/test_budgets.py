@@ -11,7 +11,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "nas_prune").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-LOOPS = ("search", "finetune", "fit", "meet", "calibrate")  # may take eight parameters, as constructors may
+LOOPS = (
+    "search",
+    "learn",
+    "settle",
+    "finetune",
+    "fit",
+    "meet",
+    "calibrate",
+)  # may take eight parameters, as constructors may
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 TREES = {path: ast.parse(path.read_text()) for path in [*FILES, *TESTS]}

@@ -9,12 +9,12 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "nas_prune"
 LAYERS = (
     "errors registry axes arch files folders shipped signals yaml_text origin device",
-    "settings trace space gates costs ops",
-    "intercept gated derive repair citizen rebuild verify",
+    "settings tracing space gates costs ops",
+    "intercept gated derivation repair citizen rebuild verification",
     "criteria selectors schedules penalties",
-    "search finetune evaluate data augment idx memory_images file_images order checkpoint artifact artifact_config "
+    "joint finetune evaluate data augment idx memory_images file_images order checkpoint artifact artifact_config "
     "export report summary figures track progress calibrate train meet budget",
-    "recipe recipe_keys overrides build pipeline cli cli_help cli_list __main__",
+    "recipe recipe_keys overrides build job steps results pipeline cli cli_help cli_list __main__",
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts.split()}
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
@@ -69,7 +69,7 @@ def test_imports_point_down(file: Path) -> None:
 
 
 def test_an_import_that_points_up_is_found_wherever_it_hides() -> None:
-    hidden = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from nas_prune.search import search\n"
+    hidden = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from nas_prune.joint import search\n"
     late = "def f():\n    import nas_prune.cli\n"
     relative = "from ..gated import GatedModel\nfrom . import weight\nfrom .. import cli\n"
     assert upward(Path("gates/new.py"), hidden) == ["nas_prune/gates/new.py:3 (layer 1) imports search (layer 4)"]

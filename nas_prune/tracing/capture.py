@@ -24,12 +24,14 @@ Inputs = Tensor | tuple[Any, ...]
 class Captured:
     """The graph, which tensor of the model each of its placeholders is, and what went in.
 
+    ``shared``: each name of a tensor -> the first of all names that the same tensor has (tied weights).
     ``inputs``: shape and type of each input tensor; ``batch``: images in the example inputs as the caller gave them.
     """
 
     graph: Graph
     tensors: Mapping[str, str]
     buffers: frozenset[str]
+    shared: Mapping[str, str]
     constants: Mapping[str, Tensor]
     values: Mapping[str, Tensor]
     inputs: tuple[tuple[tuple[int, ...], torch.dtype], ...]
@@ -99,6 +101,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
         graph=program.graph,
         tensors={spec.arg.name: str(spec.target) for spec in specs if spec.kind in kinds},
         buffers=frozenset(spec.arg.name for spec in specs if spec.kind is InputKind.BUFFER),
+        shared=_first_names(model),
         constants={
             spec.arg.name: program.constants[str(spec.target)]
             for spec in specs
@@ -112,3 +115,10 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
         inputs=tuple((tuple(v.shape), v.dtype) for v in arguments if isinstance(v, Tensor)),
         batch=batch_of(inputs),
     )
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Name -> the first name of the same parameter or buffer."""
+    first: dict[int, str] = {}
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors}

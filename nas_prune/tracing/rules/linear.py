@@ -10,8 +10,8 @@ from typing import Any, cast
 
 from torch.fx import Node
 
-from nas_prune.trace.terms import Dims, Fix, Term, factorize, freeze, prod
-from nas_prune.trace.walk import Site, Walk, rule
+from nas_prune.tracing.terms import Dims, Fix, Term, factorize, freeze, prod
+from nas_prune.tracing.walk import Site, Walk, rule
 
 
 def argument(node: Node, index: int, default: Any = None) -> Any:

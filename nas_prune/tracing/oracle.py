@@ -14,11 +14,11 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from nas_prune.arch import Arch
-from nas_prune.trace import masked
-from nas_prune.trace.capture import Inputs, at_least_two
-from nas_prune.trace.found import Axes
-from nas_prune.trace.terms import Term
-from nas_prune.trace.walk import Site
+from nas_prune.tracing import masked
+from nas_prune.tracing.capture import Inputs, at_least_two
+from nas_prune.tracing.found import Axes
+from nas_prune.tracing.terms import Term
+from nas_prune.tracing.walk import Site
 
 Values = dict[Node, Any]
 SKIPPED = ("_assert_tensor_metadata.default", "_assert_scalar.default")
@@ -136,7 +136,7 @@ def _masked(site: Site, args: list[Any], keep: Tensor) -> Any:
     if site.how == "rms_norm":
         return masked.rms_norm(x, args[2], torch.finfo(x.dtype).eps if args[3] is None else args[3], keep)
     if site.how == "group_norm":
-        return masked.group_norm(x, args[1], args[2], args[3], 1e-5 if args[4] is None else args[4], keep)
+        return masked.group_norm(x, args[1], (args[2], args[3]), 1e-5 if args[4] is None else args[4], keep)
     if site.how == "standardize":
         return masked.standardize(x, args[1], args[5], keep), None, None
     shape = [-1 if dim == site.dim else 1 for dim in range(x.ndim)]

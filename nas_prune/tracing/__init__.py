@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from torch import nn
 
 from nas_prune.errors import TraceError
-from nas_prune.trace import rules
-from nas_prune.trace.capture import Inputs, capture
-from nas_prune.trace.found import Axes, find
-from nas_prune.trace.walk import walk
+from nas_prune.tracing import rules
+from nas_prune.tracing.capture import Inputs, capture
+from nas_prune.tracing.found import Axes, find
+from nas_prune.tracing.walk import walk
 
 __all__ = ["Axes", "rules", "trace"]
 

@@ -25,16 +25,19 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float, keep: Tensor) -> Tens
     return _affine(x * torch.rsqrt(square + eps), weight, None)
 
 
-def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, keep: Tensor) -> Tensor:
-    """GroupNorm of x (b (g k) ...), ``keep`` (k) closing the same positions in every group."""
+Affine = tuple[Tensor | None, Tensor | None]
+
+
+def group_norm(x: Tensor, groups: int, affine: Affine, eps: float, keep: Tensor) -> Tensor:
+    """GroupNorm of x (b (g k) ...), ``keep`` (k) closing the same positions in every group; affine: weight, bias."""
     y = rearrange(x.flatten(2), "b (g k) n -> b g k n", g=groups)
     inside = rearrange(keep, "k -> k 1")
     count = keep.sum() * y.shape[-1]
     mean = (y * inside).sum((-2, -1), keepdim=True) / count
     variance = ((y - mean).square() * inside).sum((-2, -1), keepdim=True) / count
     y = rearrange((y - mean) * torch.rsqrt(variance + eps), "b g k n -> b (g k) n").reshape(x.shape)
-    shape = (-1, *(1 for _ in x.shape[2:]))
-    return _affine(y, None if weight is None else weight.reshape(shape), None if bias is None else bias.reshape(shape))
+    weight, bias = (None if each is None else each.reshape(-1, *(1 for _ in x.shape[2:])) for each in affine)
+    return _affine(y, weight, bias)
 
 
 def standardize(weight: Tensor, scale: Tensor | None, eps: float, keep: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from nas_prune.arch import Arch
 from nas_prune.axes import Axis, Kind, Member
-from nas_prune.trace.terms import Cat, Prod, Term, Var, frozen_leaves, leaves, resolve
-from nas_prune.trace.walk import Walk
+from nas_prune.tracing.terms import Cat, Prod, Term, Var, frozen_leaves, leaves, resolve
+from nas_prune.tracing.walk import Walk
 
 
 @dataclass(frozen=True)

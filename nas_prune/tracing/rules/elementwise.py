@@ -2,8 +2,8 @@
 
 from torch.fx import Node
 
-from nas_prune.trace.terms import Dims
-from nas_prune.trace.walk import Walk, rule
+from nas_prune.tracing.terms import Dims
+from nas_prune.tracing.walk import Walk, rule
 
 
 @rule(

@@ -7,8 +7,8 @@ from math import sqrt
 
 from torch.fx import Node
 
-from nas_prune.trace.terms import Dims, freeze
-from nas_prune.trace.walk import Site, Walk, rule
+from nas_prune.tracing.terms import Dims, freeze
+from nas_prune.tracing.walk import Site, Walk, rule
 
 
 @rule("scaled_dot_product_attention.default")

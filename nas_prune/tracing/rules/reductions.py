@@ -5,9 +5,9 @@ from typing import cast
 
 from torch.fx import Node
 
-from nas_prune.trace.rules.linear import argument
-from nas_prune.trace.terms import Dims, Fix, free, freeze
-from nas_prune.trace.walk import Site, Walk, rule
+from nas_prune.tracing.rules.linear import argument
+from nas_prune.tracing.terms import Dims, Fix, free, freeze
+from nas_prune.tracing.walk import Site, Walk, rule
 
 
 @rule("mean.dim")

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from nas_prune.arch import Arch
-from nas_prune.derive import derive
+from nas_prune.derivation import derive
 from nas_prune.errors import ExactnessError
 from nas_prune.gated import GatedModel
 from nas_prune.intercept import plain_copy
-from nas_prune.trace import Axes
-from nas_prune.trace.capture import Inputs, at_least_two, evaluating
-from nas_prune.trace.oracle import compare, perturbed
+from nas_prune.tracing import Axes
+from nas_prune.tracing.capture import Inputs, at_least_two, evaluating
+from nas_prune.tracing.oracle import compare, perturbed
 
 TOLERANCE = 1e-9  # float64; 1e-6 would already hide an attention scale that is a few percent off
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from nas_prune.axes import Kind, Role
-from nas_prune.trace.capture import Captured
-from nas_prune.trace.terms import Dims, Fix, Term, Var, free, freeze, unify
+from nas_prune.tracing.capture import Captured
+from nas_prune.tracing.terms import Dims, Fix, Term, Var, free, freeze, unify
 
 Rule = Callable[["Walk", Node], "Dims | list[Dims]"]
 RULES: dict[str, Rule] = {}
@@ -69,6 +69,7 @@ class Walk:
 
     captured: Captured
     terms: dict[Node, Any] = field(default_factory=dict)
+    tied: dict[str, Dims] = field(default_factory=dict)
     sites: list[Site] = field(default_factory=list)
     literals: list[Literal] = field(default_factory=list)
     constants: dict[tuple[Node, int | str], Any] = field(default_factory=dict)
@@ -80,6 +81,10 @@ class Walk:
     def of(self, value: Any) -> Dims:
         """Terms of a tensor argument; a Python number has no dimension."""
         return self.terms[value] if isinstance(value, Node) else ()
+
+    def dims(self, node: Node) -> list[Term]:
+        """Terms of all dimensions of all outputs of a node."""
+        return [term for dims in _each(self.terms[node]) for term in dims] if node in self.terms else []
 
     def shape(self, node: Node) -> tuple[int, ...]:
         """Traced shape of a node that is one tensor."""
@@ -155,6 +160,7 @@ def walk(captured: Captured, *, freeze_tensors: Mapping[tuple[str, int], str] | 
             _check_sizes(record, node)
         elif node.op == "output":
             record.frozen(node, "model output")
+    _freeze_unused(record)
     record.sites = [site for site in record.sites if free(site.term)]
     return record
 
@@ -170,17 +176,36 @@ def _needing_parameters(captured: Captured) -> set[Node]:
 
 
 def _placeholder(record: Walk, node: Node, asked: Mapping[tuple[str, int], str]) -> Dims:
+    """A variable for every dimension of a parameter or buffer, the same ones for all names of a tied one."""
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return ()
     name = record.tensor(node)
     if name is None:
         return tuple(Fix(int(size)) for size in value.shape)
-    dims = tuple(Var(int(size)) if size != 1 else Fix(1) for size in value.shape)
+    first = record.captured.shared.get(name, name)
+    if first not in record.tied:
+        record.tied[first] = tuple(Var(int(size)) if size != 1 else Fix(1) for size in value.shape)
+    dims = record.tied[first]
     for dim, term in enumerate(dims):
         if (name, dim) in asked:
             freeze(term, asked[name, dim])
     return dims
+
+
+def _freeze_unused(record: Walk) -> None:
+    """A parameter that the forward pass never reads says nothing about its units."""
+    used = {name for name, node in _tensors(record) if node.users}
+    read = {record.captured.shared.get(name, name) for name in used}
+    for name, node in _tensors(record):
+        if record.captured.shared.get(name, name) not in read:
+            for term in record.terms[node]:
+                freeze(term, "never used in the forward pass")
+
+
+def _tensors(record: Walk) -> list[tuple[str, Node]]:
+    known = record.captured.tensors
+    return [(known[node.name], node) for node in record.captured.graph.nodes if node.name in known]
 
 
 def _target(node: Node) -> str:

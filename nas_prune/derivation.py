@@ -16,9 +16,9 @@ from nas_prune.citizen import run_and_describe
 from nas_prune.errors import DeriveError
 from nas_prune.intercept import plain_copy
 from nas_prune.repair import repair
-from nas_prune.trace import Axes
-from nas_prune.trace.capture import evaluating
-from nas_prune.trace.oracle import size_of, take
+from nas_prune.tracing import Axes
+from nas_prune.tracing.capture import evaluating
+from nas_prune.tracing.oracle import size_of, take
 
 MOVES = {"view", "_unsafe_view", "permute", "transpose", "unbind", "getitem", "select", "split", "split_with_sizes"}
 MOVES |= {"chunk", "slice", "unsqueeze", "squeeze", "clone", "expand", "dropout"}
@@ -104,7 +104,7 @@ def _try(model: nn.Module, axes: Axes) -> None:
     try:
         with evaluating(model):
             run_and_describe(model, inputs)
-    except RuntimeError as error:
+    except Exception as error:
         raise DeriveError(
             f"the code of {type(model).__name__} cannot run with these widths: {error}. "
             f"Freeze the axes of the module named there"

@@ -5,9 +5,9 @@ from typing import Any, cast
 
 from torch.fx import Node
 
-from nas_prune.trace.rules.linear import argument
-from nas_prune.trace.terms import Dims, Fix, factorize, free
-from nas_prune.trace.walk import Site, Walk, rule
+from nas_prune.tracing.rules.linear import argument
+from nas_prune.tracing.terms import Dims, Fix, factorize, free
+from nas_prune.tracing.walk import Site, Walk, rule
 
 
 def _follow(walk: Walk, node: Node, terms: Dims, *parameters: Any) -> None:

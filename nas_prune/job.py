@@ -1,0 +1,92 @@
+"""A run folder and the job at work in it: what its steps share, and which recipe may go on where."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from nas_prune import build
+from nas_prune import recipe as recipes
+from nas_prune.costs import Budget, LatencyPredictor, Timing, measure_together
+from nas_prune.data import Data
+from nas_prune.errors import RecipeError
+from nas_prune.files import write_json
+from nas_prune.recipe import Recipe
+from nas_prune.space import SearchSpace
+from nas_prune.train import Run
+
+
+@dataclass
+class Job:
+    """One run at work: what the steps share."""
+
+    recipe: Recipe
+    folder: Path
+    run: Run
+    data: Data
+    model: nn.Module
+    space: SearchSpace
+    seconds: dict[str, float]
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """How long a step took, also over several attempts; a step that was skipped takes no time."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = time.monotonic() - start
+            self.seconds[step] = self.seconds.get(step, 0.0) + spent
+            write_json(self.folder / "seconds.json", self.seconds)
+
+    def images(self, batch: int) -> Tensor:
+        """Example images on the device of the run."""
+        return build.example(self.recipe, self.data, batch=batch, device=self.run.accelerator.device)
+
+    def budget(self, predictor: LatencyPredictor) -> Budget:
+        """The limit of the recipe."""
+        return build.budget(self.recipe, self.space.axes, predictor)
+
+    def measure(self, models: dict[str, nn.Module], *, seconds: float) -> dict[str, Timing]:
+        """Latency of several models in turn, as the recipe wants it measured."""
+        how = self.recipe.latency
+        inputs = self.images(how.batch_size)
+        return measure_together(models, inputs, runtime=how.runtime, seconds=seconds, threads=how.threads)
+
+
+def open_folder(recipe: Recipe, folder: Path, *, resume: bool, force: bool) -> None:
+    """Make the run folder, or check that it holds this very recipe."""
+    path = folder / "recipe.yaml"
+    if path.exists() and not resume:
+        if not force:
+            raise RecipeError(f"{folder} holds a run; resume it, choose another --out, or add --force to delete it")
+        shutil.rmtree(folder)
+    if path.exists():
+        difference = _difference(open_run(folder), recipe)
+        if difference:
+            raise RecipeError(
+                f"{folder} holds a run of another recipe ({difference}); choose another --out, or --no-resume --force"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    recipes.write(recipe, path)
+
+
+def open_run(folder: Path) -> Recipe:
+    """The recipe of a run folder."""
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        raise RecipeError(
+            f"{folder} is not a run folder: it has no recipe.yaml. Start one with `nas-prune run RECIPE --out {folder}`"
+        )
+    return recipes.read(str(path), [])
+
+
+def _difference(old: Recipe, new: Recipe) -> str:
+    """The first keys in which two recipes differ."""
+    before, after = recipes.flat(old), recipes.flat(new)
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return ", ".join(f"{key}: {before.get(key)} there, {after.get(key)} here" for key in keys[:3])

@@ -1,0 +1,104 @@
+"""What a run has achieved: every model evaluated, counted and timed in turn; the content of results.json."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from nas_prune.calibrate import Calibration
+from nas_prune.costs import Budget, Macs, Params, Timing, count
+from nas_prune.device import fingerprint
+from nas_prune.errors import CheckpointError
+from nas_prune.evaluate import top1
+from nas_prune.files import read_json, write_json
+from nas_prune.gated import GatedModel
+from nas_prune.job import Job
+from nas_prune.meet import Met
+
+FINAL_SECONDS = 3.0  # time spent on timing each model at the end
+NOISE = 1.03  # a timing repeats to a few percent
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the steps of a run have made."""
+
+    calibration: Calibration
+    met: Met
+    gated: GatedModel
+    models: dict[str, nn.Module]
+    certificate: dict[str, Any]
+
+
+def evaluated(job: Job, outcome: Outcome) -> dict[str, Any]:
+    """Everything that the table and the report show; written to results.json."""
+    rows = _rows(job, outcome)
+    budget = job.budget(outcome.calibration.predictor)
+    target, status = _kept(budget, rows)
+    results = {
+        "status": status,
+        "target_ms": target,
+        "target": job.recipe.budget.target,
+        "measured_share": rows["finetuned"]["measured_ms"] / rows["dense"]["measured_ms"],
+        "max_abs_error": outcome.certificate["max_abs_error"],
+        **{name: rows[name] for name in ("dense", "gated", "derived", "finetuned")},
+        "certificate": outcome.certificate,
+        "rounds": [
+            {"predicted_ms": step.predicted, "measured_ms": step.measured, "target_ms": step.target}
+            for step in outcome.met.rounds
+        ],
+        "seconds": {step: spent for step, spent in job.seconds.items() if spent > 0.5},
+        "device": fingerprint(),
+    }
+    write_json(job.folder / "results.json", results)
+    return results
+
+
+def _rows(job: Job, outcome: Outcome) -> dict[str, Any]:
+    """One row per model: accuracy, counts, predicted and measured milliseconds."""
+    accelerator, predictor, axes = job.run.accelerator, outcome.calibration.predictor, job.space.axes
+    sizes = outcome.met.arch.sizes(job.space.free)
+    timings, image = _timings(job, outcome.models), job.images(1)
+    rows: dict[str, Any] = {}
+    for name, model in outcome.models.items():
+        counted, predicted = count(model, image), float(predictor({} if name == "dense" else sizes))
+        rows[name] = _row(top1(model, job.data, accelerator), counted.macs, counted.params, predicted, timings[name])
+    with outcome.gated.fixed(outcome.met.arch):
+        accuracy = top1(outcome.gated, job.data, accelerator)
+    macs, params = (int(cost(axes)(sizes)) for cost in (Macs, Params))
+    return {**rows, "gated": _row(accuracy, macs, params, float(predictor(sizes)), None)}
+
+
+def _timings(job: Job, models: dict[str, nn.Module]) -> dict[str, Timing]:
+    """All models timed in turn; measured once, then kept."""
+    path = job.folder / "timings.json"
+    if not path.exists():
+        seconds = job.recipe.latency.seconds
+        times = job.measure(models, seconds=max(FINAL_SECONDS, seconds) if seconds > 0.05 else seconds)
+        write_json(path, {name: vars(timing) for name, timing in times.items()})
+    return {name: Timing(**row) for name, row in read_json(path, CheckpointError).items()}
+
+
+def _row(accuracy: float, macs: int, params: int, predicted: float, timing: Timing | None) -> dict[str, Any]:
+    return {
+        "top1": accuracy,
+        "macs": macs,
+        "params": params,
+        "predicted_ms": predicted,
+        "measured_ms": None if timing is None else timing.median_ms,
+        "measured_ms_spread": None if timing is None else timing.spread_ms,
+    }
+
+
+def _kept(budget: Budget, rows: dict[str, Any]) -> tuple[float | None, str]:
+    """The target in milliseconds, and whether the measurement met it, within 3 % for the noise of a timing.
+
+    A relative target is relative to the dense model as it was timed in turn with the small one.
+    """
+    if budget.cost.unit != "ms":
+        return None, "met"
+    dense, tuned = rows["dense"]["measured_ms"], rows["finetuned"]["measured_ms"]
+    share = budget.limit / float(budget.cost({}).detach())
+    target = share * dense if budget.relative else budget.limit
+    met = tuned <= NOISE * target
+    return target, "met" if met else f"missed: {tuned:.3g} ms measured, the target is {target:.3g} ms"

@@ -1,0 +1,124 @@
+"""The steps of a run. Each leaves its result in the run folder, and takes it from there when it is done already."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from nas_prune import artifact, build
+from nas_prune import recipe as recipes
+from nas_prune.arch import Arch
+from nas_prune.calibrate import Calibration, calibrate, read, refuse_unreachable
+from nas_prune.costs import Budget
+from nas_prune.derivation import derive
+from nas_prune.errors import BudgetError, CheckpointError
+from nas_prune.files import read_json, write_json
+from nas_prune.gated import GatedModel
+from nas_prune.job import Job
+from nas_prune.joint import learn, settle
+from nas_prune.meet import Met, meet
+from nas_prune.selectors import selectors
+from nas_prune.train import Stage, fit, optimizer_of, task_loss
+from nas_prune.verification import verify
+
+
+def calibrated(job: Job) -> Calibration:
+    """The latency predictor of this run, and the refusal of a budget that nothing can meet."""
+    folder = job.folder / "calibration"
+    if (folder / "calibration.json").exists():
+        result = read(folder, job.space)
+    else:
+        settings = job.recipe.latency
+        inputs, seed, follow = job.images(settings.batch_size), job.recipe.seed, job.run.bars.follow
+        result = calibrate(job.model, job.space, inputs, settings, folder, seed=seed, progress=follow)
+        error = result.error
+        job.run.bars.say(
+            f"latency predictor: {100 * error.mape:.1f} % error, Spearman {error.spearman:.2f} "
+            f"on {error.held_out} held-out sub-networks; two timings of one differ by {100 * result.noise:.1f} %"
+        )
+    result.predictor.to(job.run.accelerator.device)
+    budget = job.budget(result.predictor)
+    if budget.limit >= float(budget.cost({}).detach()):
+        raise BudgetError(f"the dense model is within budget.target {budget.target} already; there is nothing to prune")
+    if budget.cost.unit == "ms":
+        refuse_unreachable(result, budget.limit, job.space)
+    return result
+
+
+def train_dense(job: Job, name: str, epochs: int) -> None:
+    settings = job.recipe.dense
+    stage = Stage(name, epochs, settings, job.recipe.data)
+    fit(job.run, stage, job.model, job.data, task_loss(settings), [optimizer_of(job.model, settings)])
+
+
+def baseline(job: Job, parent: nn.Module) -> nn.Module:
+    """The dense model, trained for as many epochs as the small one will have seen."""
+    recipe = job.recipe
+    if recipe.dense.epochs and recipe.dense.baseline:
+        settings = recipe.dense.model_copy(update={"lr": recipe.finetune.lr, "warmup_epochs": 0.0})
+        stage = Stage("baseline", recipe.search.epochs + recipe.finetune.epochs, settings, recipe.data)
+        fit(job.run, stage, parent, job.data, task_loss(settings), [optimizer_of(parent, settings)])
+    return parent
+
+
+def searched(job: Job, gated: GatedModel, calibration: Calibration) -> Met:
+    """The search: learn, meet the budget as measured, settle; the architecture in arch.json."""
+    recipe = job.recipe
+    budget = job.budget(calibration.predictor)
+    penalties = build.penalty_terms(recipe, budget)
+    learn(gated, job.data, budget=budget, penalties=penalties, settings=recipe.search, run=job.run, images=recipe.data)
+    met = meet(
+        gated.scores(),
+        budget,
+        job.space,
+        selectors[recipe.search.selector],
+        _costing(job, calibration, budget),
+        rounds=recipe.budget.rounds,
+        journal=job.folder / "rounds.jsonl",
+    )
+    met.arch.write(job.folder / "arch.json")
+    settle(gated, met.arch, job.data, settings=recipe.search, run=job.run, images=recipe.data)
+    return met
+
+
+def _costing(job: Job, calibration: Calibration, budget: Budget) -> Callable[[Arch], float]:
+    """What an architecture really costs: milliseconds are measured, MACs and parameters are counted exactly."""
+    if budget.cost.unit == "ms":
+        return _measuring(job, calibration)
+    return lambda arch: float(budget.cost(arch.sizes(job.space.free)))
+
+
+def _measuring(job: Job, calibration: Calibration) -> Callable[[Arch], float]:
+    """Milliseconds of a derived architecture: its share of the dense model in turn with it, times the dense model's."""
+
+    def cost(arch: Arch) -> float:
+        pair = {"dense": derive(job.model, job.space.axes, Arch()), "small": derive(job.model, job.space.axes, arch)}
+        times = job.measure(pair, seconds=max(1.0, job.recipe.latency.seconds))
+        return calibration.dense_ms * times["small"].median_ms / times["dense"].median_ms
+
+    return cost
+
+
+def derived(job: Job, arch: Arch) -> tuple[nn.Module, dict[str, Any]]:
+    """The small model, with the proof that it computes what the gated one does."""
+    small = derive(job.model, job.space.axes, arch)
+    path = job.folder / "certificate.json"
+    if path.exists():
+        return small, read_json(path, CheckpointError)
+    certificate = verify(job.model, job.space.axes, arch, build.example(job.recipe, job.data, batch=2)).as_dict()
+    write_json(path, certificate)
+    save(job, small, "derived", arch, certificate)
+    return small, certificate
+
+
+def save(job: Job, model: nn.Module, name: str, arch: Arch, certificate: dict[str, Any]) -> None:
+    if job.run.accelerator.is_main_process:
+        artifact.save(
+            model,
+            job.folder / name,
+            architecture=job.recipe.model.name,
+            kwargs=build.model_kwargs(job.recipe.model, job.data),
+            arch=arch,
+            certificate=certificate,
+            provenance={"recipe": recipes.flat(job.recipe)},
+        )
