@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
@@ -25,7 +25,7 @@ from nas_prune.folders import whole_folder
 from nas_prune.origin import Origin, is_plain
 from nas_prune.rebuild import Difference, buffers_of, difference, identical, rebuild, tensors_of
 
-Remarks = dict[str, dict[str, Any] | None]
+Remarks = Mapping[Literal["certificate", "provenance"], Mapping[str, Any]]
 TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -44,24 +44,21 @@ def save(
     model: nn.Module,
     folder: str | os.PathLike[str],
     *,
-    architecture: str | None = None,
-    kwargs: Mapping[str, Any] | None = None,
+    origin: tuple[str, Mapping[str, Any]] | None = None,
     arch: Arch | None = None,
-    certificate: Mapping[str, Any] | None = None,
-    provenance: Mapping[str, Any] | None = None,
+    remarks: Remarks | None = None,
 ) -> None:
     """Write a model derived from a timm model; an artefact that is there already is replaced, whole or not at all.
 
-    ``architecture``, ``kwargs``: what ``timm.create_model`` was called with, where the model does not say it itself.
-    ``certificate``, ``provenance``: plain data that is kept beside the model.
+    ``origin``: name and arguments that ``timm.create_model`` was called with, where the model does not say it itself.
+    ``remarks``: plain data that is kept beside the model, its ``certificate`` and its ``provenance``.
     Raises ArtifactError if loading would not give back the same model; nothing is written then.
     """
     target = Path(folder).resolve()
     _check_replaceable(target)
-    remarks = {"certificate": _plain("certificate", certificate), "provenance": _plain("provenance", provenance)}
-    origin = Origin.of(model, architecture, kwargs)
-    fresh = origin.build()
-    config = _config(model, origin, difference(fresh, model), remarks)
+    source = Origin.of(model, *(origin or (None, None)))
+    fresh = source.build()
+    config = _config(model, source, difference(fresh, model), remarks or {})
     try:
         with whole_folder(target) as temporary:
             _write_tensors(temporary / WEIGHTS, tensors_of(model))
@@ -126,8 +123,8 @@ def _config(model: nn.Module, origin: Origin, change: Difference, remarks: Remar
         shapes={name: list(shape) for name, shape in change.shapes.items()},
         shared=[list(names) for names in change.shared],
         attributes=change.attributes,
-        certificate=remarks["certificate"],
-        provenance=remarks["provenance"],
+        certificate=_plain("certificate", remarks.get("certificate")),
+        provenance=_plain("provenance", remarks.get("provenance")),
         versions={name: _version(name) for name in ("nas_prune", "torch", "timm", "safetensors")},
     )
 

@@ -25,7 +25,7 @@ from nas_prune.order import seeded
 from nas_prune.settings import LatencySettings
 from nas_prune.space import SearchSpace
 
-HELD_OUT_EVERY = 5  # one sub-network in five is not trained on
+HELD_OUT_EVERY = 4  # one sub-network in four is not trained on
 REPEATED = 3  # so many of those are timed again at the end: the noise floor
 
 Progress = Callable[[Iterable[int], str], Iterable[int]]
@@ -102,6 +102,7 @@ def read(folder: Path, space: SearchSpace) -> Calibration:
     facts = read_json(folder / "calibration.json", ArtifactError)
     predictor = LatencyPredictor({n: a.size for n, a in space.free.items()}, facts["dense_ms"], hidden=facts["hidden"])
     predictor.load_state_dict(load_file(folder / "predictor.safetensors"))
+    predictor.requires_grad_(False)
     return Calibration(
         predictor, PredictionError(**facts["error"]), facts["noise"], facts["dense_ms"], facts["smallest_ms"]
     )
@@ -149,7 +150,7 @@ def _fitted(
         predictor = LatencyPredictor({n: a.size for n, a in space.free.items()}, dense_ms, hidden=settings.hidden)
     training = [row for row in samples if not row["held_out"]]
     predictor.fit(*_tensors(predictor, training, dense_ms), steps=settings.steps, generator=seeded(seed))
-    return predictor.requires_grad_(False)
+    return predictor
 
 
 def _tensors(predictor: LatencyPredictor, rows: Sequence[dict[str, Any]], dense_ms: float) -> tuple[Tensor, Tensor]:

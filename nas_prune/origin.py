@@ -40,7 +40,7 @@ class Origin:
         if not isinstance(name, str):
             raise ArtifactError(
                 f"{type(model).__name__} does not say which timm model it is. Only timm models can be saved: "
-                "create it with timm.create_model, or pass architecture= (and kwargs=)"
+                "create it with timm.create_model, or pass origin=(name, arguments)"
             )
         recorded = dict(getattr(model, "_model_args", {})) if kwargs is None else {}
         arguments = {**recorded, **_widths(model, config), **(kwargs or {})}
@@ -62,7 +62,7 @@ class Origin:
             if not is_plain(value) or not _moderate(value):
                 raise ArtifactError(
                     f"the argument {name!r} of {self.architecture} must be plain data with numbers up to {LARGEST}, "
-                    f"not {str(value)[:60]}; pass kwargs= with names in place of objects"
+                    f"not {str(value)[:60]}; pass origin= with names in place of objects"
                 )
         for name in SOURCES & set(self.pretrained_cfg):
             raise ArtifactError(f"pretrained_cfg names a source of other weights ({name!r}); leave it out")

@@ -15,7 +15,7 @@ from nas_prune.gated import GatedModel
 from nas_prune.job import Job
 from nas_prune.meet import Met
 
-FINAL_SECONDS = 3.0  # time spent on timing each model at the end
+FINAL = 20  # the last timing takes so many times longer than a sample of the calibration
 NOISE = 1.03  # a timing repeats to a few percent
 
 
@@ -73,8 +73,7 @@ def _timings(job: Job, models: dict[str, nn.Module]) -> dict[str, Timing]:
     """All models timed in turn; measured once, then kept."""
     path = job.folder / "timings.json"
     if not path.exists():
-        seconds = job.recipe.latency.seconds
-        times = job.measure(models, seconds=max(FINAL_SECONDS, seconds) if seconds > 0.05 else seconds)
+        times = job.measure(models, seconds=FINAL * job.recipe.latency.seconds)
         write_json(path, {name: vars(timing) for name, timing in times.items()})
     return {name: Timing(**row) for name, row in read_json(path, CheckpointError).items()}
 

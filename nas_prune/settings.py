@@ -110,7 +110,7 @@ class LatencySettings(Settings):
     runtime: Literal["eager", "onnxruntime"] = Field("eager", description="what runs the model when it is timed")
     batch_size: PositiveInt = Field(32, description="images in a timed call")
     threads: PositiveInt | None = Field(None, description="CPU threads; the default of torch if left out")
-    samples: PositiveInt = Field(60, ge=8, description="sub-networks that are derived and timed")
+    samples: PositiveInt = Field(60, ge=12, description="sub-networks that are derived and timed")
     seconds: PositiveFloat = Field(0.2, description="time spent on timing each of them")
     jitter: float = Field(0.2, ge=0.0, description="mean spread of the axes around a sample's global ratio")
     hidden: PositiveInt = Field(256, description="width of the predictor's two hidden layers")

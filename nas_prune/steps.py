@@ -21,6 +21,8 @@ from nas_prune.selectors import selectors
 from nas_prune.train import Stage, fit, optimizer_of, task_loss
 from nas_prune.verification import verify
 
+ROUND = 5  # a round of the search is timed so many times longer than a sample of the calibration
+
 
 def calibrated(job: Job) -> Calibration:
     """The latency predictor of this run, and the refusal of a budget that nothing can meet."""
@@ -93,7 +95,7 @@ def _measuring(job: Job, calibration: Calibration) -> Callable[[Arch], float]:
 
     def cost(arch: Arch) -> float:
         pair = {"dense": derive(job.model, job.space.axes, Arch()), "small": derive(job.model, job.space.axes, arch)}
-        times = job.measure(pair, seconds=max(1.0, job.recipe.latency.seconds))
+        times = job.measure(pair, seconds=ROUND * job.recipe.latency.seconds)
         return calibration.dense_ms * times["small"].median_ms / times["dense"].median_ms
 
     return cost
@@ -116,9 +118,7 @@ def save(job: Job, model: nn.Module, name: str, arch: Arch, certificate: dict[st
         artifact.save(
             model,
             job.folder / name,
-            architecture=job.recipe.model.name,
-            kwargs=build.model_kwargs(job.recipe.model, job.data),
+            origin=(job.recipe.model.name, build.model_kwargs(job.recipe.model, job.data)),
             arch=arch,
-            certificate=certificate,
-            provenance={"recipe": recipes.flat(job.recipe)},
+            remarks={"certificate": certificate, "provenance": {"recipe": recipes.flat(job.recipe)}},
         )

@@ -23,7 +23,7 @@ from nas_prune.errors import DivergedError, InterruptedRunError
 from nas_prune.evaluate import top1
 from nas_prune.progress import Bars
 from nas_prune.settings import DataSettings, OptimSettings
-from nas_prune.signals import stop_signals
+from nas_prune.signals import StopRequest, stop_signals
 from nas_prune.track import Track
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -85,13 +85,13 @@ def fit(
     """
     if not stage.epochs:
         return
-    accelerator, average = run.accelerator, _average(model, stage.settings)
+    accelerator = run.accelerator
     trained, *prepared = accelerator.prepare(model, *optimizers)
     loader = accelerator.prepare_data_loader(data.train)
     steps = min(len(loader), stage.settings.max_steps or len(loader))
     schedule = _schedule(optimizers, stage, steps)
     mix = mixer(stage.images, data.classes, stage.settings.label_smoothing) or _as_they_are
-    memory = _Memory(run, stage, model, average, optimizers)
+    memory = _Memory(run, stage, model, optimizers)
     position = memory.recall()
     bar = run.bars.bar(stage.name, stage.epochs * steps, position.epoch * steps + position.step)
     with stop_signals() as stop:
@@ -101,22 +101,12 @@ def fit(
                 schedule.step_update(position.epoch * steps + position.step)
                 loss = loss_of(trained, *mix(images, labels))
                 _update(accelerator, trained, loss, prepared, stage.settings.clip_grad)
-                if average is not None:
-                    average.update(model)
                 position.step += 1
                 bar.advance(_look(stage, position, loss, steps))
-                if stop.requested is not None:
-                    memory.keep(position)
-                    raise InterruptedRunError(f"stopped in {stage.name}; the same command resumes it", stop.requested)
+                memory.close_step(position, stop)
             position = Position(position.epoch + 1)
-            row = {
-                "train/loss": float(loss.detach()),
-                "train/lr": float(optimizers[0].param_groups[0]["lr"]),
-                **watch(),
-            }
-            row["eval/top1"] = top1(average.module if average is not None else model, data, accelerator)
-            _record(run, stage, position, row)
-            memory.keep(position)
+            memory.close_epoch(position, {"train/loss": float(loss.detach()), **watch()}, data)
+            memory.stop_if_asked(stop)
 
 
 def _update(
@@ -145,10 +135,6 @@ def task_loss(settings: OptimSettings) -> Loss:
         return nn.functional.cross_entropy(model(images), targets, label_smoothing=smoothing)
 
     return loss
-
-
-def _average(model: nn.Module, settings: OptimSettings) -> ModelEmaV3 | None:
-    return None if settings.ema_decay is None else ModelEmaV3(model, decay=settings.ema_decay)
 
 
 def _schedule(optimizers: Sequence[Optimizer], stage: Stage, steps: int) -> Any:
@@ -187,19 +173,38 @@ def _look(stage: Stage, position: Position, loss: Tensor, steps: int) -> str:
     return f"epoch {position.epoch + 1}, loss {value:.3f}"
 
 
-def _record(run: Run, stage: Stage, position: Position, row: dict[str, float]) -> None:
-    if run.track is not None and run.accelerator.is_main_process:
-        run.track.log(row, stage=stage.name, epoch=position.epoch)
-
-
 class _Memory:
-    """The checkpoint of one stage: what is in it, and where it lies."""
+    """What outlives a step: the average of the weights, the checkpoint, the journal."""
 
-    def __init__(
-        self, run: Run, stage: Stage, model: nn.Module, average: ModelEmaV3 | None, optimizers: Sequence[Optimizer]
-    ) -> None:
-        self.run, self.stage, self.model, self.average, self.optimizers = run, stage, model, average, optimizers
+    def __init__(self, run: Run, stage: Stage, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+        self.run, self.stage, self.model, self.optimizers = run, stage, model, optimizers
+        decay = stage.settings.ema_decay
+        self.average = None if decay is None else ModelEmaV3(model, decay=decay)
         self.path = None if run.folder is None else run.folder / "checkpoints" / f"{stage.name}.ckpt"
+
+    def close_step(self, position: Position, stop: StopRequest) -> None:
+        """Average the weights; if a signal has asked to stop, save and stop."""
+        if self.average is not None:
+            self.average.update(self.model)
+        if stop.requested is not None:
+            self.keep(position)
+            self.stop_if_asked(stop)
+
+    def stop_if_asked(self, stop: StopRequest) -> None:
+        """A signal that came at any time ends the stage where it can be resumed."""
+        if stop.requested is not None:
+            raise InterruptedRunError(f"stopped in {self.stage.name}; the same command resumes it", stop.requested)
+
+    def close_epoch(self, position: Position, row: dict[str, float], data: Data) -> None:
+        """Evaluate, write the row to the journal, save."""
+        model = self.model if self.average is None else self.average.module
+        accuracy = top1(model, data, self.run.accelerator)
+        if self.run.track is not None and self.run.accelerator.is_main_process:
+            rate = float(self.optimizers[0].param_groups[0]["lr"])
+            self.run.track.log(
+                {**row, "train/lr": rate, "eval/top1": accuracy}, stage=self.stage.name, epoch=position.epoch
+            )
+        self.keep(position)
 
     def keep(self, position: Position) -> None:
         """Save everything that the next step depends on; of a finished stage only the model."""

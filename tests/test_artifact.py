@@ -74,7 +74,12 @@ def without_sources(config: Mapping[str, Any]) -> dict[str, Any]:
 def test_what_is_loaded_is_what_was_saved(name: str, tmp_path: Path) -> None:
     size, kwargs = BACKBONES[name]
     small, x, arch = derived(name, size, **kwargs)
-    save(small, tmp_path / "derived", arch=arch, certificate={"max_abs_error": 1e-15}, provenance={"recipe": "smoke"})
+    save(
+        small,
+        tmp_path / "derived",
+        arch=arch,
+        remarks={"certificate": {"max_abs_error": 1e-15}, "provenance": {"recipe": "smoke"}},
+    )
     loaded = load(tmp_path / "derived")
     with torch.no_grad():
         assert torch.equal(loaded(x), small(x))
@@ -182,7 +187,7 @@ def test_a_failed_save_leaves_the_old_artefact_and_nothing_else(tmp_path: Path) 
     save(model, tmp_path / "derived")
     before = {path: path.read_bytes() for path in (tmp_path / "derived").iterdir()}
     with pytest.raises(ArtifactError, match="provenance must be plain data"):
-        save(model, tmp_path / "derived", provenance={"when": object()})
+        save(model, tmp_path / "derived", remarks={"provenance": {"when": object()}})
     model.blocks[0].attn.num_heads = None
     with pytest.raises(ArtifactError, match=r"blocks\.0\.attn\.num_heads"):
         save(model, tmp_path / "derived")
@@ -197,10 +202,10 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path) -> None:
 
 
 def test_only_timm_models_can_be_saved(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"Only timm models can be saved.*pass architecture="):
+    with pytest.raises(ArtifactError, match=r"Only timm models can be saved.*pass origin="):
         save(nn.Linear(2, 2), tmp_path / "derived")
     with pytest.raises(ArtifactError, match="Linear at '' where its origin has VisionTransformer"):
-        save(nn.Linear(2, 2), tmp_path / "derived", architecture="test_vit")
+        save(nn.Linear(2, 2), tmp_path / "derived", origin=("test_vit", {}))
     with pytest.raises(ArtifactError, match=r"'act_layer'.*must be plain data"):
         save(timm.create_model("test_vit", act_layer=nn.ReLU), tmp_path / "derived")
     assert os.listdir(tmp_path) == []

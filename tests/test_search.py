@@ -75,7 +75,7 @@ def test_measurements_are_journalled_and_reused(space, scores, tmp_path):
     assert len(calls) == measured > 1
 
 
-def _trained(alpha, steps=60):
+def _trained(alpha, gate_lr, steps=60):
     """A gated toy model after some steps with a penalty of this strength."""
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=10)
@@ -83,7 +83,7 @@ def _trained(alpha, steps=60):
     space = SearchSpace.read("channels", trace(model, images[:2]))
     gated = GatedModel(model, space, "weight")
     penalty = BudgetPenalty(Budget("0.05x", Macs(space.axes)), alpha=alpha)
-    gates = torch.optim.Adam(gated.gates.parameters(), lr=2e-2)
+    gates = torch.optim.Adam(gated.gates.parameters(), lr=gate_lr)
     weights = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     for _ in range(steps):
         loss = torch.nn.functional.cross_entropy(gated(images), labels) + penalty(gated)
@@ -96,13 +96,13 @@ def _trained(alpha, steps=60):
 
 
 def test_without_a_penalty_the_gates_of_a_learnable_task_stay_open():
-    gated = _trained(alpha=0.0)
+    gated = _trained(alpha=0.0, gate_lr=1e-3)
     sizes = {name: len(units) for name, units in gated.arch().kept.items()}
     assert sum(sizes.values()) >= 0.95 * sum(axis.size for axis in gated.space.free.values())
 
 
 def test_a_strong_penalty_drives_to_the_floor_and_not_below():
-    gated = _trained(alpha=100.0)
+    gated = _trained(alpha=100.0, gate_lr=2e-2)
     sizes = {name: len(units) for name, units in gated.arch().kept.items()}
     assert all(sizes[name] >= gated.space.minimum[name] >= 1 for name in sizes)
     assert sum(sizes.values()) < 0.5 * sum(axis.size for axis in gated.space.free.values())

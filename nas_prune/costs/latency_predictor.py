@@ -72,7 +72,7 @@ class LatencyPredictor(nn.Module):
         return ms
 
     def fit(self, shares: Tensor, ms: Tensor, *, steps: int, generator: torch.Generator) -> None:
-        """Train on shares (b n) and measured milliseconds (b): Huber loss on the logarithm, Adam, cosine schedule."""
+        """Train on shares (b n) and measured milliseconds (b), Huber loss on the logarithm; frozen afterwards."""
         optimizer = torch.optim.AdamW(self.layers.parameters(), lr=3e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         target = (ms / self.dense_ms).log()
@@ -84,6 +84,7 @@ class LatencyPredictor(nn.Module):
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
+        self.requires_grad_(False)
 
     def error(self, shares: Tensor, ms: Tensor) -> PredictionError:
         """Compare with measurements that were held out."""

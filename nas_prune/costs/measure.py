@@ -6,7 +6,7 @@ slows all of them down. The spread is the half-width of the interquartile range.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -61,7 +61,9 @@ def measure_together(
 
     Raises RuntimeMissingError when the runtime is not installed.
     """
-    with torch.inference_mode(), _threads(threads):
+    with torch.inference_mode(), _threads(threads), ExitStack() as modes:
+        for model in models.values():
+            modes.enter_context(evaluating(model))
         calls = {name: prepare(model, example_inputs, runtime, threads) for name, model in models.items()}
         return time_calls(calls, seconds)
 
@@ -81,10 +83,9 @@ def time_calls(calls: Mapping[str, Call], seconds: float) -> dict[str, Timing]:
 
 
 def prepare(model: nn.Module, example_inputs: Inputs, runtime: Runtime, threads: int | None = None) -> Call:
-    """A function that runs the model once, and returns when the result is there."""
+    """A function that runs a model in eval mode once, and returns when the result is there."""
     if runtime == "onnxruntime":
         return _onnxruntime(model, as_tuple(example_inputs), threads)
-    model.eval()
     device = next(model.parameters()).device
     inputs = tuple(value.to(device) if isinstance(value, Tensor) else value for value in as_tuple(example_inputs))
 

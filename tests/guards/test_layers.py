@@ -72,10 +72,10 @@ def test_an_import_that_points_up_is_found_wherever_it_hides() -> None:
     hidden = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from nas_prune.joint import search\n"
     late = "def f():\n    import nas_prune.cli\n"
     relative = "from ..gated import GatedModel\nfrom . import weight\nfrom .. import cli\n"
-    assert upward(Path("gates/new.py"), hidden) == ["nas_prune/gates/new.py:3 (layer 1) imports search (layer 4)"]
+    assert upward(Path("gates/new.py"), hidden) == ["nas_prune/gates/new.py:3 (layer 1) imports joint (layer 4)"]
     assert upward(Path("arch.py"), late) == ["nas_prune/arch.py:2 (layer 0) imports cli (layer 5)"]
     assert [text.split(" ")[-3] for text in upward(Path("gates/new.py"), relative)] == ["gated", "cli"]
     assert (
-        upward(Path("gated.py"), "from nas_prune import trace\nfrom nas_prune.gates.gate import Gate\nimport torch\n")
+        upward(Path("gated.py"), "from nas_prune import tracing\nfrom nas_prune.gates.gate import Gate\nimport torch\n")
         == []
     )
