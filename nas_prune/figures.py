@@ -40,10 +40,10 @@ def curve(metrics: Rows, key: str, label: str, *, target: float | None = None, p
         for stage, start in _starts(metrics, key).items():
             rows = [row for row in _points(metrics, key) if row["stage"] == stage]
             epochs = [start + row["epoch"] for row in rows]
-            marker = "o" if len(rows) <= 25 else ""
-            axes.plot(
-                epochs, [row[key] for row in rows], color=_stage_ink(stage), marker=marker, markersize=3, label=stage
-            )
+            (line,) = axes.plot(epochs, [row[key] for row in rows], color=_stage_ink(stage), markersize=3)
+            line.set_marker("o" if len(rows) <= 25 else "")
+            known = {other.get_label() for other in axes.get_lines()}
+            line.set_label(_family(stage) if _family(stage) not in known else "_")
             axes.axvline(start, color=Ink.LINE.value, linewidth=0.8, zorder=0)
         _legend(axes)
         _finish_curve(axes, target, percent=percent)
@@ -52,11 +52,11 @@ def curve(metrics: Rows, key: str, label: str, *, target: float | None = None, p
 
 def gate_curves(metrics: Rows) -> str | None:
     """The open share of each axis (thin) and of all units (thick) over the search."""
-    rows = [row for row in metrics if any(key.startswith("gate/") for key in row)]
+    rows = [row for row in _unrolled(metrics) if any(key.startswith("gate/") for key in row)]
     if not rows:
         return None
     with _style():
-        figure, axes = _axes("open share of the gates", "epoch of the search")
+        figure, axes = _axes("open share of the gates", "epoch of the run")
         for key in sorted({key for row in rows for key in row if key.startswith("gate/")}):
             points = _points(rows, key)
             axes.plot(
@@ -66,7 +66,7 @@ def gate_curves(metrics: Rows) -> str | None:
                 lw=0.8,
                 alpha=0.45,
             )
-        points = _points(metrics, "search/open")
+        points = _points(rows, "search/open")
         axes.plot(
             [row["epoch"] for row in points], [row["search/open"] for row in points], color=Ink.SEARCH.value, lw=2.4
         )
@@ -100,7 +100,7 @@ def scatter(samples: Rows, rounds: Rows, target: float | None) -> str | None:
 
 def sparkline(metrics: Rows, key: str) -> str:
     """The points of a polyline, in a box of 100 by 20, of a value between 0 and 1; empty where nothing was logged."""
-    points = _points(metrics, key)
+    points = _points(_unrolled(metrics), key)
     thinned = points[:: max(1, len(points) // 60)]
     if len(thinned) < 2:
         return ""
@@ -129,8 +129,19 @@ def _starts(metrics: Rows, key: str) -> dict[str, float]:
     return starts
 
 
+def _unrolled(metrics: Rows) -> list[dict[str, Any]]:
+    """The rows with epochs that count from the start of the run."""
+    starts = _starts(metrics, "epoch")
+    return [{**row, "epoch": starts[row["stage"]] + row["epoch"]} for row in metrics]
+
+
+def _family(stage: str) -> str:
+    """The stage that a phase belongs to: search for search-joint."""
+    return stage.partition("-")[0]
+
+
 def _stage_ink(stage: str) -> str:
-    name = stage.upper()
+    name = _family(stage).upper()
     return str(Ink[name].value if name in Ink.__members__ else Ink.TEXT.value)
 
 

@@ -113,8 +113,8 @@ class LatencySettings(Settings):
     samples: PositiveInt = Field(60, ge=12, description="sub-networks that are derived and timed")
     seconds: PositiveFloat = Field(0.2, description="time spent on timing each of them")
     jitter: float = Field(0.2, ge=0.0, description="mean spread of the axes around a sample's global ratio")
-    hidden: PositiveInt = Field(256, description="width of the predictor's two hidden layers")
-    steps: PositiveInt = Field(2000, description="steps of the predictor's training")
+    hidden: PositiveInt = Field(64, description="width of the predictor's two hidden layers")
+    steps: PositiveInt = Field(300, description="steps of the predictor's training; more samples deserve more steps")
 
 
 class PenaltySettings(Settings):

@@ -37,7 +37,7 @@ class LatencyPredictor(nn.Module):
     unit = "ms"
     dense_ms: Tensor
 
-    def __init__(self, axes: Mapping[str, int], dense_ms: float, *, hidden: int = 256) -> None:
+    def __init__(self, axes: Mapping[str, int], dense_ms: float, *, hidden: int = 64) -> None:
         super().__init__()
         self.names, self.full = list(axes), [float(size) for size in axes.values()]
         self.register_buffer("dense_ms", torch.tensor(float(dense_ms)))
@@ -73,7 +73,7 @@ class LatencyPredictor(nn.Module):
 
     def fit(self, shares: Tensor, ms: Tensor, *, steps: int, generator: torch.Generator) -> None:
         """Train on shares (b n) and measured milliseconds (b), Huber loss on the logarithm; frozen afterwards."""
-        optimizer = torch.optim.AdamW(self.layers.parameters(), lr=3e-3, weight_decay=1e-2)
+        optimizer = torch.optim.AdamW(self.layers.parameters(), lr=3e-3, weight_decay=0.3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         target = (ms / self.dense_ms).log()
         for _ in range(steps):
