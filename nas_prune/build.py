@@ -1,5 +1,7 @@
 """Build: the one place where the names in a recipe become objects."""
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +11,41 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.optim import list_optimizers
 from torch import Tensor, nn
 
 from nas_prune.costs import Budget, CostModel, LatencyPredictor, costs
 from nas_prune.data import Data
 from nas_prune.errors import ArtifactError, RecipeError, UnknownNameError
 from nas_prune.gated import GatedModel
+from nas_prune.gates import gates
 from nas_prune.penalties import penalties
 from nas_prune.recipe import Recipe
 from nas_prune.registry import hint
+from nas_prune.selectors import selectors
 from nas_prune.settings import ModelSettings
 from nas_prune.space import SearchSpace
 from nas_prune.tracing import Axes
+
+
+def check(recipe: Recipe) -> None:
+    """Every name and every option of a recipe, before the first second is spent on it."""
+    _bind("gate.options", gates[recipe.gate.name], (1, [1]), recipe.gate.options)
+    for penalty in recipe.search.penalties:
+        _bind("search.penalties", penalties[penalty.name], (None,), penalty.options)
+    known = dict.fromkeys(list_optimizers())
+    for section, name in {"dense": recipe.dense, "search": recipe.search, "finetune": recipe.finetune}.items():
+        if name.optimizer.lower() not in known:
+            raise RecipeError(f"{section}.optimizer: timm has no {name.optimizer!r}{hint(name.optimizer, known)}")
+    if recipe.search.selector not in selectors:
+        raise RecipeError(f"search.selector: no {recipe.search.selector!r}{hint(recipe.search.selector, selectors)}")
+
+
+def _bind(key: str, part: Callable[..., object], given: tuple[object, ...], options: dict[str, Any]) -> None:
+    try:
+        inspect.signature(part).bind(*given, **options)
+    except TypeError as error:
+        raise RecipeError(f"{key} do not fit: {error}; `nas-prune list` shows what there is") from error
 
 
 def accelerator(recipe: Recipe) -> Accelerator:
@@ -64,10 +89,7 @@ def _load_weights(created: nn.Module, path: Path) -> None:
 
 def gated(recipe: Recipe, backbone: nn.Module, space: SearchSpace) -> GatedModel:
     """The backbone with the recipe's gate."""
-    try:
-        return GatedModel(backbone, space, recipe.gate.name, options=recipe.gate.options)
-    except TypeError as error:
-        raise RecipeError(f"gate.options do not fit gate {recipe.gate.name!r}: {error}") from error
+    return GatedModel(backbone, space, recipe.gate.name, options=recipe.gate.options)
 
 
 def budget(recipe: Recipe, axes: Axes, predictor: LatencyPredictor) -> Budget:
@@ -78,13 +100,7 @@ def budget(recipe: Recipe, axes: Axes, predictor: LatencyPredictor) -> Budget:
 
 def penalty_terms(recipe: Recipe, limit: Budget) -> list[nn.Module]:
     """The recipe's terms beside the task loss."""
-    terms = []
-    for each in recipe.search.penalties:
-        try:
-            terms.append(penalties[each.name](limit, **each.options))
-        except TypeError as error:
-            raise RecipeError(f"search.penalties: the options of {each.name!r} do not fit: {error}") from error
-    return terms
+    return [penalties[each.name](limit, **each.options) for each in recipe.search.penalties]
 
 
 def example(recipe: Recipe, data: Data, *, batch: int, device: torch.device | None = None) -> Tensor:

@@ -37,6 +37,7 @@ def run(
     recipe: Recipe, folder: Path, *, until: Until = "report", resume: bool = True, force: bool = False
 ) -> dict[str, Any]:
     """Run a recipe in ``folder``, or go on with it, up to and including the step ``until``; returns its results."""
+    build.check(recipe)
     data = datasets.load(recipe.data, seed=recipe.seed)
     accelerator = build.accelerator(recipe)
     model = build.model(recipe.model, data)

@@ -110,3 +110,21 @@ def test_a_stopped_run_ends_as_its_parent_expects(number: int, code: int) -> Non
     done = python("-c", f"import sys; from nas_prune import cli; from nas_prune.errors import *; sys.exit({told})")
     assert done.returncode == code
     assert done.stderr == "error: stopped at step 3\n"
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "message"),
+    [
+        ("budget.target=0.001x", 2, "smallest network"),
+        ("dense.lr=1e30", 1, "learning rate"),
+        ("model.name=resnet1", 2, "did you mean"),
+        ("gate.options={inti: 1}", 2, "unexpected keyword argument 'inti'"),
+        ("search.optimizer=sdg", 2, "did you mean"),
+    ],
+)
+def test_a_run_that_cannot_be_says_so_in_one_message(override: str, code: int, message: str, tmp_path: Path) -> None:
+    result = nas_prune("run", "smoke/quickstart", override, "--out", str(tmp_path / "run"))
+    assert result.returncode == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run" / "derived").exists()

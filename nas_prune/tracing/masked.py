@@ -4,6 +4,8 @@
 function equals the plain one on the kept units alone; with soft gates the mean becomes a weighted mean (ours).
 """
 
+from math import prod as product
+
 import torch
 from einops import rearrange, reduce
 from torch import Tensor
@@ -50,9 +52,9 @@ def standardize(weight: Tensor, scale: Tensor | None, eps: float, keep: Tensor) 
 
 
 def mean(x: Tensor, dims: tuple[int, ...], keepdim: bool, keep: Tensor) -> Tensor:
-    """Mean of x over ``dims``; ``keep`` broadcasts against x and is 1 along the dims that are not gated."""
-    count = keep.expand(*(x.shape[d] if d in {e % x.ndim for e in dims} else keep.shape[d] for d in range(x.ndim)))
-    return (x * keep).sum(dims, keepdim=keepdim) / count.sum(dims, keepdim=keepdim)
+    """Mean of x over ``dims``, one of them gated; ``keep`` broadcasts against x, one entry per unit."""
+    count = product(x.shape[dim] for dim in dims) / keep.numel() * keep.sum()
+    return (x * keep).sum(dims, keepdim=keepdim) / count
 
 
 def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
