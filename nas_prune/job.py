@@ -19,6 +19,8 @@ from nas_prune.recipe import Recipe
 from nas_prune.space import SearchSpace
 from nas_prune.train import Run
 
+MEASURED = {"seed", "device", "precision", "model", "data", "space", "latency"}  # what a calibration depends on
+
 
 @dataclass
 class Job:
@@ -59,17 +61,22 @@ class Job:
 
 
 def open_folder(recipe: Recipe, folder: Path, *, resume: bool, force: bool) -> None:
-    """Make the run folder, or check that it holds this very recipe."""
+    """Make the run folder, or check that it holds this very recipe.
+
+    As long as nothing is trained yet, a calibration serves every recipe that it is true of (another budget, say).
+    """
     path = folder / "recipe.yaml"
     if path.exists() and not resume:
         if not force:
             raise RecipeError(f"{folder} holds a run; resume it, choose another --out, or add --force to delete it")
         shutil.rmtree(folder)
     if path.exists():
-        difference = _difference(open_run(folder), recipe)
-        if difference:
+        different = _difference(open_run(folder), recipe)
+        begun = (folder / "checkpoints").exists() or any(key.split(".")[0] in MEASURED for key in different)
+        if different and begun:
+            shown = ", ".join(f"{key}: {old} there, {new} here" for key, (old, new) in list(different.items())[:3])
             raise RecipeError(
-                f"{folder} holds a run of another recipe ({difference}); choose another --out, or --no-resume --force"
+                f"{folder} holds a run of another recipe ({shown}); choose another --out, or --no-resume --force"
             )
     folder.mkdir(parents=True, exist_ok=True)
     recipes.write(recipe, path)
@@ -85,8 +92,8 @@ def open_run(folder: Path) -> Recipe:
     return recipes.read(str(path), [])
 
 
-def _difference(old: Recipe, new: Recipe) -> str:
-    """The first keys in which two recipes differ."""
+def _difference(old: Recipe, new: Recipe) -> dict[str, tuple[object, object]]:
+    """The keys in which two recipes differ, with both values."""
     before, after = recipes.flat(old), recipes.flat(new)
-    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    return ", ".join(f"{key}: {before.get(key)} there, {after.get(key)} here" for key in keys[:3])
+    keys = {**before, **after}
+    return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}

@@ -117,7 +117,7 @@ def _steps(job: Job, until: Until) -> dict[str, Any]:
             "error": vars(calibration.error),
         }
     with job.timed("dense"):
-        train_dense(job, "dense", job.recipe.dense.epochs)
+        train_dense(job)
     parent = copy.deepcopy(job.model)
     gated = build.gated(job.recipe, job.model, job.space)
     with job.timed("search"):

@@ -47,9 +47,10 @@ def calibrated(job: Job) -> Calibration:
     return result
 
 
-def train_dense(job: Job, name: str, epochs: int) -> None:
+def train_dense(job: Job) -> None:
+    """The backbone, before the search."""
     settings = job.recipe.dense
-    stage = Stage(name, epochs, settings, job.recipe.data)
+    stage = Stage("dense", settings.epochs, settings, job.recipe.data)
     fit(job.run, stage, job.model, job.data, task_loss(settings), [optimizer_of(job.model, settings)])
 
 
@@ -108,12 +109,13 @@ def derived(job: Job, arch: Arch) -> tuple[nn.Module, dict[str, Any]]:
     if path.exists():
         return small, read_json(path, CheckpointError)
     certificate = verify(job.model, job.space.axes, arch, build.example(job.recipe, job.data, batch=2)).as_dict()
-    write_json(path, certificate)
     save(job, small, "derived", arch, certificate)
+    write_json(path, certificate)
     return small, certificate
 
 
 def save(job: Job, model: nn.Module, name: str, arch: Arch, certificate: dict[str, Any]) -> None:
+    """The model as an artefact in the run folder, with its proof and its recipe."""
     if job.run.accelerator.is_main_process:
         artifact.save(
             model,

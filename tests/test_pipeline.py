@@ -14,7 +14,7 @@ import torch
 
 from nas_prune import artifact, build, data, pipeline, recipe
 from nas_prune.costs import count
-from nas_prune.errors import BudgetError, CheckpointError, DivergedError, RecipeError
+from nas_prune.errors import BudgetError, CheckpointError, DivergedError, NasPruneError, RecipeError
 
 SMOKE = sorted(name for name in recipe.recipes() if name.startswith("smoke/"))
 FIGURES = {"top1", "macs", "params", "predicted_ms", "measured_ms", "measured_ms_spread"}
@@ -111,6 +111,30 @@ def test_a_stage_that_is_stopped_between_two_steps_goes_on_there(finished, tmp_p
 def test_an_unreachable_budget_is_refused_before_training(tmp_path):
     with pytest.raises(BudgetError, match="smallest network"):
         pipeline.run(recipe.read("smoke/quickstart", ["--budget.target=0.001x"]), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    timings = (tmp_path / "run" / "calibration" / "timings.jsonl").read_bytes()
+    pipeline.run(recipe.read("smoke/quickstart", ["--budget.target=0.95x"]), tmp_path / "run", until="calibrate")
+    assert (tmp_path / "run" / "calibration" / "timings.jsonl").read_bytes() == timings
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.name=resnet1", "did you mean"),
+        ("model.kwargs={dpeth: 3}", "model.kwargs"),
+        ("gate.name=weigth", "did you mean 'weight'"),
+        ("gate.options={inti: 1}", "inti"),
+        ("search.optimizer=sdg", "did you mean 'sgd'"),
+        ("search.selector=rankd", "did you mean 'ranked'"),
+        ("search.penalties.0.options.alfa=1", "alfa"),
+        ("space=chanels", "did you mean 'channels'"),
+        ("budget.target=fast", "0.5x"),
+    ],
+)
+def test_a_wrong_name_or_option_is_told_before_anything_is_trained(override, message, tmp_path):
+    with pytest.raises(NasPruneError, match=message) as told:
+        pipeline.run(recipe.read("smoke/quickstart", [override]), tmp_path / "run", until="calibrate")
+    assert told.value.exit_code == 2
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
