@@ -15,6 +15,7 @@ from timm.optim import list_optimizers
 from torch import Tensor, nn
 
 from nas_prune.costs import Budget, CostModel, LatencyPredictor, costs
+from nas_prune.costs.budget import parse_target
 from nas_prune.data import Data
 from nas_prune.errors import ArtifactError, RecipeError, UnknownNameError
 from nas_prune.gated import GatedModel
@@ -30,6 +31,7 @@ from nas_prune.tracing import Axes
 
 def check(recipe: Recipe) -> None:
     """Every name and every option of a recipe, before the first second is spent on it."""
+    parse_target(recipe.budget.target)
     _bind("gate.options", gates[recipe.gate.name], (1, [1]), recipe.gate.options)
     for penalty in recipe.search.penalties:
         _bind("search.penalties", penalties[penalty.name], (None,), penalty.options)

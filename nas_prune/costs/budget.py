@@ -23,12 +23,12 @@ class Budget:
     @property
     def relative(self) -> bool:
         """Whether the limit is a share of the dense model's cost."""
-        return _parse(self.target)[1] == "x"
+        return parse_target(self.target)[1] == "x"
 
     @property
     def limit(self) -> float:
         """The limit in the unit of the cost."""
-        number, unit = _parse(self.target)
+        number, unit = parse_target(self.target)
         if unit == "x":
             return number * float(self.cost({}).detach())
         if (unit == "ms") != (self.cost.unit == "ms"):
@@ -39,7 +39,8 @@ class Budget:
 _FORMS = "write 0.5x (of the dense model), 4.0ms for latency, or 2G, 300M, 25k for MACs and parameters"
 
 
-def _parse(target: str) -> tuple[float, str]:
+def parse_target(target: str) -> tuple[float, str]:
+    """Number and unit of a target; BudgetError says which forms there are."""
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*(x|ms|k|M|G|)\s*", target)
     if match is None:
         raise BudgetError(f"cannot read the budget {target!r}; {_FORMS}")
