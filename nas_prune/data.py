@@ -20,7 +20,7 @@ from nas_prune.order import EpochSampler, seeded, set_epoch
 from nas_prune.registry import hint
 from nas_prune.settings import DataSettings
 
-__all__ = ["Data", "datasets", "load", "mixer", "set_epoch"]
+__all__ = ["Data", "datasets", "from_loaders", "load", "mixer", "set_epoch"]
 
 Loader = DataLoader[tuple[Tensor, Tensor]]
 
@@ -34,6 +34,12 @@ class Data:
     classes: int
     channels: int
     name: str
+
+
+def from_loaders(train: Loader, evaluation: Loader, *, classes: int) -> Data:
+    """Loaders of one's own, of (images, labels)."""
+    images, _ = next(iter(evaluation))
+    return Data(train, evaluation, classes, images.shape[1], "loaders")
 
 
 def datasets() -> dict[str, str]:

@@ -6,8 +6,7 @@ exactly nothing, and the derived model computes exactly what the gated one compu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -91,15 +90,13 @@ class GatedModel(nn.Module):
             kept[name] = score.topk(width).indices.tolist()
         return Arch(kept)
 
-    @contextmanager
-    def fixed(self, arch: Arch) -> Iterator[GatedModel]:
-        """Inside the block the model computes ``arch``, whatever the gates say. Blocks may be nested."""
+    def fixed(self, arch: Arch) -> Fixed:
+        """The model computing ``arch``, whatever the gates say: ``with gated.fixed(arch): ...``, or called on inputs.
+
+        Raises ArchError if the architecture does not fit the axes.
+        """
         arch.check(self.axes)
-        self._fixed.append(arch)
-        try:
-            yield self
-        finally:
-            self._fixed.pop()
+        return Fixed(self, arch)
 
     def plain(self) -> nn.Module:
         """A copy of the backbone without gates."""
@@ -135,6 +132,25 @@ class GatedModel(nn.Module):
         mask = self.axes.mask(term, keep)
         learning = self.training and mask.requires_grad
         return None if how != "mask" and not learning and bool((mask == 1).all()) else mask
+
+
+class Fixed:
+    """A gated model while it computes one architecture. Blocks may be nested; the innermost counts."""
+
+    def __init__(self, gated: GatedModel, arch: Arch) -> None:
+        self.gated, self.arch = gated, arch
+
+    def __enter__(self) -> GatedModel:
+        self.gated._fixed.append(self.arch)
+        return self.gated
+
+    def __exit__(self, *error: object) -> None:
+        self.gated._fixed.pop()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The output for these inputs."""
+        with self:
+            return self.gated(*args, **kwargs)
 
 
 def _key(name: str) -> str:

@@ -9,14 +9,16 @@ The phases are those of W-Gates (arXiv 2007.02066) as far as it tells; the choic
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from nas_prune.arch import Arch
 from nas_prune.costs import Budget
-from nas_prune.data import Data
+from nas_prune.data import Data, from_loaders
 from nas_prune.gated import GatedModel
 from nas_prune.meet import meet
 from nas_prune.penalties import BudgetPenalty
@@ -27,7 +29,7 @@ from nas_prune.train import Loss, Run, Stage, fit, optimizer_of, task_loss
 
 def search(
     gated: GatedModel,
-    data: Data,
+    train: Data | DataLoader[Any],
     *,
     budget: Budget,
     penalties: Sequence[nn.Module] | None = None,
@@ -37,10 +39,13 @@ def search(
 ) -> Arch:
     """Train ``gated`` under the budget; returns the architecture, to which the weights have settled.
 
+    ``train``: a dataset, or a loader of (images, labels), which then also serves to watch the accuracy.
     ``penalties``: terms beside the task loss, by default a BudgetPenalty. ``cost_of``: measures a derived architecture
     in the unit of the budget; if left out, the prediction is believed.
     """
     settings, run = settings or SearchSettings(), run or Run(Accelerator())
+    classes = int(getattr(gated.backbone, "num_classes", 0))
+    data = train if isinstance(train, Data) else from_loaders(train, train, classes=classes)
     learn(gated, data, budget=budget, penalties=penalties or [BudgetPenalty(budget)], settings=settings, run=run)
     predicted = cost_of or (lambda arch: float(budget.cost(arch.sizes(gated.space.free))))
     arch = meet(gated.scores(), budget, gated.space, selectors[settings.selector], predicted).arch

@@ -3,15 +3,20 @@
 import pytest
 import timm
 import torch
+from accelerate import Accelerator
 
 from nas_prune.costs import Budget, Macs
+from nas_prune.derivation import derive
 from nas_prune.errors import BudgetError
 from nas_prune.gated import GatedModel
+from nas_prune.joint import search
 from nas_prune.meet import meet
 from nas_prune.penalties import BudgetPenalty
 from nas_prune.selectors import ranked
+from nas_prune.settings import SearchSettings
 from nas_prune.space import SearchSpace
 from nas_prune.tracing import trace
+from nas_prune.train import Run
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +127,19 @@ def test_under_the_target_the_hinge_costs_nothing():
     gated = GatedModel(model, SearchSpace.read("channels", trace(model, torch.randn(2, 3, 32, 32))), "mask")
     gated(torch.randn(2, 3, 32, 32))
     assert float(BudgetPenalty(Budget("1.5x", Macs(gated.axes)))(gated)) == 0.0
+
+
+def test_the_public_search_takes_a_plain_loader_and_keeps_its_budget():
+    torch.manual_seed(0)
+    images, labels = torch.randn(32, 3, 32, 32), torch.arange(32) % 10
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=16)
+    model = timm.create_model("test_resnet", num_classes=10)
+    axes = trace(model, images[:2])
+    gated = GatedModel(model, SearchSpace.read("channels", axes), gate="weight")
+    budget = Budget("0.5x", cost=Macs(axes))
+    settings = SearchSettings(warmup=1, joint=1, freeze=1, lr=0.01)
+    arch = search(gated, loader, budget=budget, settings=settings, run=Run(Accelerator(cpu=True)))
+    assert 0 < float(budget.cost(arch.sizes(axes))) <= budget.limit
+    with torch.no_grad():
+        small = derive(model, axes, arch).eval()
+        assert torch.allclose(gated.eval().fixed(arch)(images), small(images), rtol=1e-4, atol=1e-5)
