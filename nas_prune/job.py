@@ -1,5 +1,7 @@
 """A run folder and the job at work in it: what its steps share, and which recipe may go on where."""
 
+import hashlib
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -90,6 +92,11 @@ def open_run(folder: Path) -> Recipe:
             f"{folder} is not a run folder: it has no recipe.yaml. Start one with `nas-prune run RECIPE --out {folder}`"
         )
     return recipes.read(str(path), [])
+
+
+def identity(recipe: Recipe) -> str:
+    """A number for a recipe, by which its checkpoints know each other."""
+    return hashlib.sha256(json.dumps(recipes.flat(recipe), sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _difference(old: Recipe, new: Recipe) -> dict[str, tuple[object, object]]:

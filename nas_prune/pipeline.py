@@ -18,7 +18,7 @@ from nas_prune.costs import count, measure
 from nas_prune.data import Data
 from nas_prune.files import read_json, write_json
 from nas_prune.finetune import finetune
-from nas_prune.job import Job, open_folder, open_run
+from nas_prune.job import Job, identity, open_folder, open_run
 from nas_prune.progress import Bars
 from nas_prune.recipe import Recipe
 from nas_prune.results import Outcome, evaluated
@@ -45,7 +45,7 @@ def run(
     with Bars() as bars, open_track(folder, recipe.track, config=recipes.flat(recipe), name=recipe.name) as track:
         space = _space(recipe, folder, model, data)
         known = folder / "seconds.json"
-        shared = Run(accelerator, recipe.seed, folder, track, bars)
+        shared = Run(accelerator, recipe.seed, folder, track, bars, identity(recipe))
         job = Job(
             recipe,
             folder,

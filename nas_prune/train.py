@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from nas_prune import checkpoint
 from nas_prune.data import Data, mixer, set_epoch
-from nas_prune.errors import DivergedError, InterruptedRunError
+from nas_prune.errors import CheckpointError, DivergedError, InterruptedRunError
 from nas_prune.evaluate import top1
 from nas_prune.progress import Bars
 from nas_prune.settings import DataSettings, OptimSettings
@@ -32,13 +32,17 @@ LOOK_EVERY = 25  # steps between two looks at the loss: a look waits for the dev
 
 @dataclass(frozen=True)
 class Run:
-    """What every stage of a run shares. Without a folder nothing is kept, without a track nothing is recorded."""
+    """What every stage of a run shares. Without a folder nothing is kept, without a track nothing is recorded.
+
+    ``identity``: what a checkpoint must say to be of this run.
+    """
 
     accelerator: Accelerator
     seed: int = 0
     folder: Path | None = None
     track: Track | None = None
     bars: Bars = field(default_factory=Bars)
+    identity: str = ""
 
 
 @dataclass(frozen=True)
@@ -214,6 +218,7 @@ class _Memory:
         if self.path is None or not self.run.accelerator.is_main_process:
             return
         state: dict[str, Any] = {"epoch": position.epoch, "step": position.step, "model": self.model.state_dict()}
+        state["identity"] = self.run.identity
         if not done:
             state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
             state["random"] = checkpoint.random_state()
@@ -227,6 +232,8 @@ class _Memory:
             torch.manual_seed(self.run.seed)
             return Position()
         state = checkpoint.load(self.path)
+        if state["identity"] != self.run.identity:
+            raise CheckpointError(f"{self.path} is of a run of another recipe; delete it to start the stage anew")
         self.model.load_state_dict(state["model"])
         position = Position(state["epoch"], state["step"])
         if self.run.track is not None:

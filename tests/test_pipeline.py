@@ -154,6 +154,15 @@ def test_a_truncated_checkpoint_is_told_and_left(finished, tmp_path):
     assert path.stat().st_size == 1000
 
 
+def test_a_checkpoint_of_another_recipe_is_not_believed(finished, tmp_path):
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    shutil.copy(finished / "checkpoints" / "dense.ckpt", folder / "checkpoints")
+    shutil.copytree(finished / "calibration", folder / "calibration")
+    with pytest.raises(CheckpointError, match="another recipe"):
+        pipeline.run(recipe.read("smoke/quickstart", ["dense.lr=0.02"]), folder)
+
+
 def test_a_folder_of_another_recipe_is_not_touched(finished):
     before = (finished / "recipe.yaml").read_bytes()
     with pytest.raises(RecipeError, match="seed"):
