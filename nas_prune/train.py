@@ -21,6 +21,7 @@ from nas_prune import checkpoint
 from nas_prune.data import Data, mixer, set_epoch
 from nas_prune.errors import CheckpointError, DivergedError, InterruptedRunError
 from nas_prune.evaluate import top1
+from nas_prune.order import state as seed_of
 from nas_prune.progress import Bars
 from nas_prune.settings import DataSettings, OptimSettings
 from nas_prune.signals import StopRequest, stop_signals
@@ -229,7 +230,8 @@ class _Memory:
     def recall(self) -> Position:
         """Go on from the checkpoint, if there is one."""
         if self.path is None or not self.path.exists():
-            torch.manual_seed(self.run.seed)
+            # every stage its own numbers: gates drawn from those of the weights would be correlated with them
+            torch.manual_seed(seed_of(self.run.seed, *self.stage.name.encode()))
             return Position()
         state = checkpoint.load(self.path)
         if state["identity"] != self.run.identity:

@@ -17,4 +17,4 @@ def net(request: pytest.FixtureRequest) -> Traced:
 @pytest.fixture(autouse=True)
 def same_numbers_every_time() -> None:
     """Every test draws the same random numbers, alone or among others."""
-    torch.manual_seed(0)
+    torch.manual_seed(1234)  # not 0, which made the zoo's weights: gates would be drawn from the same numbers
