@@ -68,7 +68,10 @@ def meet(
             break
         key = tuple(arch.sizes(space.free).values())
         if key in tried:
-            break
+            if tried[key][0].measured <= target:
+                break
+            asked *= CLOSE  # widths are coarse: ask for less until another architecture comes
+            continue
         if key not in known:
             known[key] = cost_of(arch)
             if journal is not None:
