@@ -72,16 +72,20 @@ def meet(
                 break
             asked *= CLOSE  # widths are coarse: ask for less until another architecture comes
             continue
-        if key not in known:
-            known[key] = cost_of(arch)
-            if journal is not None:
-                append_line(journal, {"key": key, "measured": known[key]})
-        step = Round(asked, float(budget.cost(arch.sizes(space.free))), known[key], target)
+        measured = known[key] if key in known else _journalled(cost_of(arch), key, journal)
+        step = Round(asked, float(budget.cost(arch.sizes(space.free))), measured, target)
         tried[key] = (step, arch)
         if CLOSE * target <= step.measured <= target:
             break
         asked *= (0.5 * (1 + CLOSE) * target) / step.measured
     return _best(list(tried.values()), budget)
+
+
+def _journalled(measured: float, key: tuple[int, ...], journal: Path | None) -> float:
+    """The measurement, written down."""
+    if journal is not None:
+        append_line(journal, {"key": key, "measured": measured})
+    return measured
 
 
 def _best(tried: list[tuple[Round, Arch]], budget: Budget) -> Met:
