@@ -76,7 +76,6 @@ class Walk:
     products: dict[Node, list[tuple[Term, ...]]] = field(default_factory=dict)
     roles: dict[tuple[str, int], Role] = field(default_factory=dict)
     kinds: list[tuple[Term, Kind]] = field(default_factory=list)
-    unruled: dict[str, str] = field(default_factory=dict)
 
     def of(self, value: Any) -> Dims:
         """Terms of a tensor argument; a Python number has no dimension."""
@@ -153,7 +152,6 @@ def walk(captured: Captured, *, freeze_tensors: Mapping[tuple[str, int], str] | 
                 record.terms[node] = record.frozen(node, "used to compute a constant table")
             elif known is None:
                 why = f"no rule for operator {record.where(node)}"
-                record.unruled[_target(node)] = record.where(node)
                 record.terms[node] = record.frozen(node, why)
             else:
                 record.terms[node] = known(record, node)
