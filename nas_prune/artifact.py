@@ -7,7 +7,6 @@ no pickle, and nothing of the search is needed to load.
 
 import os
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from nas_prune import artifact_config
 from nas_prune.arch import Arch
 from nas_prune.artifact_config import AGAIN, ARCH, BUFFERS, FILES, WEIGHTS, Config
+from nas_prune.device import versions
 from nas_prune.errors import ArtifactError
 from nas_prune.files import atomic_write
 from nas_prune.folders import whole_folder
@@ -125,15 +125,8 @@ def _config(model: nn.Module, origin: Origin, change: Difference, remarks: Remar
         attributes=change.attributes,
         certificate=_plain("certificate", remarks.get("certificate")),
         provenance=_plain("provenance", remarks.get("provenance")),
-        versions={name: _version(name) for name in ("nas_prune", "torch", "timm", "safetensors")},
+        versions=versions("nas_prune", "torch", "timm", "safetensors"),
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -19,17 +19,20 @@ def fingerprint() -> dict[str, str]:
     }
     if torch.cuda.is_available():
         facts["accelerator"] = torch.cuda.get_device_name()
-    for package in ("torch", "timm", "onnxruntime", "nas_prune"):
-        facts.update(_version(package))
-    return facts
+    return facts | versions("torch", "timm", "onnxruntime", "nas_prune")
 
 
-def _version(package: str) -> dict[str, str]:
-    """The version of an installed package; nothing of one that is not installed."""
+def versions(*packages: str) -> dict[str, str]:
+    """The versions of those packages that are installed."""
+    found = {package: _version(package) for package in packages}
+    return {package: known for package, known in found.items() if known is not None}
+
+
+def _version(package: str) -> str | None:
     try:
-        return {package: version(package)}
+        return version(package)
     except PackageNotFoundError:
-        return {}
+        return None
 
 
 def _processor() -> str:

@@ -47,7 +47,7 @@ class GatedModel(nn.Module):
         for name, axis in self.space.free.items():
             fan_in = [features.shape[1] for features in self.weights(name)]
             self.gates[_key(name)] = kind(axis.size, fan_in, **(options or {}))
-        self._fixed: list[Arch] = []
+        self._fixed: list[Fixed] = []
         self._board = Board()
         self._sites = [site for site in self.axes.walk.sites if self._touches(site.term)]
         intercept(model, self.axes, self._sites, self._board, None if kind.mix is Gate.mix else kind.mix)
@@ -59,7 +59,7 @@ class GatedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The backbone's forward, gated."""
-        keep = self._fixed_keep(self._fixed[-1]) if self._fixed else self.gate_values()
+        keep = self._fixed[-1].keep() if self._fixed else self.gate_values()
         self._board.open(keep, [self._mask(site.term, site.how, keep) for site in self._sites])
         return self.backbone(*args, **kwargs)
 
@@ -119,14 +119,6 @@ class GatedModel(nn.Module):
     def _touches(self, term: Term) -> bool:
         return any(self.axes.variables.get(var) in self.space.free for var in leaves(term))
 
-    def _fixed_keep(self, arch: Arch) -> dict[str, Tensor]:
-        like = next(self.backbone.parameters())
-        keep = {}
-        for name, axis in self.space.free.items():
-            units = torch.tensor(arch.kept.get(name, range(axis.size)), device=like.device)
-            keep[name] = torch.zeros(axis.size, dtype=like.dtype, device=like.device).index_fill(0, units, 1.0)
-        return keep
-
     def _mask(self, term: Term, how: str, keep: dict[str, Tensor]) -> Tensor | None:
         """The mask of one site; None where a norm is open anyway, so that it computes bit for bit what it did."""
         mask = self.axes.mask(term, keep)
@@ -139,9 +131,10 @@ class Fixed:
 
     def __init__(self, gated: GatedModel, arch: Arch) -> None:
         self.gated, self.arch = gated, arch
+        self._keep: dict[str, Tensor] = {}
 
     def __enter__(self) -> GatedModel:
-        self.gated._fixed.append(self.arch)
+        self.gated._fixed.append(self)
         return self.gated
 
     def __exit__(self, *error: object) -> None:
@@ -151,6 +144,16 @@ class Fixed:
         """The output for these inputs."""
         with self:
             return self.gated(*args, **kwargs)
+
+    def keep(self) -> dict[str, Tensor]:
+        """Keep vector (c) of 0 and 1 per axis, where and as precise as the model is now."""
+        like = next(self.gated.backbone.parameters())
+        if not self._keep or next(iter(self._keep.values())).type() != like.type():
+            for name, axis in self.gated.space.free.items():
+                units = torch.tensor(self.arch.kept.get(name, range(axis.size)), device=like.device)
+                keep = torch.zeros(axis.size, dtype=like.dtype, device=like.device)
+                self._keep[name] = keep.index_fill(0, units, 1.0)
+        return self._keep
 
 
 def _key(name: str) -> str:

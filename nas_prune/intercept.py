@@ -165,10 +165,10 @@ def _bound(
 def intercept(model: nn.Module, axes: Axes, sites: list[Site], board: Board, mix: Mix | None) -> None:
     """Register the hooks that gate ``sites`` of an eager model; masks are read from ``board`` at every call."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    runs = _runs(axes)
+    runs, calls_of = _runs(axes), _calls(axes)
     by_owner: dict[str, dict[Call, int]] = {}
     for index, site in enumerate(sites):
-        owner, call = _locate(axes, site.node, runs)
+        owner, call = _locate(axes, site.node, runs, calls_of)
         by_owner.setdefault(owner, {}).setdefault(call, index)
     for owner, calls in by_owner.items():
         hook = Interceptor(sites, calls, len(runs[owner]), board, mix)
@@ -186,21 +186,26 @@ def _runs(axes: Axes) -> dict[str, list[str]]:
     return runs
 
 
-def _locate(axes: Axes, node: Node, runs: dict[str, list[str]]) -> tuple[str, Call]:
+def _calls(axes: Axes) -> dict[tuple[str, str], list[Node]]:
+    """(call of a module, kind) -> its calls of that kind in order, those of inner modules too."""
+    calls: dict[tuple[str, str], list[Node]] = {}
+    for node in axes.walk.captured.graph.nodes:
+        kind = NODE_KINDS.get(node.target.__name__) if node.op == "call_function" else None
+        for key in node.meta.get("nn_module_stack", {}) if kind else ():
+            calls.setdefault((key, str(kind)), []).append(node)
+    return calls
+
+
+def _locate(
+    axes: Axes, node: Node, runs: dict[str, list[str]], calls: dict[tuple[str, str], list[Node]]
+) -> tuple[str, Call]:
     """Where an eager model runs a node: the innermost module, and which call in it."""
     kind = NODE_KINDS.get(node.target.__name__)  # type: ignore[union-attr]
     if kind is None:
         raise TraceError(f"no way to gate {axes.walk.where(node)} in an eager model; freeze its axes")
     key = next(reversed(node.meta["nn_module_stack"]))
-    inside = [
-        other
-        for other in axes.walk.captured.graph.nodes
-        if other.op == "call_function"
-        and NODE_KINDS.get(other.target.__name__) == kind
-        and key in other.meta.get("nn_module_stack", {})
-    ]
     owner = axes.walk.captured.owner(node)
-    return owner, (runs[owner].index(key), kind, inside.index(node))
+    return owner, (runs[owner].index(key), kind, calls[key, kind].index(node))
 
 
 def release(model: nn.Module) -> None:

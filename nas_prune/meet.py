@@ -62,13 +62,12 @@ def meet(
     for _ in range(rounds):
         try:
             arch = select(scores, budget.cost, asked, space)
-        except BudgetError:
-            if not tried:
-                raise
-            break
+        except BudgetError:  # the prediction says that nothing is within; only the device can tell
+            arch = _smallest(scores, space)
+            asked = float(budget.cost(arch.sizes(space.free)))
         key = tuple(arch.sizes(space.free).values())
         if key in tried:
-            if tried[key][0].measured <= target:
+            if tried[key][0].measured <= target or arch == _smallest(scores, space):
                 break
             asked *= CLOSE  # widths are coarse: ask for less until another architecture comes
             continue
@@ -79,6 +78,11 @@ def meet(
             break
         asked *= (0.5 * (1 + CLOSE) * target) / step.measured
     return _best(list(tried.values()), budget)
+
+
+def _smallest(scores: Scores, space: SearchSpace) -> Arch:
+    """Every axis at its minimum."""
+    return Arch({name: scores[name].topk(space.minimum[name]).indices.tolist() for name in space.free})
 
 
 def _journalled(measured: float, key: tuple[int, ...], journal: Path | None) -> float:

@@ -88,28 +88,19 @@ class Track:
 
 
 def open_track(folder: Path, settings: TrackSettings, *, config: Mapping[str, Any], name: str) -> Track:
-    """Open the record of the run in ``folder``; ``config`` is the resolved recipe, ``name`` what W&B calls the run."""
+    """Open the record of the run in ``folder``; ``config``: dotted key -> value of the recipe, ``name``: W&B's name."""
     folder.mkdir(parents=True, exist_ok=True)
     mode = os.environ.get("WANDB_MODE") if settings.wandb == "auto" else settings.wandb
     if mode == "disabled":
         return Track(folder)
     try:
         known = _known_run(folder)
-        client = _client(folder, settings, config=dotted(config), name=name, run_id=known)
+        client = _client(folder, settings, config=dict(config), name=name, run_id=known)
     except Exception as error:  # whatever W&B raises, the run goes on without it
         _warn("start", error)
         return Track(folder)
     write_json(folder / "wandb.json", {"id": client.id})
     return Track(folder, client, resumed=client.id == known)
-
-
-def dotted(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"data": {"name": "digits"}}`` as ``{"data.name": "digits"}``; lists and empty mappings stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        nested = isinstance(value, Mapping) and value
-        flat.update(dotted(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
-    return flat
 
 
 def _client(folder: Path, settings: TrackSettings, *, config: dict[str, Any], name: str, run_id: str | None) -> Any:

@@ -66,6 +66,15 @@ def test_a_target_that_no_round_meets_is_an_error_with_the_closest_figure(space,
         meet(scores, budget, space, ranked, lambda _: 10 * budget.limit, rounds=3)
 
 
+def test_the_smallest_is_tried_for_real_where_the_prediction_refuses_it(space, scores):
+    space = SearchSpace.read("everything", space.axes)
+    macs = Macs(space.axes)
+    budget = Budget("1e-3x", macs)  # less than the prediction of any architecture, ten times what this one costs
+    met = meet(scores, budget, space, ranked, lambda arch: 1e-2 * float(macs(arch.sizes(space.free))))
+    real = 1e-2 * float(macs(met.arch.sizes(space.free)))
+    assert 0.5 * budget.limit < real <= budget.limit
+
+
 def test_measurements_are_journalled_and_reused(space, scores, tmp_path):
     macs, calls = Macs(space.axes), []
 

@@ -32,7 +32,7 @@ def _quiet_and_logged_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 
 def opened(folder: Path, settings: TrackSettings = OFFLINE) -> Track:
     """The record of a run in ``folder``."""
-    config = {"model": {"name": "resnet18", "kwargs": {}}, "seed": 0, "search": {"penalties": [{"name": "budget"}]}}
+    config = {"model.name": "resnet18", "model.kwargs": {}, "seed": 0, "search.penalties": [{"name": "budget"}]}
     return open_track(folder, settings, config=config, name="digits")
 
 

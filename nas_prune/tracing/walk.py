@@ -106,10 +106,6 @@ class Walk:
         if name is not None:
             self.roles.setdefault((name, dim), role)
 
-    def read(self, site: Site) -> None:
-        """Record a gate site."""
-        self.sites.append(site)
-
     def sizes(self, node: Node, arg: int | str, terms: Term | tuple[Term, ...]) -> None:
         """Record that an argument holds sizes."""
         self.literals.append(Literal(node, arg, terms))

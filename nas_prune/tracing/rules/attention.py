@@ -21,7 +21,7 @@ def attention(walk: Walk, node: Node) -> Dims:
     freeze(k[-2], f"softmax runs over it: {walk.where(node)}")
     if len(node.args) > 3 and node.args[3] is not None:
         walk.broadcast(node, (*batch, q[-2], k[-2]), walk.of(node.args[3]))
-    walk.read(Site(node, "mask", 0, len(q) - 1, q[-1]))
+    walk.sites.append(Site(node, "mask", 0, len(q) - 1, q[-1]))
     if node.kwargs.get("scale") is None:
         walk.constants[node, "scale"] = 1 / sqrt(q[-1].size)
     walk.kinds += [(term, "head") for term in batch[1:]] + [(q[-1], "head_dim"), (v[-1], "head_dim")]

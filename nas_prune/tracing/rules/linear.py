@@ -28,7 +28,7 @@ def linear(walk: Walk, node: Node) -> Dims:
     walk.tie(node, x[-1], weight[1])
     if bias is not None:
         walk.tie(node, weight[0], walk.of(bias)[0])
-    walk.read(Site(node, "mask", 0, len(x) - 1, x[-1], weight[1]))
+    walk.sites.append(Site(node, "mask", 0, len(x) - 1, x[-1], weight[1]))
     walk.products[node] = [(*x[:-1], weight[0], weight[1])]
     return (*x[:-1], weight[0])
 
@@ -44,7 +44,7 @@ def convolution(walk: Walk, node: Node) -> Dims:
     if groups == 1:
         walk.role(node.args[1], 1, "read")
         walk.tie(node, x[1], weight[1])
-        walk.read(Site(node, "mask", 0, 1, x[1], weight[1]))
+        walk.sites.append(Site(node, "mask", 0, 1, x[1], weight[1]))
     else:
         _grouped(walk, node, x[1], weight, groups)
     if bias is not None:
@@ -64,7 +64,7 @@ def _grouped(walk: Walk, node: Node, x: Term, weight: Dims, groups: int) -> None
     if inside > 1:
         walk.role(node.args[1], 1, "read")
         walk.tie(node, read, weight[1])
-        walk.read(Site(node, "mask", 0, 1, prod([Fix(groups), read]), weight[1]))
+        walk.sites.append(Site(node, "mask", 0, 1, prod([Fix(groups), read]), weight[1]))
     walk.sizes(node, 6, group)
 
 
@@ -89,7 +89,7 @@ def _product(walk: Walk, node: Node, a: Dims, b: Dims, first: int) -> Dims:
     walk.role(node.args[first + 1], 1, "write")
     walk.tie(node, a[-1], b[-2])
     batch = walk.broadcast(node, a[:-2], b[:-2])
-    walk.read(Site(node, "mask", first, len(a) - 1, a[-1]))
+    walk.sites.append(Site(node, "mask", first, len(a) - 1, a[-1]))
     walk.products[node] = [(*batch, a[-2], a[-1], b[-1])]
     return (*batch, a[-2], b[-1])
 

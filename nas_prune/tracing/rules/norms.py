@@ -36,7 +36,7 @@ def weight_standardization(walk: Walk, node: Node) -> Dims | list[Dims]:
     _follow(walk, node, (x[1],), *node.args[1:3])
     if len(x) != 3:
         return walk.frozen(node, f"statistics of the batch in {walk.where(node)}")
-    walk.read(Site(node, "standardize", 0, 2, x[2]))
+    walk.sites.append(Site(node, "standardize", 0, 2, x[2]))
     return [x, *(tuple(Fix(int(size)) for size in value.shape) for value in node.meta["val"][1:])]
 
 
@@ -58,7 +58,7 @@ def _last_dims(walk: Walk, node: Node, how: str, parameters: list[Any]) -> Dims 
     if len(normalised) > 1 and any(map(free, normalised)):
         return walk.frozen(node, f"a norm over several dimensions at once: {walk.where(node)}")
     _follow(walk, node, normalised, *parameters)
-    walk.read(Site(node, how, 0, len(x) - 1, x[-1]))
+    walk.sites.append(Site(node, how, 0, len(x) - 1, x[-1]))
     walk.sizes(node, 1, normalised)
     return x
 
@@ -69,6 +69,6 @@ def group_norm(walk: Walk, node: Node) -> Dims:
     x, groups = walk.of(node.args[0]), int(cast(int, node.args[1]))
     group, inside = factorize(x[1], groups, x[1].size // groups)
     _follow(walk, node, (x[1],), argument(node, 2), argument(node, 3))
-    walk.read(Site(node, "group_norm", 0, 1, inside))
+    walk.sites.append(Site(node, "group_norm", 0, 1, inside))
     walk.sizes(node, 1, group)
     return x

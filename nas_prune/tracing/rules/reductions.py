@@ -19,7 +19,7 @@ def mean(walk: Walk, node: Node) -> Dims | list[Dims]:
     if len(gated) > 1:
         return walk.frozen(node, f"a mean over several axes at once: {walk.where(node)}")
     for dim in gated:
-        walk.read(Site(node, "mean", 0, dim, x[dim]))
+        walk.sites.append(Site(node, "mean", 0, dim, x[dim]))
     if argument(node, 2, False):
         return tuple(Fix(1) if dim in dims else term for dim, term in enumerate(x))
     return tuple(term for dim, term in enumerate(x) if dim not in dims)
