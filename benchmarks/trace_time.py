@@ -11,7 +11,7 @@ import torch
 
 from nas_prune.arch import Arch
 from nas_prune.derivation import derive
-from nas_prune.tracing import trace
+from nas_prune.expressible import trace
 
 DEFAULT = ("resnet50:224", "convnext_tiny:224", "deit_tiny_patch16_224:224", "mobilenetv3_large_100:224")
 

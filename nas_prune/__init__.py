@@ -12,6 +12,8 @@ Names are imported when they are first used, so that the command line answers at
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from nas_prune import timm_entry
+
 if TYPE_CHECKING:
     from nas_prune.arch import Arch
     from nas_prune.artifact import load, save
@@ -19,11 +21,12 @@ if TYPE_CHECKING:
     from nas_prune.costs import Budget, LatencyPredictor, count, measure
     from nas_prune.derivation import derive
     from nas_prune.errors import NasPruneError
+    from nas_prune.expressible import trace
     from nas_prune.gated import GatedModel
     from nas_prune.gates import Gate
     from nas_prune.joint import search
     from nas_prune.space import SearchSpace
-    from nas_prune.tracing import Axes, trace
+    from nas_prune.tracing import Axes
     from nas_prune.verification import Certificate, verify
 
 __all__ = [
@@ -64,9 +67,12 @@ _HOME = {
     "measure": "costs",
     "save": "artifact",
     "search": "joint",
-    "trace": "tracing",
+    "trace": "expressible",
     "verify": "verification",
 }
+
+
+timm_entry.install()  # the one thing that an import does: timm.create_model("local-dir:FOLDER") finds artefacts
 
 
 def __getattr__(name: str) -> Any:

@@ -32,8 +32,11 @@ def run_and_describe(model: nn.Module, inputs: Sequence[Any]) -> None:
     finally:
         for handle in hooks:
             handle.remove()
-    for stage in stages:
-        if stage["module"] in seen:
+    maps = _maps(model, inputs) if any(stage["module"] not in seen for stage in stages) else []
+    for number, stage in enumerate(stages):
+        if len(maps) == len(stages):
+            stage["num_chs"] = maps[number].shape[1]
+        elif stage["module"] in seen:
             stage["num_chs"] = channels(seen[stage["module"]])
     if features is not None:
         width = channels(features)
@@ -49,6 +52,14 @@ def _run(model: Any, inputs: Sequence[Any]) -> Tensor | None:
             return features if isinstance(features, Tensor) else None
         model(*inputs)
     return None
+
+
+def _maps(model: Any, inputs: Sequence[Any]) -> list[Tensor]:
+    """The feature map (b c h w) of each stage, where stages hand on more than one tensor; none if timm gives none."""
+    if not hasattr(model, "forward_intermediates"):
+        return []
+    with torch.no_grad():
+        return list(model.forward_intermediates(*inputs, intermediates_only=True))
 
 
 def channels(features: Tensor) -> int:

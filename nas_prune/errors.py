@@ -72,7 +72,11 @@ class RunError(NasPruneError):
 
 
 class DeriveError(RunError):
-    """The small model cannot be built."""
+    """The small model cannot be built. ``node``: the node of the graph that stands in the way, where that is known."""
+
+    def __init__(self, message: str, *, node: str | None = None) -> None:
+        super().__init__(message)
+        self.node = node
 
 
 class ExactnessError(RunError):

@@ -163,7 +163,8 @@ def _key(name: str) -> str:
 
 def _writers(axes: Axes, name: str) -> list[tuple[str, int, Tensor | None]]:
     """(parameter, dimension, row order) of each weight that writes an axis; row order None: rows are the units."""
-    members = [member for member in axes[name].members if member.role == "write"] or list(axes[name].members)[:1]
+    parameters = [member for member in axes[name].members if member.tensor not in axes.walk.captured.buffer_names]
+    members = [member for member in parameters if member.role == "write"] or parameters[:1]
     variable = next(var for var, known in axes.variables.items() if known == name)
     result = []
     for member in members:

@@ -20,7 +20,8 @@ from torch.fx import Node
 from torch.overrides import TorchFunctionMode
 
 from nas_prune.errors import TraceError
-from nas_prune.tracing import Axes, masked
+from nas_prune.tracing import Axes
+from nas_prune.tracing.masked import FILLS, FORMS
 from nas_prune.tracing.walk import Site
 
 Mix = Callable[[Tensor, Tensor], Tensor]
@@ -28,17 +29,29 @@ Call = tuple[int, str, int]  # (which call of the module, kind of function, how 
 
 KINDS: dict[Any, str] = {
     **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), "convolution"),
+    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), "transposed_convolution"),
     F.linear: "linear",
     F.layer_norm: "layer_norm",
     F.rms_norm: "rms_norm",
     F.group_norm: "group_norm",
     F.batch_norm: "batch_norm",
     F.scaled_dot_product_attention: "attention",
-    **dict.fromkeys((torch.matmul, torch.bmm, torch.mm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__), "matmul"),
+    **dict.fromkeys((torch.matmul, torch.bmm, torch.mm), "matmul"),
+    **dict.fromkeys((Tensor.matmul, Tensor.bmm, Tensor.mm, Tensor.__matmul__), "matmul"),
+    **dict.fromkeys((torch.addmm, torch.baddbmm, Tensor.addmm, Tensor.baddbmm), "addmm"),
+    torch.einsum: "einsum",
     **dict.fromkeys((torch.mean, Tensor.mean), "mean"),
+    **dict.fromkeys((torch.sum, Tensor.sum), "sum"),
+    **dict.fromkeys((torch.amax, Tensor.amax), "amax"),
+    **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), "softmax"),
+    **dict.fromkeys((torch.linalg.vector_norm, torch.norm, Tensor.norm, F.normalize), "norm"),
+    **dict.fromkeys((torch.lstm, torch.gru), "recurrent"),
 }
 NODE_KINDS = {
     **dict.fromkeys(("conv1d.default", "conv2d.default", "conv3d.default", "conv2d.padding"), "convolution"),
+    **dict.fromkeys(
+        ("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input"), "transposed_convolution"
+    ),
     "linear.default": "linear",
     "layer_norm.default": "layer_norm",
     "rms_norm.default": "rms_norm",
@@ -48,7 +61,20 @@ NODE_KINDS = {
     ),
     "scaled_dot_product_attention.default": "attention",
     **dict.fromkeys(("matmul.default", "bmm.default", "mm.default"), "matmul"),
-    "mean.dim": "mean",
+    **dict.fromkeys(("addmm.default", "baddbmm.default"), "addmm"),
+    "einsum.default": "einsum",
+    **dict.fromkeys(("mean.dim", "mean.default"), "mean"),
+    **dict.fromkeys(("sum.dim_IntList", "sum.default"), "sum"),
+    "amax.default": "amax",
+    **dict.fromkeys(("softmax.int", "_softmax.default"), "softmax"),
+    "linalg_vector_norm.default": "norm",
+    **dict.fromkeys(("lstm.input", "gru.input"), "recurrent"),
+}
+
+
+OPERANDS = {
+    **dict.fromkeys(("convolution", "transposed_convolution", "linear"), ("input", "weight")),
+    "attention": ("query", "key", "value"),
 }
 
 
@@ -60,6 +86,7 @@ class Board:
         self.masks: list[Tensor | None] = []
         self.running: list[_Interception] = []
         self.entered: Counter[int] = Counter()
+        self.masking = False
 
     def open(self, keep: dict[str, Tensor], masks: list[Tensor | None]) -> None:
         """A new forward pass begins."""
@@ -74,11 +101,11 @@ class Board:
 class Interceptor:
     """Opens the interception while one module runs. The only hook that this package registers.
 
-    ``calls``: which call gets which site; ``times``: how often a forward pass calls the module.
+    ``calls``: which call gets which sites; ``times``: how often a forward pass calls the module.
     """
 
     sites: list[Site]
-    calls: dict[Call, int]
+    calls: dict[Call, list[int]]
     times: int
     board: Board
     mix: Mix | None
@@ -106,70 +133,60 @@ class _Interception(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kind, board = KINDS.get(func), self.interceptor.board
-        if kind is None or not board.masks:
+        if kind is None or not board.masks or board.masking:
             return func(*args, **(kwargs or {}))
-        index = self.interceptor.calls.get((self.call, kind, self.seen[kind]))
+        indices = self.interceptor.calls.get((self.call, kind, self.seen[kind]), ())
         self.seen[kind] += 1
-        keep = None if index is None else board.masks[index]
-        if keep is None or index is None:
-            return func(*args, **(kwargs or {}))
-        site = self.interceptor.sites[index]
-        if site.how == "mask":
-            return func(*_gate_operand(site, keep, self.interceptor.mix, list(args)), **(kwargs or {}))
-        for outer in board.running[: board.running.index(self)]:
-            outer.seen[kind] += 1  # they will not see the call, as its masked form takes its place
-        return _masked(site, keep, list(args), kwargs or {})
+        args, kwargs = _positional(kind, list(args), dict(kwargs or {})) if indices else (args, kwargs or {})
+        for index in indices:
+            site, keep = self.interceptor.sites[index], board.masks[index]
+            if keep is None:
+                continue
+            if site.how not in FILLS:
+                for outer in board.running[: board.running.index(self)]:
+                    outer.seen[kind] += 1  # they will not see the call, as its masked form takes its place
+                board.masking = True  # what it calls itself is none of the record's calls
+                result = FORMS[site.how](args, kwargs, site.dim, keep)
+                board.masking = False
+                return result
+            _close(site, args, keep, self.interceptor.mix)
+        return func(*args, **kwargs)
 
 
-def _masked(site: Site, keep: Tensor, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    """The masked form of a call."""
-    x = args[0]
-    if site.how == "layer_norm":
-        call = _bound(("input", "shape", "weight", "bias", "eps"), (None, None, None, None, 1e-5), args, kwargs)
-        return masked.layer_norm(x, call["weight"], call["bias"], call["eps"], keep)
-    if site.how == "rms_norm":
-        call = _bound(("input", "shape", "weight", "eps"), (None, None, None, None), args, kwargs)
-        return masked.rms_norm(x, call["weight"], call["eps"] or torch.finfo(x.dtype).eps, keep)
-    if site.how == "group_norm":
-        call = _bound(("input", "num_groups", "weight", "bias", "eps"), (None, None, None, None, 1e-5), args, kwargs)
-        return masked.group_norm(x, call["num_groups"], (call["weight"], call["bias"]), call["eps"], keep)
-    if site.how == "standardize":
-        names = ("input", "mean", "var", "weight", "bias", "training", "momentum", "eps")
-        call = _bound(names, (None, None, None, None, None, False, 0.1, 1e-5), args, kwargs)
-        return masked.standardize(x, call["weight"], call["eps"], keep)
-    call = _bound(("input", "dim", "keepdim"), (None, None, False), args, kwargs)
-    dims = (call["dim"],) if isinstance(call["dim"], int) else tuple(call["dim"])
-    return masked.mean(x, dims, call["keepdim"], keep.reshape([-1 if d == site.dim else 1 for d in range(x.ndim)]))
+def _positional(kind: str, args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Operands by position, whether the code gave them by position or by name."""
+    for name in OPERANDS.get(kind, ("input",))[len(args) :]:
+        args.append(kwargs.pop(name))
+    return args, kwargs
 
 
-def _gate_operand(site: Site, keep: Tensor, mix: Mix | None, args: list[Any]) -> list[Any]:
-    """Gate the input, or the weight's columns where the weight is the smaller of the two (the result is the same)."""
-    x = args[site.arg]
+def _close(site: Site, args: list[Any], keep: Tensor, mix: Mix | None) -> None:
+    """Gate one operand of a call, or the weight's columns where the weight is smaller (the result is the same)."""
+    operands, first = args, 0
+    if isinstance(args[0], str):  # an einsum: its operands follow, or stand in a list
+        operands, first = (args, 1) if isinstance(args[1], Tensor) else (list(args[1]), 0)
+        args[1] = operands if first == 0 else args[1]
+    x = operands[first + site.arg]
     weight = args[1] if site.weight is not None else None
     if weight is not None and mix is None and weight.numel() < x.numel():
         inside = keep[: weight.shape[1]] if keep.shape[0] != weight.shape[1] else keep
         args[1] = weight * inside.reshape(1, -1, *(1 for _ in weight.shape[2:]))
-        return args
-    gate = keep.reshape([-1 if dim == site.dim else 1 for dim in range(x.ndim)])
-    args[site.arg] = x * gate if mix is None else mix(x, gate)
-    return args
-
-
-def _bound(
-    names: tuple[str, ...], defaults: tuple[Any, ...], args: list[Any], kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    """Positional and keyword arguments of a functional call by name."""
-    return {**dict(zip(names, defaults, strict=True)), **dict(zip(names, args, strict=False)), **kwargs}
+        return
+    gate = keep.to(x.dtype).reshape([-1 if dim == site.dim else 1 for dim in range(x.ndim)])
+    if site.how != "mask":
+        operands[first + site.arg] = torch.where(gate > 0, x, FILLS[site.how])
+    else:
+        operands[first + site.arg] = x * gate if mix is None else mix(x, gate)
 
 
 def intercept(model: nn.Module, axes: Axes, sites: list[Site], board: Board, mix: Mix | None) -> None:
     """Register the hooks that gate ``sites`` of an eager model; masks are read from ``board`` at every call."""
     modules = dict(model.named_modules(remove_duplicate=False))
     runs, calls_of = _runs(axes), _calls(axes)
-    by_owner: dict[str, dict[Call, int]] = {}
+    by_owner: dict[str, dict[Call, list[int]]] = {}
     for index, site in enumerate(sites):
         owner, call = _locate(axes, site.node, runs, calls_of)
-        by_owner.setdefault(owner, {}).setdefault(call, index)
+        by_owner.setdefault(owner, {}).setdefault(call, []).append(index)
     for owner, calls in by_owner.items():
         hook = Interceptor(sites, calls, len(runs[owner]), board, mix)
         modules[owner].register_forward_pre_hook(hook.enter)
@@ -180,7 +197,7 @@ def _runs(axes: Axes) -> dict[str, list[str]]:
     """Module path -> its calls in order, by the key that export gives to each call."""
     runs: dict[str, list[str]] = {}
     for node in axes.walk.captured.graph.nodes:
-        for key, (path, _) in node.meta.get("nn_module_stack", {}).items():
+        for key, path in axes.walk.captured.running(node).items():
             if key not in runs.setdefault(path, []):
                 runs[path].append(key)
     return runs
@@ -191,7 +208,7 @@ def _calls(axes: Axes) -> dict[tuple[str, str], list[Node]]:
     calls: dict[tuple[str, str], list[Node]] = {}
     for node in axes.walk.captured.graph.nodes:
         kind = NODE_KINDS.get(node.target.__name__) if node.op == "call_function" else None
-        for key in node.meta.get("nn_module_stack", {}) if kind else ():
+        for key in axes.walk.captured.running(node) if kind else ():
             calls.setdefault((key, str(kind)), []).append(node)
     return calls
 
@@ -203,7 +220,7 @@ def _locate(
     kind = NODE_KINDS.get(node.target.__name__)  # type: ignore[union-attr]
     if kind is None:
         raise TraceError(f"no way to gate {axes.walk.where(node)} in an eager model; freeze its axes")
-    key = next(reversed(node.meta["nn_module_stack"]))
+    key = next(reversed(axes.walk.captured.running(node)))
     owner = axes.walk.captured.owner(node)
     return owner, (runs[owner].index(key), kind, calls[key, kind].index(node))
 

@@ -16,6 +16,7 @@ from nas_prune import data as datasets
 from nas_prune import recipe as recipes
 from nas_prune.costs import count, measure
 from nas_prune.data import Data
+from nas_prune.expressible import trace
 from nas_prune.files import read_json, write_json
 from nas_prune.finetune import finetune
 from nas_prune.job import Job, identity, open_folder, open_run
@@ -24,7 +25,6 @@ from nas_prune.recipe import Recipe
 from nas_prune.results import Outcome, evaluated
 from nas_prune.space import SearchSpace
 from nas_prune.steps import baseline, calibrated, derived, save, searched, train_dense
-from nas_prune.tracing import trace
 from nas_prune.track import Track, open_track
 from nas_prune.train import Run
 

@@ -1,17 +1,22 @@
 """Set the integers that modules keep about their widths to what the graph says they became.
 
-Evidence comes in three strengths. A layer's own weight tells its widths exactly. Otherwise a module's integer is
-replaced if the module used that very number as a size (a view, a split, groups) and the graph has one new value for it.
-A classifier head keeps widths that its code does not use: there, the tensors that pass through it are the evidence.
+Evidence comes in five strengths. A layer's own weight tells its widths exactly. So does the source, where an attribute
+stands in place of a size. Otherwise a module's integer is replaced if the module used that very number as a size (a
+view, a split, groups) and the graph has one new value for it.
+One that is called like a width may instead be known from the dimensions of all tensors that the module works on. And a
+classifier head keeps widths that its code does not use: there, the tensors that pass through it are the evidence.
 """
 
 from typing import Any
 
 from torch import nn
+from torch.fx import Node
 
 from nas_prune.arch import Arch
+from nas_prune.sources import named_sizes, names_used
 from nas_prune.tracing import Axes
-from nas_prune.tracing.oracle import size_of, sizes_of
+from nas_prune.tracing.oracle import size_of
+from nas_prune.tracing.terms import free
 
 GEOMETRY = {"kernel_size", "stride", "padding", "dilation", "output_padding", "num_classes", "img_size"}
 GEOMETRY |= {
@@ -24,80 +29,128 @@ GEOMETRY |= {
     "output_size",
 }
 HEAD_WIDTHS = {"in_features", "num_features", "hidden_size"}  # what timm's classifier heads keep about themselves
+WIDTHS = ("dim", "chan", "chs", "feat", "width", "heads", "planes", "hidden", "embed", "groups", "filters")
 Changes = dict[str, dict[int, set[int]]]  # module path -> old size -> the new sizes that it became there
 
 
 def repair(model: nn.Module, axes: Axes, arch: Arch) -> None:
     """Repair every module of a model whose tensors are sliced already."""
-    changes = _changes(axes, arch)
+    evidence = Evidence(model, axes, arch)
     for path, module in model.named_modules():
         certain = _from_weight(module)
-        passing = _passing(axes, arch, path) if path and HEAD_WIDTHS & vars(module).keys() - certain.keys() else {}
         for name, value in list(vars(module).items()):
-            if name not in GEOMETRY and name not in certain and not name.startswith("_"):
-                evidence = passing if name in HEAD_WIDTHS else changes.get(path, {})
-                setattr(module, name, _renewed(value, evidence))
+            if name not in certain and _is_width(name, value):
+                setattr(module, name, _renewed(value, evidence.of(path, name, value)))
         for name, value in certain.items():
             setattr(module, name, value)
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             module.in_channels = module.weight.shape[1] * module.groups
-    _attention_scales(model, axes, arch)
+        if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            module.out_channels = module.weight.shape[1] * module.groups
+
+
+def ambiguous(model: nn.Module, axes: Axes, arch: Arch) -> set[tuple[str, int]]:
+    """(module, number): what a module's methods know by one number, and what has become several."""
+    evidence, found = Evidence(model, axes, arch), set[tuple[str, int]]()
+    for path, module in model.named_modules():
+        used = names_used(type(module))  # type: ignore[arg-type]
+        for name, value in vars(module).items():
+            if name in used and _is_width(name, value):
+                known = evidence.of(path, name, value)
+                items = value if isinstance(value, tuple | list) else (value,)
+                found |= {(path, item) for item in items if len(known.get(item, ())) > 1}
+    return found
+
+
+def _is_width(name: str, value: Any) -> bool:
+    """Whether an attribute is a number, or a short sequence of numbers, that could be a width."""
+    items = value if isinstance(value, tuple | list) and len(value) <= 8 else (value,)
+    return name not in GEOMETRY and not name.startswith("_") and all(type(item) is int for item in items)
+
+
+class Evidence:
+    """What the numbers that modules hold have become."""
+
+    def __init__(self, model: nn.Module, axes: Axes, arch: Arch) -> None:
+        self.named: dict[tuple[str, str], set[int]] = {}
+        explained = named_sizes(model, axes)
+        for named in explained:
+            new = size_of(axes, arch, named.term) * named.over // named.times
+            self.named.setdefault((named.module, named.attribute), set()).add(new)
+        self.asked = _asked(axes, arch, {(named.node, named.index) for named in explained})
+        self.seen, self.through = _seen(axes, arch, inside=False), _seen(axes, arch, inside=True)
+
+    def of(self, path: str, name: str, value: Any) -> dict[int, set[int]]:
+        """Old number -> the numbers that it may have become, for one attribute of one module."""
+        if (path, name) in self.named:
+            return {value: self.named[path, name]}
+        if path and name in HEAD_WIDTHS:
+            return self.through.get(path, {})
+        asked = self.asked.get(path, {})
+        known = any(item in asked for item in (value if isinstance(value, tuple | list) else (value,)))
+        return self.seen.get(path, {}) if not known and any(word in name for word in WIDTHS) else asked
 
 
 def _from_weight(module: nn.Module) -> dict[str, Any]:
     """Widths of a layer that its own weight tells."""
     weight = module._parameters.get("weight")
+    if isinstance(module, nn.RNNBase):
+        return {"input_size": module._parameters["weight_ih_l0"].shape[1]}  # type: ignore[union-attr]
     if weight is None:
         return {}
     if isinstance(module, nn.Linear):
         return {"out_features": weight.shape[0], "in_features": weight.shape[1]}
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return {"out_channels": weight.shape[0], "in_channels": weight.shape[1]}
+    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        return {"in_channels": weight.shape[0]}
     if isinstance(module, nn.modules.batchnorm._NormBase):
         return {"num_features": weight.shape[0]}
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return {"normalized_shape": tuple(weight.shape)}
+    if isinstance(module, nn.Embedding):
+        return {"num_embeddings": weight.shape[0], "embedding_dim": weight.shape[1]}
     return {"num_channels": weight.shape[0]} if isinstance(module, nn.GroupNorm) else {}
 
 
-def _changes(axes: Axes, arch: Arch) -> Changes:
-    """What each module's size arguments were and became."""
+def _asked(axes: Axes, arch: Arch, explained: set[tuple[Node, int]]) -> Changes:
+    """What each module's size arguments were and became, but for those that the source explains."""
     changes: Changes = {}
-    for literal in axes.walk.literals:
-        terms = literal.terms if isinstance(literal.terms, tuple) else (literal.terms,)
-        new = sizes_of(axes, arch, terms)
-        owner = changes.setdefault(axes.walk.captured.owner(literal.node), {})
-        for term, size in zip(terms, new if isinstance(new, list) else [new], strict=True):
-            if size != term.size:
-                owner.setdefault(term.size, set()).add(size)
+    for node, literals in axes.walk.literals.items():
+        owners = {axes.walk.captured.owner(node), _reader(axes, node)}
+        for literal in literals:
+            terms = literal.terms if isinstance(literal.terms, tuple) else (literal.terms,)
+            for index, term in enumerate(terms):
+                size = size_of(axes, arch, term)
+                for owner in owners if size != term.size and (node, index) not in explained else ():
+                    changes.setdefault(owner, {}).setdefault(term.size, set()).add(size)
     return changes
 
 
-def _passing(axes: Axes, arch: Arch, path: str) -> dict[int, set[int]]:
-    """What the dimensions of the tensors that go into or through a module were and became."""
-    sizes: dict[int, set[int]] = {}
+def _reader(axes: Axes, node: Node) -> str:
+    """The module whose parameter a node reshapes: a method called from another module runs in that one's name."""
+    source: Any = node
+    while isinstance(source, Node) and source.op == "call_function" and source.args:
+        source = source.args[0]
+    name = axes.walk.tensor(source)
+    return axes.walk.captured.owner(node) if name is None else name.rpartition(".")[0]
+
+
+def _seen(axes: Axes, arch: Arch, *, inside: bool) -> Changes:
+    """What the free dimensions of the tensors that each module works on, or has worked on ``inside``, became."""
+    seen: Changes = {}
     for node in axes.walk.captured.graph.nodes:
-        if any(path == name for name, _ in node.meta.get("nn_module_stack", {}).values()):
-            for term in (term for each in (node, *node.all_input_nodes) for term in axes.walk.dims(each)):
-                sizes.setdefault(term.size, set()).add(size_of(axes, arch, term))
-    return sizes
+        stack = list(axes.walk.captured.running(node).values())
+        terms = [term for each in (node, *node.all_input_nodes) for term in axes.walk.dims(each)] if stack else []
+        pairs = {(term.size, size_of(axes, arch, term)) for term in terms if free(term)}
+        for path in stack if inside else stack[-1:]:
+            for old, new in pairs:
+                seen.setdefault(path, {}).setdefault(old, set()).add(new)
+    return seen
 
 
 def _renewed(value: Any, changes: dict[int, set[int]]) -> Any:
-    """An integer, or a short tuple of integers, with every number replaced that has exactly one new value."""
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, int) and len(changes.get(value, ())) == 1:
-        return next(iter(changes[value]))
-    if isinstance(value, tuple) and len(value) <= 8 and value and all(type(item) is int for item in value):
-        return tuple(_renewed(item, changes) for item in value)
-    return value
-
-
-def _attention_scales(model: nn.Module, axes: Axes, arch: Arch) -> None:
-    """The scale that a module would use without fused attention follows the head_dim that its queries now have."""
-    for node, _ in axes.walk.constants:
-        module = model.get_submodule(axes.walk.captured.owner(node))
-        old = axes.walk.of(node.args[0])[-1].size
-        if getattr(module, "scale", None) == old**-0.5:
-            module.scale = size_of(axes, arch, axes.walk.of(node.args[0])[-1]) ** -0.5
+    """A number, or a sequence of numbers, with each replaced that has exactly one new value."""
+    if isinstance(value, tuple | list):
+        return type(value)(_renewed(item, changes) for item in value)
+    return next(iter(changes[value])) if len(changes.get(value, ())) == 1 else value

@@ -8,8 +8,8 @@ from nas_prune.calibrate import sample
 from nas_prune.costs import Budget, LatencyPredictor, Macs, Params, measure, measure_together
 from nas_prune.derivation import derive
 from nas_prune.errors import BudgetError
+from nas_prune.expressible import trace
 from nas_prune.space import SearchSpace
-from nas_prune.tracing import trace
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from nas_prune.costs import Budget, Macs
 from nas_prune.derivation import derive
 from nas_prune.errors import BudgetError
+from nas_prune.expressible import trace
 from nas_prune.gated import GatedModel
 from nas_prune.joint import search
 from nas_prune.meet import meet
@@ -15,7 +16,6 @@ from nas_prune.penalties import BudgetPenalty
 from nas_prune.selectors import ranked
 from nas_prune.settings import SearchSettings
 from nas_prune.space import SearchSpace
-from nas_prune.tracing import trace
 from nas_prune.train import Run
 
 

@@ -14,7 +14,8 @@ from timm.models.resnetv2 import ResNetV2
 from torch import Tensor, nn
 
 from nas_prune.arch import Arch
-from nas_prune.tracing import Axes, trace
+from nas_prune.expressible import trace
+from nas_prune.tracing import Axes
 from nas_prune.tracing.oracle import perturbed
 
 

@@ -4,6 +4,8 @@ A node's MACs are a product of dimensions, a dimension is a sum of products of a
 sizes and differentiable at real ones. ``count`` is the ruler: what torch.utils.flop_counter and numel say of a model.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod as product
 
@@ -13,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nas_prune.costs.cost import Sizes, costs
 from nas_prune.tracing import Axes
-from nas_prune.tracing.capture import Inputs, as_tuple, evaluating
+from nas_prune.tracing.capture import Inputs, as_tuple, batch_of, evaluating
 from nas_prune.tracing.terms import Term
 
 
@@ -30,9 +32,22 @@ def count(model: nn.Module, example_inputs: Inputs) -> Count:
 
     A multiply-add is two of the operations that torch.utils.flop_counter counts.
     """
-    with torch.no_grad(), evaluating(model), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), evaluating(model), _frozen(model), FlopCounterMode(display=False) as counter:
         model(*as_tuple(example_inputs))
     return Count(counter.get_total_flops() // 2, sum(p.numel() for p in model.parameters()))
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient: the counter hooks onto gradients, which there are none of."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
 
 
 @costs.register("params")
@@ -60,7 +75,7 @@ class Macs:
         self.axes = axes
         self.products = [terms for node in axes.walk.products.values() for terms in node]
         captured = axes.walk.captured
-        self.share = captured.batch / captured.inputs[0][0][0]
+        self.share = captured.batch / batch_of(captured.inputs)
 
     def __call__(self, sizes: Sizes) -> Tensor:
         """MACs when the axes have these sizes."""

@@ -5,7 +5,7 @@ decomposition table makes the graph functional but keeps conv, linear, norms and
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 from torch.fx import Graph, Node
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from nas_prune.errors import TraceError
 
@@ -25,22 +26,33 @@ class Captured:
     """The graph, which tensor of the model each of its placeholders is, and what went in.
 
     ``shared``: each name of a tensor -> the first of all names that the same tensor has (tied weights).
-    ``inputs``: shape and type of each input tensor; ``batch``: images in the example inputs as the caller gave them.
+    ``modules``: the same for paths of modules.
+    ``inputs``: what was captured, its tensors without numbers; ``batch``: images in the inputs that the caller gave.
     """
 
     graph: Graph
     tensors: Mapping[str, str]
     buffers: frozenset[str]
     shared: Mapping[str, str]
+    modules: Mapping[str, str]
     constants: Mapping[str, Tensor]
     values: Mapping[str, Tensor]
-    inputs: tuple[tuple[tuple[int, ...], torch.dtype], ...]
+    inputs: tuple[Any, ...]
     batch: int
+
+    @property
+    def buffer_names(self) -> set[str]:
+        """Names of the buffers, which are never learnt."""
+        return {self.tensors[name] for name in self.buffers}
+
+    def running(self, node: Node) -> dict[str, str]:
+        """The modules that were running when the node was made, outermost first: key of the call -> path."""
+        stack = node.meta.get("nn_module_stack", {})
+        return {key: self.modules.get(path, path) for key, (path, _) in stack.items()}
 
     def owner(self, node: Node) -> str:
         """Path of the innermost module that executed the node."""
-        stack = list(node.meta.get("nn_module_stack", {}).values())
-        return str(stack[-1][0]) if stack else ""
+        return next(reversed(self.running(node).values()), "")
 
 
 def as_tuple(inputs: Inputs) -> tuple[Any, ...]:
@@ -48,9 +60,14 @@ def as_tuple(inputs: Inputs) -> tuple[Any, ...]:
     return inputs if isinstance(inputs, tuple) else (inputs,)
 
 
+def each_tensor(function: Callable[[Tensor], Tensor], inputs: Inputs) -> tuple[Any, ...]:
+    """The arguments of ``forward`` with every tensor replaced, also those inside lists, tuples and dicts."""
+    return tuple(tree_map_only(Tensor, function, as_tuple(inputs)))
+
+
 def batch_of(inputs: Inputs) -> int:
     """Images in the example inputs: the first dimension of the first tensor."""
-    for value in as_tuple(inputs):
+    for value in tree_leaves(as_tuple(inputs)):
         if isinstance(value, Tensor) and value.ndim:
             return int(value.shape[0])
     raise TraceError(
@@ -63,7 +80,7 @@ def at_least_two(inputs: Inputs) -> tuple[Any, ...]:
     """The example inputs with a batch of two or more, so that no rule mistakes the batch for a dimension of one."""
     if batch_of(inputs) > 1:
         return as_tuple(inputs)
-    return tuple(torch.cat([v, v]) if isinstance(v, Tensor) and v.ndim else v for v in as_tuple(inputs))
+    return each_tensor(lambda value: torch.cat([value, value]) if value.ndim else value, inputs)
 
 
 @contextmanager
@@ -84,9 +101,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def capture(model: nn.Module, inputs: Inputs) -> Captured:
     """Export the model in eval mode. Raises TraceError, naming what stopped the export."""
-    arguments = at_least_two(inputs)
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    arguments = each_tensor(lambda value: value.to(device), at_least_two(inputs))
     try:
-        with evaluating(model), warnings.catch_warnings():
+        with evaluating(model), _out_of_place(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(model, arguments, strict=False).run_decompositions({})
     except Exception as error:
@@ -101,7 +119,8 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
         graph=program.graph,
         tensors={spec.arg.name: str(spec.target) for spec in specs if spec.kind in kinds},
         buffers=frozenset(spec.arg.name for spec in specs if spec.kind is InputKind.BUFFER),
-        shared=_first_names(model),
+        shared=_first_names(_tensors(model)),
+        modules=_first_names(model.named_modules(remove_duplicate=False)),
         constants={
             spec.arg.name: program.constants[str(spec.target)]
             for spec in specs
@@ -112,13 +131,30 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
             for spec in specs
             if spec.kind is InputKind.BUFFER and str(spec.target) in program.constants
         },
-        inputs=tuple((tuple(v.shape), v.dtype) for v in arguments if isinstance(v, Tensor)),
+        inputs=each_tensor(lambda value: value.to("meta"), arguments),
         batch=batch_of(inputs),
     )
 
 
-def _first_names(model: nn.Module) -> dict[str, str]:
-    """Name -> the first name of the same parameter or buffer."""
+@contextmanager
+def _out_of_place(model: nn.Module) -> Iterator[None]:
+    """No activation overwrites its input: export would move the views of that input to where they are used."""
+    overwriting = [module for module in model.modules() if getattr(module, "inplace", False) is True]
+    for module in overwriting:
+        module.inplace = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in overwriting:
+            module.inplace = True  # type: ignore[assignment]
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _first_names(named: Iterable[tuple[str, object]]) -> dict[str, str]:
+    """Name -> the first name of the same object."""
     first: dict[int, str] = {}
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
+    return {name: first.setdefault(id(thing), name) for name, thing in named}

@@ -1,12 +1,16 @@
-"""What a normalisation or mean over a gated axis computes: its statistics over the kept units only.
+"""What an operator that looks at a whole gated axis computes: its statistics over the kept units only.
 
 ``keep`` is (c) in [0, 1], one number per unit of the dimension that the statistics run over. With hard gates each
 function equals the plain one on the kept units alone; with soft gates the mean becomes a weighted mean (ours).
 """
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod as product
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
@@ -57,6 +61,82 @@ def mean(x: Tensor, dims: tuple[int, ...], keepdim: bool, keep: Tensor) -> Tenso
     return (x * keep).sum(dims, keepdim=keepdim) / count
 
 
+def softmax(x: Tensor, dim: int, keep: Tensor) -> Tensor:
+    """Softmax of x over ``dim``, closed entries taking no probability; ``keep`` broadcasts against x."""
+    top = torch.where(keep > 0, x, -torch.inf).amax(dim, keepdim=True).detach()
+    share = (x - top).clamp(max=0) if keep.requires_grad else torch.where(keep > 0, x - top, -torch.inf)
+    weight = share.exp() * keep
+    return weight / weight.sum(dim, keepdim=True)
+
+
+def attention(call: Mapping[str, Any], keep: Tensor) -> Tensor:
+    """Scaled dot-product attention whose keys are an axis, ``keep`` (s) closing some of them."""
+    q, k, v, bias = call["query"], call["key"], call["value"], call["attn_mask"]
+    scale = q.shape[-1] ** -0.5 if call["scale"] is None else call["scale"]
+    logits = q @ k.transpose(-2, -1) * scale
+    if bias is not None:
+        logits = logits.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else logits + bias
+    shares: Tensor = F.dropout(softmax(logits, -1, keep), call["dropout_p"])
+    return torch.matmul(shares, v)
+
+
 def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     y = y if weight is None else y * weight
     return y if bias is None else y + bias
+
+
+@dataclass(frozen=True)
+class Form:
+    """A masked form of an operator: the parameters of the plain one with their defaults, and what takes its place.
+
+    ``function``: (call, dim, keep) -> output, ``call`` holding the arguments by name, ``keep`` (n) masking ``dim``.
+    """
+
+    parameters: Mapping[str, Any]
+    function: Callable[[Mapping[str, Any], int, Tensor], Any]
+
+    def __call__(self, args: Sequence[Any], kwargs: Mapping[str, Any], dim: int, keep: Tensor) -> Any:
+        """The masked output for the arguments of a call of the plain operator."""
+        given = dict(zip(self.parameters, args, strict=False))
+        keep = keep.to(torch.promote_types(args[0].dtype, torch.float32))
+        return self.function({**self.parameters, **given, **kwargs}, dim, keep)
+
+
+def _along(x: Tensor, dim: int, keep: Tensor) -> Tensor:
+    return keep.reshape([-1 if d == dim else 1 for d in range(x.ndim)])
+
+
+def _mean(call: Mapping[str, Any], dim: int, keep: Tensor) -> Tensor:
+    x, dims = call["input"], call["dim"]
+    dims = (dims,) if isinstance(dims, int) else tuple(dims or range(x.ndim))
+    return mean(x, dims, call["keepdim"], _along(x, dim, keep))
+
+
+def _rms_norm(call: Mapping[str, Any], keep: Tensor) -> Tensor:
+    eps = torch.finfo(call["input"].dtype).eps if call["eps"] is None else call["eps"]
+    return rms_norm(call["input"], call["weight"], eps, keep)
+
+
+FILLS = {"mask": 0.0, "amax": -torch.inf}  # what a closed unit of an operand is replaced by
+_NORM = {"input": None, "normalized_shape": None, "weight": None, "bias": None, "eps": 1e-5}
+_BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+_ATTENTION = {"query": None, "key": None, "value": None, "attn_mask": None, "dropout_p": 0.0, "is_causal": False}
+FORMS = {
+    "layer_norm": Form(_NORM, lambda c, _, keep: layer_norm(c["input"], c["weight"], c["bias"], c["eps"], keep)),
+    "rms_norm": Form(
+        {"input": None, "normalized_shape": None, "weight": None, "eps": None}, lambda c, _, keep: _rms_norm(c, keep)
+    ),
+    "group_norm": Form(
+        {"input": None, "num_groups": None, "weight": None, "bias": None, "eps": 1e-5},
+        lambda c, _, keep: group_norm(c["input"], c["num_groups"], (c["weight"], c["bias"]), c["eps"], keep),
+    ),
+    "standardize": Form(
+        dict.fromkeys(_BATCH_NORM) | {"eps": 1e-5},
+        lambda c, _, keep: standardize(c["input"], c["weight"], c["eps"], keep),
+    ),
+    "mean": Form({"input": None, "dim": None, "keepdim": False}, _mean),
+    "softmax": Form(
+        {"input": None, "dim": -1}, lambda c, dim, keep: softmax(c["input"], dim, _along(c["input"], dim, keep))
+    ),
+    "attention": Form(_ATTENTION | {"scale": None}, lambda c, _, keep: attention(c, keep)),
+}

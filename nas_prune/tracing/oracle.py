@@ -4,7 +4,8 @@ It needs none of the model's code, so it tells whether the terms are right, apar
 express them. Nodes are compared one by one: what the gated node keeps must be what the sliced node computes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 from torch.fx.node import map_arg
+from torch.utils._pytree import tree_leaves
 
 from nas_prune.arch import Arch
-from nas_prune.tracing import masked
 from nas_prune.tracing.capture import Inputs, at_least_two
 from nas_prune.tracing.found import Axes
+from nas_prune.tracing.masked import FILLS, FORMS
 from nas_prune.tracing.terms import Term
 from nas_prune.tracing.walk import Site
 
 Values = dict[Node, Any]
+SHOWS = 1e-6  # a missing gate; rounding is 1e-14
 SKIPPED = ("_assert_tensor_metadata.default", "_assert_scalar.default")
 
 
@@ -54,11 +57,11 @@ def compare(
     state: Mapping[str, Tensor],
     inputs: Inputs,
     *,
-    skip: Callable[[Site], bool] = lambda _: False,
+    without: Site | None = None,
 ) -> NodeReport:
     """Run the gated and the sliced graph in float64 on the same inputs.
 
-    ``state``: name -> tensor of the whole model. ``skip``: leave these gates out, to see the comparison turn red.
+    ``state``: name -> tensor of the whole model. ``without``: leave this gate out, and stop where that shows.
     """
     arch.check(axes)
     keep = {
@@ -67,23 +70,51 @@ def compare(
     }
     sites: dict[Node, list[Site]] = {}
     for site in axes.walk.sites:
-        if not skip(site):
+        if site is not without:
             sites.setdefault(site.node, []).append(site)
-    given = iter(at_least_two(inputs))
+    given = iter(tree_leaves(at_least_two(inputs)))
     gated, sliced = Values(), Values()
     report = NodeReport("none", 0.0, 0.0, 0)
-    for node in axes.walk.captured.graph.nodes:
-        if node.op == "placeholder":
-            gated[node], sliced[node] = _given(axes, arch, node, state, given)
-        elif node.op == "call_function" and node.target.__name__ not in SKIPPED:
-            gated[node] = _run_gated(axes, node, gated, sites.get(node, []), keep)
-            sliced[node] = _run_sliced(axes, arch, node, sliced)
-            report = _worse(report, node, _difference(axes, arch, node, gated[node], sliced[node]))
-        elif node.op == "output":
-            last = list(node.all_input_nodes)
-            error = max(_difference(axes, arch, value, gated[value], sliced[value]) for value in last)
-            report = NodeReport(report.worst_node, report.worst_error, error, report.nodes)
+    with in_float64():
+        for node in axes.walk.captured.graph.nodes:
+            if node.op == "placeholder":
+                gated[node], sliced[node] = _given(axes, arch, node, state, given)
+            elif node.op == "call_function" and node.target.__name__ not in SKIPPED:
+                gated[node] = _run_gated(axes, node, gated, sites.get(node, []), keep)
+                sliced[node] = _run_sliced(axes, arch, node, sliced)
+                report = _worse(report, node, _difference(axes, arch, node, gated[node], sliced[node]))
+            elif node.op == "output":
+                last = list(node.all_input_nodes)
+                error = max(_difference(axes, arch, value, gated[value], sliced[value]) for value in last)
+                report = NodeReport(report.worst_node, report.worst_error, error, report.nodes)
+            _forget(node, gated, sliced)
+            if without is not None and report.worst_error > SHOWS:
+                break
     return report
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Tensors that code makes out of nothing are as precise as the others."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+def rounds_to_float32(axes: Axes) -> bool:
+    """Whether the model's own code asks for float32 somewhere."""
+    return any(node.kwargs.get("dtype") == torch.float32 for node in axes.walk.captured.graph.nodes)
+
+
+def _forget(node: Node, *runs: Values) -> None:
+    """Drop what no later node reads."""
+    for given in node.all_input_nodes:
+        if list(given.users)[-1] is node:
+            for values in runs:
+                values.pop(given, None)
 
 
 def _given(axes: Axes, arch: Arch, node: Node, state: Mapping[str, Tensor], given: Any) -> tuple[Any, Any]:
@@ -118,39 +149,37 @@ def _arguments(node: Node, values: Values) -> tuple[list[Any], dict[str, Any]]:
 def _run_gated(axes: Axes, node: Node, values: Values, sites: list[Site], keep: Mapping[str, Tensor]) -> Any:
     args, kwargs = _arguments(node, values)
     for site in sites:
-        closed = axes.mask(site.term, keep)
-        if site.how == "mask":
-            shape = [-1 if dim == site.dim else 1 for dim in range(args[site.arg].ndim)]
-            args[site.arg] = torch.where(closed.reshape(shape) > 0, args[site.arg], 0.0)
-        else:
-            return _masked(site, args, closed)
+        if site.how in FILLS:
+            _close(site, args, axes.mask(site.term, keep))
+    for site in sites:
+        if site.how not in FILLS:
+            return _masked(site, args, kwargs, axes.mask(site.term, keep))
     function = torch.ops.aten.reshape.default if node.target is torch.ops.aten.view.default else node.target
     return function(*args, **kwargs)  # type: ignore[operator]
 
 
-def _masked(site: Site, args: list[Any], keep: Tensor) -> Any:
-    args = [*args, *[None] * 3]
-    x = args[0]
-    if site.how == "layer_norm":
-        return masked.layer_norm(x, args[2], args[3], 1e-5 if args[4] is None else args[4], keep)
-    if site.how == "rms_norm":
-        return masked.rms_norm(x, args[2], torch.finfo(x.dtype).eps if args[3] is None else args[3], keep)
-    if site.how == "group_norm":
-        return masked.group_norm(x, args[1], (args[2], args[3]), 1e-5 if args[4] is None else args[4], keep)
-    if site.how == "standardize":
-        return masked.standardize(x, args[1], args[5], keep), None, None
+def _close(site: Site, args: list[Any], keep: Tensor) -> None:
+    """Close the units of one operand; an einsum has its operands in a list."""
+    operands = args
+    if isinstance(args[0], str):
+        operands = args[1] = list(args[1])
+    x = operands[site.arg]
     shape = [-1 if dim == site.dim else 1 for dim in range(x.ndim)]
-    return masked.mean(x, tuple(args[1]), bool(args[2]), keep.reshape(shape))
+    operands[site.arg] = torch.where(keep.reshape(shape) > 0, x, FILLS[site.how])
+
+
+def _masked(site: Site, args: list[Any], kwargs: Mapping[str, Any], keep: Tensor) -> Any:
+    if site.how != "standardize":
+        return FORMS[site.how](args, kwargs, site.dim, keep)
+    x, *rest = args  # the ATen operator has no running statistics, and returns more than the functional one
+    return FORMS[site.how]([x, None, None, *rest], kwargs, site.dim, keep), None, None
 
 
 def _run_sliced(axes: Axes, arch: Arch, node: Node, values: Values) -> Any:
     args, kwargs = _arguments(node, values)
-    for (constant, name), value in axes.walk.constants.items():
-        if constant is node:
-            kwargs[str(name)] = value
-    for literal in axes.walk.literals:
-        if literal.node is node and isinstance(literal.arg, int):
-            args[literal.arg] = sizes_of(axes, arch, literal.terms)
+    kwargs.update(axes.walk.constants.get(node, {}))
+    for literal in axes.walk.literals.get(node, ()):
+        args[literal.arg] = sizes_of(axes, arch, literal.terms)
     function = torch.ops.aten.reshape.default if node.target is torch.ops.aten.view.default else node.target
     return function(*args, **kwargs)  # type: ignore[operator]
 

@@ -8,7 +8,7 @@ On the way a rule leaves a record, and everything later is read off that record:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,9 +37,10 @@ def rule(*targets: str) -> Callable[[Rule], Rule]:
 
 @dataclass(frozen=True)
 class Site:
-    """A node that contracts or averages over ``term``: the gate must act here.
+    """A node that contracts, averages or compares over ``term``: the gate must act here.
 
-    ``how``: ``mask`` (argument ``arg`` is multiplied along ``dim``), or the name of the masked form of the operator.
+    ``how``: what becomes of closed units of argument ``arg`` along ``dim`` (a key of ``masked.FILLS``, ``mask`` being
+    zero), or the masked form that takes the operator's place (a key of ``masked.FORMS``).
     ``weight``: for a convolution or linear, the term of the weight's input dimension, an equivalent place to gate.
     """
 
@@ -59,7 +60,7 @@ class Literal:
     """An argument of a node that holds sizes: ``terms`` says what it is once units are removed."""
 
     node: Node
-    arg: int | str
+    arg: int
     terms: Term | tuple[Term, ...]
 
 
@@ -71,8 +72,8 @@ class Walk:
     terms: dict[Node, Any] = field(default_factory=dict)
     tied: dict[str, Dims] = field(default_factory=dict)
     sites: list[Site] = field(default_factory=list)
-    literals: list[Literal] = field(default_factory=list)
-    constants: dict[tuple[Node, int | str], Any] = field(default_factory=dict)
+    literals: dict[Node, list[Literal]] = field(default_factory=dict)
+    constants: dict[Node, dict[str, Any]] = field(default_factory=dict)
     products: dict[Node, list[tuple[Term, ...]]] = field(default_factory=dict)
     roles: dict[tuple[str, int], Role] = field(default_factory=dict)
     kinds: list[tuple[Term, Kind]] = field(default_factory=list)
@@ -96,7 +97,7 @@ class Walk:
     def where(self, node: Node) -> str:
         """The node as a user would find it: operator and module."""
         owner = self.captured.owner(node) or "the model"
-        return f"{_target(node)} in {owner}"
+        return f"{operator(node)} in {owner}"
 
     def role(self, weight: Any, dim: int, role: Role) -> None:
         """Say that a dimension of a parameter writes or reads an axis."""
@@ -106,9 +107,9 @@ class Walk:
         if name is not None:
             self.roles.setdefault((name, dim), role)
 
-    def sizes(self, node: Node, arg: int | str, terms: Term | tuple[Term, ...]) -> None:
+    def sizes(self, node: Node, arg: int, terms: Term | tuple[Term, ...]) -> None:
         """Record that an argument holds sizes."""
-        self.literals.append(Literal(node, arg, terms))
+        self.literals.setdefault(node, []).append(Literal(node, arg, terms))
 
     def tie(self, node: Node, first: Term, second: Term) -> Term:
         """Unify two terms; if one cannot change, the reason names this node."""
@@ -134,16 +135,26 @@ class Walk:
         return _map(node.meta.get("val"), lambda tensor: tuple(Fix(int(size)) for size in tensor.shape))
 
 
-def walk(captured: Captured, *, freeze_tensors: Mapping[tuple[str, int], str] | None = None) -> Walk:
-    """Solve the terms of every node. ``freeze_tensors``: dimensions of parameters that must not change, and why."""
+def walk(
+    captured: Captured,
+    *,
+    freeze_tensors: Mapping[tuple[str, int], str] | None = None,
+    freeze_nodes: Mapping[str, str] | None = None,
+    tie_sizes: Collection[tuple[str, int]] = (),
+) -> Walk:
+    """Solve the terms of every node.
+
+    ``freeze_tensors``: dimensions of parameters that must not change, and why; ``freeze_nodes``: names of nodes of
+    the graph whose inputs must not, and why; ``tie_sizes``: modules, and sizes that each of them knows by one number.
+    """
     record = Walk(captured)
-    asked = freeze_tensors or {}
+    asked, stops = freeze_tensors or {}, freeze_nodes or {}
     variables = _needing_parameters(captured)
     for node in captured.graph.nodes:
         if node.op == "placeholder":
             record.terms[node] = _placeholder(record, node, asked)
         elif node.op == "call_function":
-            known = RULES.get(_target(node))
+            known = RULES.get(operator(node))
             if node not in variables:
                 record.terms[node] = record.frozen(node, "used to compute a constant table")
             elif known is None:
@@ -152,11 +163,35 @@ def walk(captured: Captured, *, freeze_tensors: Mapping[tuple[str, int], str] | 
             else:
                 record.terms[node] = known(record, node)
             _check_sizes(record, node)
+            for term in touched(record, node) if node.name in stops else ():
+                freeze(term, stops[node.name])
         elif node.op == "output":
             record.frozen(node, "model output")
+    for module, size in tie_sizes:
+        _tie_size(record, module, size)
     _freeze_unused(record)
     record.sites = [site for site in record.sites if free(site.term)]
     return record
+
+
+def _tie_size(record: Walk, module: str, size: int) -> None:
+    """Sizes of what goes into a module, and of what it works on itself, that are one number stay one number."""
+    first: Term | None = None
+    inside = [node for node in record.terms if module in record.captured.running(node).values()]
+    known = set(inside)
+    for node in inside:
+        own = [node, *node.all_input_nodes] if record.captured.owner(node) == module else []
+        coming = [given for given in node.all_input_nodes if given.op == "call_function" and given not in known]
+        for term in (term for each in (*own, *coming) for term in record.dims(each)):
+            if term.size == size and free(term):
+                first = unify(first or term, term, f"tied to a fixed size by {record.where(node)}")
+
+
+def touched(record: Walk, node: Node) -> list[Term]:
+    """Free terms of what is computed and goes into a node; of its parameters, where nothing else does."""
+    computed = [given for given in node.all_input_nodes if given.op == "call_function"]
+    terms = [term for each in computed or node.all_input_nodes for term in record.dims(each)]
+    return [term for term in terms if free(term)]
 
 
 def _needing_parameters(captured: Captured) -> set[Node]:
@@ -202,7 +237,8 @@ def _tensors(record: Walk) -> list[tuple[str, Node]]:
     return [(known[node.name], node) for node in record.captured.graph.nodes if node.name in known]
 
 
-def _target(node: Node) -> str:
+def operator(node: Node) -> str:
+    """Name of the ATen operator of a node, such as ``conv2d.default``."""
     return str(getattr(node.target, "__name__", node.target))
 
 

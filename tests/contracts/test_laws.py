@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from users import READERS, Mappings
 from zoo import USERS, ChannelSum, Tied, Traced, Unused, apart, classifier_width, traced, traced_model
 
 import nas_prune
@@ -16,10 +17,10 @@ from nas_prune.arch import Arch
 from nas_prune.costs import Macs, Params, count
 from nas_prune.derivation import derive
 from nas_prune.errors import ArchError, DeriveError, TraceError
+from nas_prune.expressible import trace
 from nas_prune.gated import GatedModel
 from nas_prune.gates import gates
 from nas_prune.intercept import Interceptor, release
-from nas_prune.tracing import trace
 from nas_prune.tracing.oracle import compare, take
 from nas_prune.verification import verify
 
@@ -89,9 +90,7 @@ def test_every_node_of_the_graph_agrees_and_no_gate_is_idle(net: Traced) -> None
     assert report.worst_error <= EXACT
     assert report.nodes > 10
     for missing in {(site.how, site.node.target): site for site in net.axes.walk.sites}.values():
-        control = compare(
-            net.axes, arch, model.state_dict(), net.images, skip=lambda site, missing=missing: site is missing
-        )
+        control = compare(net.axes, arch, model.state_dict(), net.images, without=missing)
         assert control.worst_error > 1e-6, f"blind without the gate of {net.axes.walk.where(missing.node)}"
 
 
@@ -217,7 +216,7 @@ def test_a_derived_model_is_a_timm_model(net: Traced) -> None:
         assert small(net.images).shape == (2, small.head_hidden_size)
 
 
-@pytest.mark.parametrize("user", USERS)
+@pytest.mark.parametrize("user", [*USERS, *READERS])
 def test_exactness_of_user_modules(user: type[nn.Module]) -> None:
     torch.manual_seed(0)
     model = user()
@@ -228,6 +227,16 @@ def test_exactness_of_user_modules(user: type[nn.Module]) -> None:
     assert report.worst_error <= EXACT
     expected, got = both(GatedModel(double, net.axes).eval(), net.random(0.5), images)
     assert apart(expected, got) <= EXACT
+
+
+def test_dicts_go_in_and_come_out() -> None:
+    model = Mappings()
+    axes = trace(model, model.example())
+    assert set(axes.free) == {"first"}
+    arch = Arch.random(axes)
+    proof = verify(model, axes, arch, model.example())
+    assert max(proof.max_rel_error, proof.worst_node_error) <= EXACT < proof.control_error
+    assert derive(model, axes, arch)(*model.example())["logits"].shape == (2, 4)
 
 
 def test_tied_weights_stay_tied() -> None:

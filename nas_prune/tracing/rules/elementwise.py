@@ -14,6 +14,11 @@ from nas_prune.tracing.walk import Walk, rule
     *("pow.Tensor_Scalar", "clamp.default", "clamp_min.default", "clamp_max.default", "dropout.default"),
     *("clone.default", "alias.default", "_to_copy.default", "detach.default", "contiguous.default", "to.dtype"),
     *("add.Scalar", "sub.Scalar", "mul.Scalar", "div.Scalar", "bitwise_not.default", "logical_not.default"),
+    *("selu.default", "celu.default", "log_sigmoid.default", "log1p.default", "expm1.default", "tan.default"),
+    *("floor.default", "ceil.default", "round.default", "sign.default", "threshold.default", "hardshrink.default"),
+    *("eq.Scalar", "ne.Scalar", "lt.Scalar", "gt.Scalar", "le.Scalar", "ge.Scalar", "remainder.Scalar"),
+    *("type_as.default", "to.device", "to.dtype_layout", "nan_to_num.default", "floor_divide.Scalar"),
+    *("zeros_like.default", "ones_like.default", "empty_like.default", "full_like.default"),
 )
 def same(walk: Walk, node: Node) -> Dims:
     """The output is the input, entry by entry."""
@@ -24,17 +29,37 @@ def same(walk: Walk, node: Node) -> Dims:
     *("add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor", "maximum.default", "minimum.default"),
     *(
         "pow.Tensor_Tensor",
+        "pow.Scalar",
         "addcmul.default",
         "where.self",
         "clamp.Tensor",
         "rsub.Tensor",
         "lerp.Tensor",
-        "prelu.default",
+    ),
+    *("eq.Tensor", "ne.Tensor", "lt.Tensor", "gt.Tensor", "le.Tensor", "ge.Tensor", "where.ScalarOther"),
+    *("logical_and.default", "logical_or.default", "bitwise_and.Tensor", "bitwise_or.Tensor", "where.ScalarSelf"),
+    *(
+        "masked_fill.Scalar",
+        "masked_fill.Tensor",
+        "div.Tensor_mode",
+        "floor_divide.default",
+        "remainder.Tensor",
+        "atan2.default",
+        "where.Scalar",
     ),
 )
 def broadcast(walk: Walk, node: Node) -> Dims:
     """Operands are aligned from the right, and dimensions that meet mean the same units."""
     return walk.broadcast(node, *(walk.of(argument) for argument in node.args))
+
+
+@rule("prelu.default")
+def prelu(walk: Walk, node: Node) -> Dims:
+    """x (b c ...), a slope for each of c, or one for all."""
+    x, slope = walk.of(node.args[0]), walk.of(node.args[1])
+    if slope[0].size > 1:
+        walk.tie(node, x[1], slope[0])
+    return x
 
 
 @rule("copy.default")

@@ -51,7 +51,7 @@ def convolution(walk: Walk, node: Node) -> Dims:
         walk.tie(node, weight[0], walk.of(bias)[0])
     shape = walk.shape(node)
     taps = product(term.size for term in weight[2:]) * product(shape[2:])
-    walk.products[node] = [(Fix(shape[0] * taps), weight[0], weight[1])]
+    walk.products[node] = [(x[0], Fix(taps), weight[0], weight[1])]
     return (x[0], weight[0], *(Fix(size) for size in shape[2:]))
 
 
@@ -68,7 +68,29 @@ def _grouped(walk: Walk, node: Node, x: Term, weight: Dims, groups: int) -> None
     walk.sizes(node, 6, group)
 
 
-@rule("addmm.default")
+@rule("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input")
+def transposed_convolution(walk: Walk, node: Node) -> Dims:
+    """x (b (g i) ...), weight ((g i) o ...), bias ((g o)) -> (b (g o) ...)."""
+    x, weight, bias = walk.of(node.args[0]), walk.of(node.args[1]), argument(node, 2)
+    groups, shape = int(cast(int, argument(node, 6, 1))), walk.shape(node)
+    walk.role(node.args[1], 0, "read")
+    walk.role(node.args[1], 1, "write")
+    for space in (*x[2:], *weight[2:]):
+        freeze(space, f"a convolution slides over it: {walk.where(node)}")
+    walk.tie(node, x[1], weight[0])
+    group, read = factorize(x[1], groups, x[1].size // groups)
+    out = prod([group, weight[1]])
+    walk.sites.append(Site(node, "mask", 0, 1, prod([Fix(groups), read])))
+    if groups > 1:
+        walk.sizes(node, 6, group)
+    if bias is not None:
+        walk.tie(node, out, walk.of(bias)[0])
+    taps = product(term.size for term in (*weight[2:], *x[2:]))
+    walk.products[node] = [(x[0], Fix(taps), x[1], weight[1])]
+    return (x[0], out, *(Fix(size) for size in shape[2:]))
+
+
+@rule("addmm.default", "baddbmm.default")
 def addmm(walk: Walk, node: Node) -> Dims:
     """bias (n) + a (m k) @ b (k n) -> (m n)."""
     bias, a, b = (walk.of(value) for value in node.args[:3])
@@ -99,14 +121,16 @@ def einsum(walk: Walk, node: Node) -> Dims:
     """One term per letter; letters that are missing from the output are contracted."""
     equation = str(node.args[0]).replace(" ", "")
     operands = cast(Sequence[Node], node.args[1])
-    if "..." in equation or "->" not in equation:
-        return cast(Dims, walk.frozen(node, f"an einsum with an ellipsis: {walk.where(node)}"))
-    inputs, output = equation.split("->")
+    inputs, _, output = equation.partition("->")
+    if "..." in equation or not output or any(len(set(spec)) < len(spec) for spec in inputs.split(",")):
+        return cast(Dims, walk.frozen(node, f"an einsum with an ellipsis or a diagonal: {walk.where(node)}"))
     letters: dict[str, Term] = {}
     for spec, operand in zip(inputs.split(","), operands, strict=True):
         for letter, term in zip(spec, walk.of(operand), strict=True):
             letters[letter] = walk.tie(node, letters[letter], term) if letter in letters else term
+    specs = inputs.split(",")
     for letter in sorted(set(letters) - set(output)):
-        freeze(letters[letter], f"contracted by {walk.where(node)}")
+        first = next(index for index, spec in enumerate(specs) if letter in spec)
+        walk.sites.append(Site(node, "mask", first, specs[first].index(letter), letters[letter]))
     walk.products[node] = [tuple(letters.values())]
     return tuple(letters[letter] for letter in output)

@@ -7,7 +7,7 @@ from torch.fx import Node
 
 from nas_prune.tracing.rules.linear import argument
 from nas_prune.tracing.terms import Cat, Dims, Fix, Prod, Term, Var, cat, factorize, freeze, prod, resolve, split
-from nas_prune.tracing.walk import Walk, rule
+from nas_prune.tracing.walk import Walk, operator, rule
 
 
 @rule("view.default", "_unsafe_view.default", "reshape.default", "flatten.using_ints", "unflatten.int")
@@ -15,8 +15,10 @@ def view(walk: Walk, node: Node) -> Dims:
     """Input factors are collected into output dimensions, segment by segment between common boundaries."""
     x, shape = walk.of(node.args[0]), walk.shape(node)
     result = reshape(x, shape, f"a view that cuts an axis unevenly: {walk.where(node)}")
-    if node.args[1:] and isinstance(node.args[1], list | tuple):
-        walk.sizes(node, 1, result)
+    for index, sizes in enumerate(node.args):
+        if isinstance(sizes, list | tuple):  # all sizes, or (unflatten) those of one dimension
+            first = cast(int, node.args[1]) % len(x) if index == 2 else 0
+            walk.sizes(node, index, result[first : first + len(sizes)])
     return result
 
 
@@ -126,8 +128,26 @@ def concatenate(walk: Walk, node: Node) -> Dims:
     """Units of the parts one after the other; the other dimensions are tied."""
     parts = [walk.of(part) for part in cast(Sequence[Node], node.args[0])]
     dim = cast(int, argument(node, 1, 0)) % len(parts[0])
+    given = [walk.tensor(_source(part)) is not None for part in cast(Sequence[Node], node.args[0])]
+    if len(parts[0]) > 2 and any(given) and not all(given):
+        for part, own in zip(parts, given, strict=True):
+            if own:
+                freeze(part[dim], f"tokens of the model's own, put in front by {walk.where(node)}")
     others = walk.broadcast(node, *((*part[:dim], Fix(1), *part[dim + 1 :]) for part in parts))
     return (*others[:dim], cat([part[dim] for part in parts]), *others[dim + 1 :])
+
+
+def _source(node: Any) -> Any:
+    """What a tensor is an expanded or moved view of."""
+    while isinstance(node, Node) and operator(node).split(".")[0] in (
+        "expand",
+        "unsqueeze",
+        "clone",
+        "view",
+        "permute",
+    ):
+        node = node.args[0]
+    return node
 
 
 @rule("stack.default")
@@ -141,14 +161,25 @@ def stack(walk: Walk, node: Node) -> Dims:
 
 @rule("split.Tensor", "split_with_sizes.default", "chunk.default", "split.sizes")
 def pieces(walk: Walk, node: Node) -> list[Dims]:
-    """Consecutive pieces of one dimension, each an axis of its own where nothing ties them."""
+    """Consecutive pieces of one dimension, each an axis of its own where nothing ties them.
+
+    Code that asks for equal pieces can only express pieces that stay equal: there, they are tied.
+    """
     x = walk.of(node.args[0])
     dim = cast(int, argument(node, 2, 0)) % len(x)
     result, rest = list[Dims](), x[dim]
     for value in node.meta["val"]:
         piece, rest = split(rest, int(value.shape[dim]))
         result.append((*x[:dim], piece, *x[dim + 1 :]))
-    walk.sizes(node, 1, tuple(piece[dim] for piece in result))
+    cut = [piece[dim] for piece in result]
+    if isinstance(node.args[1], int) and not all(isinstance(resolve(piece), Fix) for piece in cut):
+        for piece in cut[1:]:
+            if piece.size != cut[0].size:
+                freeze(x[dim], f"cut into unequal pieces by {walk.where(node)}")
+                break
+            walk.tie(node, cut[0], piece)
+    if operator(node) != "chunk.default":
+        walk.sizes(node, 1, cut[0] if isinstance(node.args[1], int) else tuple(cut))
     return result
 
 
@@ -160,13 +191,23 @@ def slicing(walk: Walk, node: Node) -> Dims | list[Dims]:
     size = x[dim].size
     start, end, step = (_index(argument(node, 2), 0, size), _index(argument(node, 3), size, size), argument(node, 4, 1))
     if step != 1:
-        return freeze_dim(walk, node, dim)
+        return _every(walk, node, dim, (start, end, step))
     prefix, rest = split(x[dim], start)
     piece, _ = split(rest, max(0, end - start))
     if (start, end) != (0, size):
         walk.sizes(node, 2, prefix)
         walk.sizes(node, 3, cat([prefix, piece]))
     return (*x[:dim], resolve(piece), *x[dim + 1 :])
+
+
+def _every(walk: Walk, node: Node, dim: int, bounds: tuple[int, int, int]) -> Dims:
+    """Every step-th unit of the whole dimension: seen as (n / step, step), of which the second is fixed."""
+    x, (start, end, step) = walk.of(node.args[0]), bounds
+    if x[dim].size % step or start >= step or end != x[dim].size or not divisible(x[dim], step):
+        return freeze_dim(walk, node, dim)
+    outer, inner = factorize(x[dim], x[dim].size // step, step)
+    freeze(inner, f"picked apart by {walk.where(node)}")
+    return (*x[:dim], resolve(outer), *x[dim + 1 :])
 
 
 def _index(value: Any, default: int, size: int) -> int:
@@ -213,12 +254,17 @@ def reorder(walk: Walk, node: Node) -> Dims:
 
 @rule("pad.default", "constant_pad_nd.default")
 def pad(walk: Walk, node: Node) -> Dims | list[Dims]:
-    """Padding of space; a padded axis cannot change."""
-    x, shape = walk.of(node.args[0]), walk.shape(node)
-    for term, size in zip(x, shape, strict=True):
-        if term.size != size:
-            freeze(term, f"padded by {walk.where(node)}")
-    return tuple(Fix(size) if term.size != size else term for term, size in zip(x, shape, strict=True))
+    """What is added before and after a dimension is fixed; a padding that repeats entries fixes the whole dimension."""
+    x, amounts = walk.of(node.args[0]), cast(Sequence[int], node.args[1])
+    constant = argument(node, 2, "constant") == "constant" or "constant" in str(node.target)
+    result = list(x)
+    for index in range(0, len(amounts), 2):
+        dim, before, after = len(x) - 1 - index // 2, *amounts[index : index + 2]
+        if before or after:
+            if not constant or min(before, after) < 0:
+                result[dim] = freeze(x[dim], f"padded by {walk.where(node)}")
+            result[dim] = cat([Fix(before), x[dim], Fix(after)])
+    return tuple(Fix(size) if term.size != size else term for term, size in zip(result, walk.shape(node), strict=True))
 
 
 @rule("getitem")
