@@ -6,38 +6,24 @@ no pickle, and nothing of the search is needed to load.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from nas_prune import artifact_config
+from nas_prune import artifact_config, artifact_tensors
 from nas_prune.arch import Arch
-from nas_prune.artifact_config import AGAIN, ARCH, BUFFERS, FILES, WEIGHTS, Config
+from nas_prune.artifact_config import AGAIN, ARCH, BUFFERS, FILES, WEIGHTS, Config, Rewritten
 from nas_prune.device import versions
 from nas_prune.errors import ArtifactError
-from nas_prune.files import atomic_write
 from nas_prune.folders import whole_folder
 from nas_prune.origin import Origin, is_plain
 from nas_prune.rebuild import Difference, buffers_of, difference, identical, rebuild, tensors_of
+from nas_prune.rewrite import recorded
 
 Remarks = Mapping[Literal["certificate", "provenance"], Mapping[str, Any]]
-TYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 def save(
@@ -61,8 +47,8 @@ def save(
     config = _config(model, source, difference(fresh, model), remarks or {})
     try:
         with whole_folder(target) as temporary:
-            _write_tensors(temporary / WEIGHTS, tensors_of(model))
-            _write_tensors(temporary / BUFFERS, buffers_of(model, fresh))
+            artifact_tensors.write(temporary / WEIGHTS, tensors_of(model))
+            artifact_tensors.write(temporary / BUFFERS, buffers_of(model, fresh))
             if arch is not None:
                 arch.write(temporary / ARCH)
             artifact_config.write(temporary, config)
@@ -77,14 +63,29 @@ def load(folder: str | os.PathLike[str]) -> nn.Module:
     Raises ArtifactError, before anything is allocated, if the folder is incomplete, damaged or tampered with.
     """
     path = Path(folder)
-    config = artifact_config.read(path)
-    try:
-        rebuild(config.origin.build("meta"), config.difference, _header(path / WEIGHTS), _header(path / BUFFERS))
+    config = checked(path)
+    with _advising(path):
         model = config.origin.build()
-        rebuild(model, config.difference, _read_tensors(path / WEIGHTS), _read_tensors(path / BUFFERS))
+        rebuild(model, config.difference, artifact_tensors.read(path / WEIGHTS), artifact_tensors.read(path / BUFFERS))
+    return model
+
+
+def checked(path: Path) -> Config:
+    """The config of an artefact that can be loaded: the rehearsal on the meta device has made every check."""
+    config = artifact_config.read(path)
+    with _advising(path):
+        weights, buffers = (artifact_tensors.header(path / name) for name in (WEIGHTS, BUFFERS))
+        rebuild(config.origin.build("meta"), config.difference, weights, buffers)
+    return config
+
+
+@contextmanager
+def _advising(path: Path) -> Iterator[None]:
+    """Say which artefact it is that cannot be loaded, and what to do."""
+    try:
+        yield
     except ArtifactError as error:
         raise ArtifactError(f"the artefact {path} cannot be loaded: {error}. To repair it, {AGAIN}") from error
-    return model
 
 
 def describe(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def _plain(what: str, remark: Mapping[str, Any] | None) -> dict[str, Any] | None
 def _config(model: nn.Module, origin: Origin, change: Difference, remarks: Remarks) -> Config:
     features = getattr(model, "num_features", None)
     return Config(
-        architecture=origin.architecture,
+        backbone=origin.architecture,
         num_classes=origin.arguments.get("num_classes"),
         num_features=features if type(features) is int else None,
         model_args=dict(origin.arguments),
@@ -123,15 +124,11 @@ def _config(model: nn.Module, origin: Origin, change: Difference, remarks: Remar
         shapes={name: list(shape) for name, shape in change.shapes.items()},
         shared=[list(names) for names in change.shared],
         attributes=change.attributes,
+        rewritten={kind: {m: Rewritten(**r) for m, r in found.items()} for kind, found in change.rewritten.items()},
         certificate=_plain("certificate", remarks.get("certificate")),
         provenance=_plain("provenance", remarks.get("provenance")),
         versions=versions("nas_prune", "torch", "timm", "safetensors"),
     )
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    if tensors:
-        atomic_write(path, safetensors.torch.save(dict(tensors), metadata={"format": "pt"}))
 
 
 def _prove(folder: Path, model: nn.Module) -> None:
@@ -141,25 +138,8 @@ def _prove(folder: Path, model: nn.Module) -> None:
     expected = {**model.state_dict(), **dict(model.named_buffers())}
     found = {**loaded.state_dict(), **dict(loaded.named_buffers())}
     changed = [name for name, value in expected.items() if name not in found or not identical(value, found[name])]
+    if recorded(loaded) != recorded(model):
+        changed.append("a rewritten class")
     if left.attributes or changed:
         names = ", ".join([*changed, *left.attributes])
         raise ArtifactError(f"the model could not be read back as it is; this differs: {names[:300]}")
-
-
-def _header(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file without their memory; no file is no tensors."""
-    if not path.exists():
-        return {}
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-            return {
-                name: torch.empty(part.get_shape(), dtype=TYPES[part.get_dtype()], device="meta")
-                for name, part in slices.items()
-            }
-    except (safetensors.SafetensorError, KeyError, RuntimeError) as error:
-        raise ArtifactError(f"{path.name} is not a safetensors file of a model ({error})") from error
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    return safetensors.torch.load_file(path) if path.exists() else {}

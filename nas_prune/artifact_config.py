@@ -1,14 +1,15 @@
 """The config of an artefact: ``config.json``, which lists every other file with its SHA-256.
 
-Its layout follows timm's own (``architecture``, ``model_args``, ``pretrained_cfg`` ...). Nothing in it is believed
-before it was checked: its own sum, its keys and their types, and that every listed file is there and unchanged.
+Its layout follows timm's own (``architecture``, ``model_args``, ``pretrained_cfg`` ...), so that timm reads it too.
+Nothing in it is believed before it was checked: its own sum, its keys and their types, and that every listed file is
+there and unchanged.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,9 +22,18 @@ from nas_prune.rebuild import Difference
 FileName = Literal["config.json", "model.safetensors", "buffers.safetensors", "arch.json"]
 FILES: tuple[FileName, ...] = get_args(FileName)
 CONFIG, WEIGHTS, BUFFERS, ARCH = FILES
-FORMAT, VERSION = "nas_prune artefact", 1
+FORMAT, VERSION = "nas_prune artefact", 2
 LONGEST, DEEPEST = 2**26, 20  # bytes and levels; real configs have less than 1 % of the bytes and five levels
 AGAIN = "restore the folder, or make it again with nas_prune.save"
+
+
+class Rewritten(BaseModel):
+    """A method of which some sizes are -1: the digest of its source, and [which reshape, which of its sizes]."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    source: str
+    places: list[Annotated[list[int], Field(min_length=2, max_length=2)]]
 
 
 class Config(BaseModel):
@@ -32,8 +42,9 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 
     format: Literal["nas_prune artefact"] = "nas_prune artefact"
-    format_version: Literal[1] = 1
-    architecture: str
+    format_version: Literal[2] = 2
+    architecture: Literal["nas_prune_derived"] = "nas_prune_derived"  # the entry by which timm knows artefacts
+    backbone: str
     num_classes: int | None
     num_features: int | None
     model_args: dict[str, Any]
@@ -41,6 +52,7 @@ class Config(BaseModel):
     shapes: dict[str, list[int]]
     shared: list[list[str]]
     attributes: dict[str, dict[str, Any]]
+    rewritten: dict[str, dict[str, Rewritten]]
     certificate: dict[str, Any] | None
     provenance: dict[str, Any] | None
     versions: dict[str, str]
@@ -49,12 +61,14 @@ class Config(BaseModel):
     @property
     def origin(self) -> Origin:
         """The timm model that the artefact came from."""
-        return Origin(self.architecture, self.model_args, self.pretrained_cfg)
+        return Origin(self.backbone, self.model_args, self.pretrained_cfg)
 
     @property
     def difference(self) -> Difference:
         """What turns the origin into the derived model."""
-        return Difference({name: tuple(shape) for name, shape in self.shapes.items()}, self.shared, self.attributes)
+        shapes = {name: tuple(shape) for name, shape in self.shapes.items()}
+        rewritten = {kind: {m: r.model_dump() for m, r in methods.items()} for kind, methods in self.rewritten.items()}
+        return Difference(shapes, self.shared, self.attributes, rewritten)
 
 
 def write(folder: Path, config: Config) -> None:

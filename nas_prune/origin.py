@@ -70,7 +70,7 @@ class Origin:
     def build(self, device: str = "cpu") -> nn.Module:
         """A freshly built model in eval mode; on ``meta`` it has shapes only. Global random state is left untouched."""
         self.check()
-        config = {name: _tuples(value) for name, value in self.pretrained_cfg.items()}
+        config = {name: tuples(value) for name, value in self.pretrained_cfg.items()}
         try:
             with torch.random.fork_rng(devices=[]), torch.device(device):
                 model = timm.create_model(self.architecture, pretrained_cfg=config or None, **self.arguments)
@@ -103,16 +103,14 @@ def _moderate(value: Any) -> bool:
 
 def _widths(model: nn.Module, config: Mapping[str, Any]) -> dict[str, int]:
     """Classes and input channels that the model has now, whatever it was created with."""
-    widths = {}
-    if type(getattr(model, "num_classes", None)) is int:
-        widths["num_classes"] = int(model.num_classes)  # type: ignore[arg-type]
+    widths = {name: getattr(model, name, None) for name in ("num_classes", "in_chans")}
     first = config.get("first_conv")
     for name, module in model.named_modules():
         if name in ([first] if isinstance(first, str) else first or ()) and isinstance(module, nn.Conv2d):
-            widths["in_chans"] = module.weight.shape[1] * module.groups
-    return widths
+            widths["in_chans"] = widths["in_chans"] or module.weight.shape[1] * module.groups  # an older timm
+    return {name: value for name, value in widths.items() if type(value) is int}
 
 
-def _tuples(value: Any) -> Any:
+def tuples(value: Any) -> Any:
     """timm writes tuples where JSON only knows lists."""
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+    return tuple(tuples(item) for item in value) if isinstance(value, list) else value

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nas_prune.errors import ArtifactError
 from nas_prune.origin import is_plain
+from nas_prune.rewrite import Record, original, recorded, repeat
 
 Shape = tuple[int, ...]
 Attributes = dict[str, dict[str, Any]]  # path of a module -> name -> plain value
@@ -25,11 +26,16 @@ GROWTH, FREE = 1000, 2**28  # an origin may have 1000 times the elements of its 
 
 @dataclass(frozen=True)
 class Difference:
-    """``shapes``: tensors that differ in shape; ``shared``: names of one tensor; ``attributes``: new values."""
+    """What differs from the origin.
+
+    ``shapes``: of tensors; ``shared``: names of one tensor; ``attributes``: new values; ``rewritten``: of classes, the
+    sizes that are -1 now.
+    """
 
     shapes: Mapping[str, Shape]
     shared: Sequence[Sequence[str]]
     attributes: Attributes
+    rewritten: Record
 
 
 def difference(origin: nn.Module, model: nn.Module) -> Difference:
@@ -43,7 +49,9 @@ def difference(origin: nn.Module, model: nn.Module) -> Difference:
         _fits(name, value, old[name])
     shapes = {name: tuple(value.shape) for name, value in new.items() if value.shape != old[name].shape}
     changed = {path: _changed(path, module, modules[path]) for path, module in fresh.items()}
-    return Difference(shapes, _shared(model), {path: values for path, values in changed.items() if values})
+    return Difference(
+        shapes, _shared(model), {path: values for path, values in changed.items() if values}, recorded(model)
+    )
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -80,8 +88,9 @@ def rebuild(
         _same_type(name, value, unlisted[name])
     _check_shapes(change.shapes, tensors, state)
     _check_shared(change.shared, tensors)
-    _replace(origin, change.shared, {**tensors, **buffers})
+    replace(origin, change.shared, {**tensors, **buffers})
     _set(origin, change.attributes)
+    repeat(origin, change.rewritten)
 
 
 def _own(value: Tensor) -> Tensor:
@@ -89,7 +98,7 @@ def _own(value: Tensor) -> Tensor:
 
 
 def _same_kind(path: str, fresh: nn.Module | None, module: nn.Module | None) -> None:
-    if type(fresh) is not type(module):
+    if original(type(fresh)) is not original(type(module)):
         found, expected = (("no module" if m is None else type(m).__name__) for m in (module, fresh))
         raise ArtifactError(
             f"the model has {found} at {path!r} where its origin has {expected}; a timm model can be saved if only its "
@@ -140,13 +149,13 @@ def _same_form(old: Any, new: Any) -> bool:
     return is_plain(new) and (type(new) is type(old) or (type(old) is float and type(new) is int))
 
 
-def _formed(old: Any, new: Any) -> Any:
+def formed(old: Any, new: Any) -> Any:
     """``new`` with tuples where ``old`` has tuples."""
     if isinstance(old, dict):
-        return {key: _formed(old[key], new[key]) for key in old}
+        return {key: formed(old[key], new[key]) for key in old}
     if isinstance(old, list):
-        return list(map(_formed, old, new))
-    return tuple(map(_formed, old, new)) if isinstance(old, tuple) else new
+        return list(map(formed, old, new))
+    return tuple(map(formed, old, new)) if isinstance(old, tuple) else new
 
 
 def _short(value: Any) -> str:
@@ -201,7 +210,7 @@ def _check_shared(shared: Sequence[Sequence[str]], tensors: Mapping[str, Tensor]
             raise ArtifactError(f"the tensors {', '.join(names)[:200]} cannot be one and the same")
 
 
-def _replace(model: nn.Module, shared: Sequence[Sequence[str]], tensors: Mapping[str, Tensor]) -> None:
+def replace(model: nn.Module, shared: Sequence[Sequence[str]], tensors: Mapping[str, Tensor]) -> None:
     """Put a copy of every tensor in its place; those that share a name group share one copy."""
     first = {name: names[0] for names in shared for name in names}
     placed: dict[str, Tensor] = {}
@@ -224,7 +233,7 @@ def _set(model: nn.Module, attributes: Attributes) -> None:
             raise ArtifactError(f"the module {path!r} of the origin has no plain attribute {name!r}")
         if not _same_form(known[name], value):
             raise ArtifactError(f"{path}.{name} would be {_short(value)} where the origin has {_short(known[name])}")
-        setattr(modules[path], name, _formed(known[name], value))
+        setattr(modules[path], name, formed(known[name], value))
 
 
 def _flat(attributes: Attributes) -> Iterator[tuple[str, str, Any]]:

@@ -1,0 +1,115 @@
+"""Adapt: the difference that makes a derived model, applied to a backbone that was built with other arguments.
+
+Another classifier, other input channels, no head at all: every number is merged from three. What pruning changed is
+taken from the derived model, what the arguments changed from the backbone at hand; what both changed is refused.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from timm.models import FeatureInfo
+from torch import Tensor, nn
+
+from nas_prune.errors import ArtifactError
+from nas_prune.rebuild import Difference, formed, replace
+from nas_prune.rewrite import repeat
+
+Dtypes = Mapping[str, torch.dtype]
+
+
+def adapt(
+    model: nn.Module, origin: nn.Module, change: Difference, buffers: Mapping[str, Tensor], dtypes: Dtypes
+) -> None:
+    """Make ``model`` the derived one, in place; its weights stay what they are, cut to size and of ``dtypes``.
+
+    ``origin``: the backbone as it was when the difference was taken; the meta device will do. ``buffers``: those that
+    are stored, because a constructor would not compute them.
+    """
+    state, known = model.state_dict(), origin.state_dict()
+    unknown = sorted(state.keys() - known.keys())
+    if unknown and getattr(origin, "num_classes", None) != 0:
+        raise ArtifactError(
+            f"the arguments add {', '.join(unknown[:3])}, which the artefact does not have; {_advice()}"
+        )
+    tensors = {name: _cut(name, value, known, change) for name, value in state.items()}
+    typed = {name: value.to(dtypes.get(name, value.dtype)) for name, value in tensors.items()}
+    shared = [[name for name in names if name in state] for names in change.shared]
+    replace(model, shared, {**typed, **_stored(model, origin, buffers)})
+    _set(model, origin, change)
+    if unknown:  # a new head on an artefact that has none
+        model.reset_classifier(model.num_classes)  # type: ignore[operator]
+    kinds = {f"{type(module).__module__}.{type(module).__qualname__}" for module in model.modules()}
+    repeat(model, {kind: methods for kind, methods in change.rewritten.items() if kind in kinds})
+
+
+def true_channels(model: nn.Module) -> None:
+    """Where timm made a model of features, of a class of its own, write down the channels that come out."""
+    info = getattr(model, "feature_info", None)
+    if not isinstance(info, FeatureInfo):
+        return
+    training = model.training
+    with torch.no_grad():
+        features = model.eval()(_images(model))
+    model.train(training)
+    for index, feature in zip(info.out_indices, features, strict=True):
+        info.info[index]["num_chs"] = feature.shape[1]
+
+
+def merged(old: Any, new: Any, now: Any) -> Any:
+    """``new`` where it differs from ``old``, otherwise ``now``; item by item. Raises ValueError if both differ."""
+    if new == old:
+        return now
+    if now == old:
+        return new
+    if isinstance(old, dict) and isinstance(now, dict) and old.keys() == new.keys() == now.keys():
+        return {key: merged(old[key], new[key], now[key]) for key in old}
+    if isinstance(old, list | tuple) and isinstance(now, list | tuple) and len(old) == len(new) == len(now):
+        return type(now)(map(merged, old, new, now))
+    raise ValueError(f"{old} was pruned to {new}, the arguments make it {now}")
+
+
+def _images(model: nn.Module) -> Tensor:
+    """One small image (1 c 64 64) of nothing."""
+    first = next(value for value in model.parameters() if value.ndim == 4)
+    return torch.zeros(1, first.shape[1], 64, 64, dtype=first.dtype, device=first.device)
+
+
+def _cut(name: str, value: Tensor, known: Mapping[str, Tensor], change: Difference) -> Tensor:
+    """The first units of every dimension that was pruned."""
+    if name not in change.shapes:
+        return value
+    sizes = _merged(name, tuple(known[name].shape), change.shapes[name], tuple(value.shape))
+    return value[tuple(slice(size) for size in sizes)]
+
+
+def _stored(model: nn.Module, origin: nn.Module, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The stored buffers that the model has too."""
+    here, known = dict(model.named_buffers()), dict(origin.named_buffers())
+    for name in buffers.keys() & here.keys():
+        if here[name].shape != known[name].shape:
+            raise ArtifactError(f"the buffer {name!r} was pruned and cannot be computed anew; {_advice()}")
+    return {name: value.to(here[name].device) for name, value in buffers.items() if name in here}
+
+
+def _set(model: nn.Module, origin: nn.Module, change: Difference) -> None:
+    """The plain values that modules keep about themselves, where the model has the module that the origin has."""
+    modules, known = dict(model.named_modules()), dict(origin.named_modules())
+    for path, values in change.attributes.items():
+        module = modules.get(path)
+        if type(module) is not type(known[path]):
+            continue  # no such head, or timm's own class for features
+        for name, value in values.items():
+            old = getattr(known[path], name)
+            setattr(module, name, _merged(f"{path}.{name}", old, formed(old, value), getattr(module, name)))
+
+
+def _merged(what: str, old: Any, new: Any, now: Any) -> Any:
+    try:
+        return merged(old, new, now)
+    except ValueError as error:
+        raise ArtifactError(f"{what}: {error}; {_advice()}") from error
+
+
+def _advice() -> str:
+    return "leave out the argument of timm.create_model that changes it"
