@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nas_prune import cli_coverage, cli_doctor, cli_export, cli_timm
 from nas_prune.cli_help import RecipeCommand, table
 from nas_prune.errors import InterruptedRunError, NasPruneError, RecipeError
 
@@ -143,6 +144,12 @@ def schema() -> None:
     from nas_prune.recipe import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=2))
+
+
+app.command("export", epilog=cli_export.EXAMPLES)(cli_export.command)
+app.command("doctor", epilog=cli_doctor.EXAMPLES)(cli_doctor.command)
+app.command("coverage", epilog=cli_coverage.EXAMPLES)(cli_coverage.command)
+app.add_typer(cli_timm.app, name="timm")
 
 
 def _go(words: Sequence[str], out: Path | None, *, until: "Until", resume: bool, force: bool) -> None:

@@ -8,13 +8,15 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "nas_prune"
 LAYERS = (
-    "errors registry axes arch files folders shipped signals yaml_text origin device",
+    "errors registry axes arch files folding folders shipped signals yaml_text origin device",
     "settings tracing space gates costs ops",
-    "intercept gated derivation repair citizen rebuild verification",
+    "intercept gated derivation attention_scale sources repair rewrite citizen expressible rebuild adapt verification",
     "criteria selectors schedules penalties",
     "joint finetune evaluate data augment idx memory_images file_images order checkpoint artifact artifact_config "
-    "export report summary figures track progress calibrate train meet budget",
-    "recipe recipe_keys overrides build job steps results pipeline cli cli_help cli_list __main__",
+    "artifact_tensors timm_entry timm_build "
+    "coverage exporting export_forms report summary figures track progress calibrate train meet budget",
+    "recipe recipe_keys overrides build job steps results pipeline subject doctor "
+    "cli cli_coverage cli_doctor cli_export cli_timm timm_recipe timm_scripts cli_help cli_list __main__",
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts.split()}
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
