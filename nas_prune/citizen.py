@@ -38,9 +38,10 @@ def run_and_describe(model: nn.Module, inputs: Sequence[Any]) -> None:
             stage["num_chs"] = maps[number].shape[1]
         elif stage["module"] in seen:
             stage["num_chs"] = channels(seen[stage["module"]])
-    if features is not None:
-        width = channels(features)
-        vars(model).update(num_features=width, head_hidden_size=_classifier_width(model) or width)
+    classifier = _classifier_width(model)
+    width = classifier if features is None else channels(features)
+    if width is not None and hasattr(model, "num_features"):
+        vars(model).update(num_features=width, head_hidden_size=classifier or width)
 
 
 def _run(model: Any, inputs: Sequence[Any]) -> Tensor | None:

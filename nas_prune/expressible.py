@@ -9,9 +9,10 @@ import copy
 import logging
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,11 +22,11 @@ from torch.fx import Node
 from nas_prune.arch import Arch
 from nas_prune.derivation import run_once, shrink
 from nas_prune.errors import DeriveError, TraceError
-from nas_prune.intercept import release
+from nas_prune.intercept import plain_copy, release
 from nas_prune.repair import ambiguous
 from nas_prune.sources import computed_sizes, frame_of
 from nas_prune.tracing import Axes, Inputs, capture, find, walk
-from nas_prune.tracing.walk import touched
+from nas_prune.tracing.walk import Tie, touched
 
 TRIES = 64  # places that a model may stop at
 
@@ -41,9 +42,9 @@ def trace(model: nn.Module, example_inputs: Inputs, *, freeze: Mapping[tuple[str
     for tensor, dim in freeze or {}:
         if tensor not in parameters or not 0 <= dim < parameters[tensor].ndim:
             raise TraceError(f"cannot freeze dimension {dim} of {tensor!r}: the model has no such parameter dimension")
-    captured, ties, stops = capture(model, example_inputs), set[tuple[str, int]](), dict[str, str]()
+    captured, ties, stops = capture(model, example_inputs), set[Tie](), dict[str, str]()
     for _ in range(TRIES):
-        axes = find(walk(captured, freeze_tensors=freeze, freeze_nodes=stops, tie_sizes=ties))
+        axes = find(walk(captured, freeze_tensors=freeze, freeze_nodes=stops, ties=ties))
         stop = _stop(model, axes) if axes.free else None
         if stop is None:
             break
@@ -57,32 +58,37 @@ def trace(model: nn.Module, example_inputs: Inputs, *, freeze: Mapping[tuple[str
 class Stop:
     """Where a smaller model stopped, and what may help.
 
-    ``ties``: (module, size), the first choice: where a module knows by one number what has become two.
+    ``ties``, the first choice: where a module knows by one number what has become two.
     ``nodes``: nodes of the graph -> the reason to freeze what goes into them.
     """
 
-    ties: set[tuple[str, int]]
+    ties: set[Tie]
     nodes: dict[str, str]
 
 
 def _stop(model: nn.Module, axes: Axes) -> Stop | None:
     """Where the smaller model stops; None if it runs, or if nothing can be learnt about it."""
-    (small, mode), arch = _without_numbers(model), _some(axes)
-    try:
-        shrink(small, axes, arch)
-    except DeriveError as error:
-        return Stop(set(), {str(error.node): str(error)})
-    raised = _raised(small, mode, axes)
-    if raised is None or _raised(*_without_numbers(model), axes) is not None:  # it could not even run as it is
-        return None
-    running, nodes, line = _place(small, axes, raised)
-    ties = {tie for tie in ambiguous(small, axes, arch) if tie[0] in running} | computed_sizes(model, axes, nodes)
-    why = f"the code of {line} cannot express it"
-    return Stop(ties, {node.name: why for node in nodes}) if ties or nodes else None
+    arch = _some(axes)
+    for copied in (_without_numbers, _with_numbers):  # code that looks at values runs on real numbers only
+        small, mode = copied(model)
+        try:
+            shrink(small, axes, arch)
+        except DeriveError as error:
+            return Stop(set(), {str(error.node): str(error)})
+        raised = _raised(small, mode, axes)
+        if raised is None:
+            return None
+        if _raised(*copied(model), axes) is None:  # as it is, it runs
+            running, nodes, line = _place(small, axes, raised)
+            ties = {tie for tie in ambiguous(small, axes, arch) if tie[0] in running}
+            ties |= computed_sizes(model, axes, nodes)
+            why = f"the code of {line} cannot express it"
+            return Stop(ties, {node.name: why for node in nodes}) if ties or nodes else None
+    return None
 
 
-def _raised(model: nn.Module, mode: FakeTensorMode, axes: Axes) -> Exception | None:
-    """What a model without numbers raises, if anything."""
+def _raised(model: nn.Module, mode: AbstractContextManager[Any], axes: Axes) -> Exception | None:
+    """What a model raises, if anything."""
     try:
         with mode, _silent():
             run_once(model, axes)
@@ -91,13 +97,17 @@ def _raised(model: nn.Module, mode: FakeTensorMode, axes: Axes) -> Exception | N
     return None
 
 
-def _without_numbers(model: nn.Module) -> tuple[nn.Module, FakeTensorMode]:
+def _without_numbers(model: nn.Module) -> tuple[nn.Module, AbstractContextManager[Any]]:
     """A copy without our hooks whose tensors have shapes only, and the mode to run it in."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     memo = {id(tensor): mode.from_tensor(tensor) for tensor in (*model.parameters(), *model.buffers())}
     copied = copy.deepcopy(model, memo)
     release(copied)
     return copied, mode
+
+
+def _with_numbers(model: nn.Module) -> tuple[nn.Module, AbstractContextManager[Any]]:
+    return plain_copy(model), nullcontext()
 
 
 def _some(axes: Axes) -> Arch:

@@ -17,6 +17,7 @@ from nas_prune.sources import named_sizes, names_used
 from nas_prune.tracing import Axes
 from nas_prune.tracing.oracle import size_of
 from nas_prune.tracing.terms import free
+from nas_prune.tracing.walk import Tie
 
 GEOMETRY = {"kernel_size", "stride", "padding", "dilation", "output_padding", "num_classes", "img_size"}
 GEOMETRY |= {
@@ -49,16 +50,16 @@ def repair(model: nn.Module, axes: Axes, arch: Arch) -> None:
             module.out_channels = module.weight.shape[1] * module.groups
 
 
-def ambiguous(model: nn.Module, axes: Axes, arch: Arch) -> set[tuple[str, int]]:
-    """(module, number): what a module's methods know by one number, and what has become several."""
-    evidence, found = Evidence(model, axes, arch), set[tuple[str, int]]()
+def ambiguous(model: nn.Module, axes: Axes, arch: Arch) -> set[Tie]:
+    """What a module's methods know by one number, and what has become several."""
+    evidence, found = Evidence(model, axes, arch), set[Tie]()
     for path, module in model.named_modules():
         used = names_used(type(module))  # type: ignore[arg-type]
         for name, value in vars(module).items():
             if name in used and _is_width(name, value):
                 known = evidence.of(path, name, value)
                 items = value if isinstance(value, tuple | list) else (value,)
-                found |= {(path, item) for item in items if len(known.get(item, ())) > 1}
+                found |= {(path, item, item in known[item]) for item in items if len(known.get(item, ())) > 1}
     return found
 
 

@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from nas_prune.tracing import Axes
 from nas_prune.tracing.terms import Fix, Prod, Term, free, resolve
-from nas_prune.tracing.walk import operator
+from nas_prune.tracing.walk import Tie, operator
 
 RESHAPES, SPLITS = ("reshape", "view"), ("split", "split_with_sizes")
 MADE_BY = {**dict.fromkeys(("view", "_unsafe_view", "reshape"), RESHAPES), **dict.fromkeys(SPLITS, SPLITS)}
@@ -78,9 +78,9 @@ def calls_of(kind: type, node: Node) -> Iterator[Asked]:
                         yield asked
 
 
-def computed_sizes(model: nn.Module, axes: Axes, nodes: Iterable[Node]) -> set[tuple[str, int]]:
-    """(module, value) of every local name that gives these nodes the size of an axis."""
-    found = set[tuple[str, int]]()
+def computed_sizes(model: nn.Module, axes: Axes, nodes: Iterable[Node]) -> set[Tie]:
+    """What modules know by one local name, which gives one of these nodes the size of an axis."""
+    found = set[Tie]()
     for node in nodes:
         path, literals = axes.walk.captured.owner(node), axes.walk.literals.get(node, [])
         module = model.get_submodule(path)
@@ -88,9 +88,8 @@ def computed_sizes(model: nn.Module, axes: Axes, nodes: Iterable[Node]) -> set[t
             terms = literal.terms if isinstance(literal.terms, tuple) else (literal.terms,)
             for asked in calls_of(type(module), node):
                 pairs = zip(asked.sizes, terms, strict=True)
-                found |= {
-                    (path, _local(size, term, module)) for size, term in pairs if free(term) and is_computed(size)
-                }
+                known = [(size, term) for size, term in pairs if free(term) and is_computed(size)]
+                found |= {(path, _local(size, term, module), False) for size, term in known}
     return found
 
 

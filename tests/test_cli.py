@@ -13,6 +13,7 @@ from nas_prune.recipe import json_schema, recipe_keys
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("run", "search", "derive", "finetune", "evaluate", "calibrate", "report", "list", "schema")
+COMMANDS += ("doctor", "export", "timm", "coverage")
 
 
 def python(*words: str) -> subprocess.CompletedProcess[str]:

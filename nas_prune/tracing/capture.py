@@ -40,6 +40,11 @@ class Captured:
     inputs: tuple[Any, ...]
     batch: int
 
+    def opaque(self, node: Node) -> bool:
+        """Whether the node was made inside torch's own attention, which computes head_dim from the embedding."""
+        kinds = [str(kind) for _, kind in node.meta.get("nn_module_stack", {}).values()]
+        return any(kind.endswith("activation.MultiheadAttention") for kind in kinds)
+
     @property
     def buffer_names(self) -> set[str]:
         """Names of the buffers, which are never learnt."""

@@ -39,15 +39,12 @@ class NodeReport:
 
 def perturbed(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
     """State of a model in float64 with every number moved: zeros and ones of a fresh model would hide errors."""
-    state = {}
-    for name, value in model.state_dict(keep_vars=True).items():
-        tensor = value.detach().double() if value.is_floating_point() else value.detach()
+    state: dict[str, Tensor] = model.state_dict()  # with the versions of its modules, which some of them ask for
+    for name, value in state.items():
         if value.is_floating_point():
-            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-            tensor = tensor * (0.8 + 0.4 * noise) + (
-                0 if name.endswith("var") else 0.1 * (noise.flip(0) - 0.5) if noise.ndim else 0
-            )
-        state[name] = tensor
+            noise = torch.rand(value.shape, generator=generator, dtype=torch.float64)
+            moved = 0.1 * (noise.flip(0) - 0.5) if noise.ndim and not name.endswith("var") else 0.0
+            state[name] = value.double() * (0.8 + 0.4 * noise) + moved
     return state
 
 
@@ -102,11 +99,6 @@ def in_float64() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(default)
-
-
-def rounds_to_float32(axes: Axes) -> bool:
-    """Whether the model's own code asks for float32 somewhere."""
-    return any(node.kwargs.get("dtype") == torch.float32 for node in axes.walk.captured.graph.nodes)
 
 
 def _forget(node: Node, *runs: Values) -> None:

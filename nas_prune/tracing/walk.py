@@ -21,6 +21,7 @@ from nas_prune.tracing.terms import Dims, Fix, Term, Var, free, freeze, unify
 
 Rule = Callable[["Walk", Node], "Dims | list[Dims]"]
 RULES: dict[str, Rule] = {}
+Tie = tuple[str, int, bool]  # a module, a size that it knows by one number, whether it is fixed somewhere
 
 
 def rule(*targets: str) -> Callable[[Rule], Rule]:
@@ -140,12 +141,12 @@ def walk(
     *,
     freeze_tensors: Mapping[tuple[str, int], str] | None = None,
     freeze_nodes: Mapping[str, str] | None = None,
-    tie_sizes: Collection[tuple[str, int]] = (),
+    ties: Collection[Tie] = (),
 ) -> Walk:
     """Solve the terms of every node.
 
     ``freeze_tensors``: dimensions of parameters that must not change, and why; ``freeze_nodes``: names of nodes of
-    the graph whose inputs must not, and why; ``tie_sizes``: modules, and sizes that each of them knows by one number.
+    the graph whose inputs must not, and why; ``ties``: what modules know by one number.
     """
     record = Walk(captured)
     asked, stops = freeze_tensors or {}, freeze_nodes or {}
@@ -163,20 +164,22 @@ def walk(
             else:
                 record.terms[node] = known(record, node)
             _check_sizes(record, node)
-            for term in touched(record, node) if node.name in stops else ():
-                freeze(term, stops[node.name])
+            why = stops.get(node.name) or (f"inside {record.where(node)}" if captured.opaque(node) else "")
+            for term in touched(record, node) if why else ():
+                freeze(term, why)
         elif node.op == "output":
             record.frozen(node, "model output")
-    for module, size in tie_sizes:
-        _tie_size(record, module, size)
+    for tie in ties:
+        _tie_size(record, tie)
     _freeze_unused(record)
     record.sites = [site for site in record.sites if free(site.term)]
     return record
 
 
-def _tie_size(record: Walk, module: str, size: int) -> None:
+def _tie_size(record: Walk, tie: Tie) -> None:
     """Sizes of what goes into a module, and of what it works on itself, that are one number stay one number."""
-    first: Term | None = None
+    module, size, fixed = tie
+    first: Term | None = Fix(size) if fixed else None
     inside = [node for node in record.terms if module in record.captured.running(node).values()]
     known = set(inside)
     for node in inside:

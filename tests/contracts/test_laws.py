@@ -239,6 +239,23 @@ def test_dicts_go_in_and_come_out() -> None:
     assert derive(model, axes, arch)(*model.example())["logits"].shape == (2, 4)
 
 
+def test_torchs_own_attention_is_left_whole() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.up, self.down = nn.MultiheadAttention(8, 2), nn.Linear(8, 12), nn.Linear(12, 8)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.attention(x, x, x, need_weights=False)[0]
+            return self.head(x + self.down(self.up(x).relu()))
+
+    model, x = Block(), torch.randn(4, 2, 8, generator=torch.Generator().manual_seed(0))
+    axes = trace(model, x)
+    assert set(axes.free) == {"up"}
+    assert verify(model, axes, Arch.random(axes), x).max_rel_error <= EXACT
+
+
 def test_tied_weights_stay_tied() -> None:
     model = Tied()
     small = derive(model, trace(model, model.example()), Arch.random(trace(model, model.example())))

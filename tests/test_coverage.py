@@ -1,0 +1,80 @@
+"""Families of timm beyond those of the laws: a fast dozen here, all 98 modules with ``-m slow``."""
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from zoo import apart, traced_model
+
+from nas_prune.cli_coverage import page, summary
+from nas_prune.costs import Macs, count
+from nas_prune.coverage import Case, cases, examine
+from nas_prune.derivation import derive
+from nas_prune.gated import GatedModel
+from nas_prune.verification import allowed
+
+REACH = 0.45
+BEYOND = {  # less can be left, and why
+    "deepseek_vit": "its output is the embedding, and the table of its rotary embedding fixes head_dim",
+    "qwen3_vit": "its output is the embedding, and the table of its rotary embedding fixes head_dim",
+}
+DOZEN: dict[str, dict[str, Any]] = {
+    "beit_base_patch16_224": {"img_size": 64, "depth": 2, "embed_dim": 48, "num_heads": 4},
+    "swin_tiny_patch4_window7_224": {
+        "img_size": 64,
+        "window_size": 4,
+        "embed_dim": 24,
+        "depths": (1, 2),
+        "num_heads": (2, 4),
+    },
+    "xcit_nano_12_p16_224": {"img_size": 64, "depth": 2, "cls_attn_layers": 1},
+    "twins_svt_small": {"img_size": 64, "embed_dims": (16, 32, 32, 32), "depths": (2, 1, 1, 1)},
+    "skresnet18": {},
+    "resnest14d": {},
+    "test_nfnet": {},
+    "starnet_s050": {},
+    "cs3darknet_focus_s": {},
+    "edgenext_xx_small": {},
+    "efficientvit_b0": {},
+    "test_mambaout": {},
+}
+
+
+@pytest.mark.parametrize("name", DOZEN)
+def test_a_family_is_exact_and_small(name: str) -> None:
+    torch.manual_seed(0)
+    net = traced_model(timm.create_model(name, num_classes=10, **DOZEN[name]), torch.randn(2, 3, 64, 64))
+    gated, arch, images = GatedModel(net.double(), net.axes).eval(), net.random(0.5), net.images.double()
+    small = derive(gated.backbone, net.axes, arch)
+    with torch.no_grad(), gated.fixed(arch):
+        error = apart(gated(images), small(images))
+    assert error <= allowed(net.double(), images, error) <= 1e-6
+    macs = Macs(net.axes)
+    assert float(macs(arch.sizes(net.axes))) <= REACH * float(macs({}))
+    assert round(float(macs(arch.sizes(net.axes)))) == count(small, images).macs
+
+
+def test_a_row_says_what_holds_and_what_does_not() -> None:
+    row = examine(Case("resnet", "test_resnet", (3, 32, 32)))
+    assert row["problems"] == {}
+    assert (row["free"], row["frozen"], row["reasons"]) == (11, 1, {"model output": 1})
+    assert max(row["graph_error"], row["eager_error"]) <= 1e-9 < row["control_error"]
+    broken = {**row, "module": "other", "problems": {"eager": "RuntimeError: shapes"}}
+    assert "eager timm models: 1" in summary([row, broken])
+    text = page([row, broken])
+    assert "| resnet | test_resnet | 32 | 11 | 1 |" in text
+    assert "* other, eager: RuntimeError: shapes" in text
+
+
+def test_every_module_of_timm_has_a_case() -> None:
+    modules = {timm.models.model_entrypoint(name).__module__.rsplit(".", 1)[-1] for name in timm.list_models()}
+    assert modules - {"timm_build", "timm_entry"} == set(cases())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", cases())
+def test_all_of_timm(module: str) -> None:
+    row = examine(cases()[module])
+    assert row["problems"] == {}
+    assert row["macs"] <= REACH or module in BEYOND
