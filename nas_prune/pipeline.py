@@ -16,6 +16,7 @@ from nas_prune import data as datasets
 from nas_prune import recipe as recipes
 from nas_prune.costs import count, measure
 from nas_prune.data import Data
+from nas_prune.exporting import image_shape
 from nas_prune.expressible import trace
 from nas_prune.files import read_json, write_json
 from nas_prune.finetune import finetune
@@ -68,8 +69,7 @@ def evaluate(folder: Path) -> dict[str, Any]:
         return run(open_run(folder), folder, until="evaluate")
     facts = artifact.describe(folder)
     model = artifact.load(folder)
-    size = facts["pretrained_cfg"].get("input_size", [3, 224, 224])
-    inputs = torch.randn(1, *size)
+    inputs = torch.randn(1, *image_shape(facts))
     timing = measure(model, inputs)
     counted = count(model, inputs)
     return {
