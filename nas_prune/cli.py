@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nas_prune import cli_coverage, cli_doctor, cli_export, cli_timm
-from nas_prune.cli_help import RecipeCommand, table
+from nas_prune.cli_help import RecipeCommand, figures, table
 from nas_prune.errors import InterruptedRunError, NasPruneError, RecipeError
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def _told(error: NasPruneError) -> int:
 def _show(results: Mapping[str, Any]) -> None:
     """The table of a finished run, or the figures of a step, one line each."""
     if "finetuned" not in results:
-        _lines(results)
+        figures(results)
         return
     from rich.console import Console
 
@@ -226,11 +226,3 @@ def _show(results: Mapping[str, Any]) -> None:
     console = Console()
     console.print(results_table(results))
     console.print(headline(results), verdict(results))
-
-
-def _lines(results: Mapping[str, Any], prefix: str = "") -> None:
-    for name, value in results.items():
-        if isinstance(value, Mapping):
-            _lines(value, f"{prefix}{name}.")
-        else:
-            typer.echo(f"{prefix}{name}: {f'{value:.4g}' if isinstance(value, float) else value}")

@@ -1,9 +1,10 @@
 """Help that teaches: examples, and every key that a recipe may hold, made from the settings themselves."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -41,6 +42,15 @@ def table(rows: Iterable[tuple[str, str]]) -> None:
     for name, about in rows:
         grid.add_row(Text(name), Text(about))
     _console().print(grid)
+
+
+def figures(results: Mapping[str, Any], prefix: str = "") -> None:
+    """Results, one line each; those inside others by dotted names."""
+    for name, value in results.items():
+        if isinstance(value, Mapping):
+            figures(value, f"{prefix}{name}.")
+        else:
+            typer.echo(f"{prefix}{name}: {f'{value:.4g}' if isinstance(value, float) else value}")
 
 
 def _console() -> Console:

@@ -1,7 +1,6 @@
 """``nas-prune timm``: what timm's own scripts do, for derived models too; options are named as there."""
 
 import signal
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import wraps
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nas_prune.cli_help import figures
 from nas_prune.errors import DataError, InterruptedRunError, RecipeError
 
 KEYS = {  # option -> the keys of a recipe that it sets
@@ -102,7 +102,7 @@ def benchmark(**options: Any) -> None:
     tokens = _tokens(asked)
     from nas_prune import timm_recipe, timm_scripts
 
-    _show(timm_scripts.benchmark(timm_recipe.recipe_for(asked.model, tokens)))
+    figures(timm_scripts.benchmark(timm_recipe.recipe_for(asked.model, tokens)))
 
 
 @app.command(epilog="Example: nas-prune timm validate --model local-dir:runs/quickstart/finetuned --dataset digits")
@@ -113,7 +113,7 @@ def validate(**options: Any) -> None:
     tokens = _tokens(asked)
     from nas_prune import timm_recipe, timm_scripts
 
-    _show(timm_scripts.validate(timm_recipe.recipe_for(asked.model, tokens)))
+    figures(timm_scripts.validate(timm_recipe.recipe_for(asked.model, tokens)))
 
 
 @app.command(
@@ -128,7 +128,7 @@ def train(**options: Any) -> None:
     try:
         from nas_prune import timm_recipe, timm_scripts
 
-        _show(timm_scripts.train(timm_recipe.recipe_for(asked.model, tokens), asked.output))
+        figures(timm_scripts.train(timm_recipe.recipe_for(asked.model, tokens), asked.output))
     except KeyboardInterrupt:
         message = "interrupted; the same command goes on from the last checkpoint"
         raise InterruptedRunError(message, signal.SIGINT) from None
@@ -148,8 +148,3 @@ def _tokens(asked: Benchmark) -> list[str]:
         given["dataset"] = "folder"
     tokens = [f"--{key}={given[name]}" for name, keys in KEYS.items() if name in given for key in keys]
     return [*tokens, *(["--precision=bf16"] if asked.amp else []), *words]
-
-
-def _show(results: Mapping[str, float]) -> None:
-    for name, value in results.items():
-        typer.echo(f"{name}: {value if isinstance(value, int) else f'{value:.4g}'}")

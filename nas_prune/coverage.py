@@ -25,6 +25,7 @@ from nas_prune.derivation import derive
 from nas_prune.errors import ExactnessError
 from nas_prune.expressible import trace
 from nas_prune.tracing import Axes
+from nas_prune.tracing.capture import output_tensors
 from nas_prune.tracing.oracle import compare, perturbed
 from nas_prune.verification import TOLERANCE, allowed, control_error, eager_error
 
@@ -131,7 +132,7 @@ def _reload(small: nn.Module, origin: tuple[str, dict[str, Any]], arch: Arch, im
         artifact.save(small, folder, origin=origin, arch=arch)
         expected = small(images)
         for loaded in (artifact.load(folder), timm.create_model(f"local-dir:{folder}", pretrained=True)):
-            same = zip(_tensors(loaded.eval()(images)), _tensors(expected), strict=True)
+            same = zip(output_tensors(loaded.eval()(images)), output_tensors(expected), strict=True)
             _require(all(torch.equal(one, other) for one, other in same), "outputs are not bit-equal")
 
 
@@ -149,7 +150,7 @@ def _citizen(small: Any, images: Tensor) -> None:
         if hasattr(small, "group_matcher"):
             _require(bool(small.group_matcher()), "group_matcher is empty")
         small.reset_classifier(7)
-        _require(_tensors(small(images))[0].shape[-1] == 7, "reset_classifier(7) does not give 7 logits")
+        _require(output_tensors(small(images))[0].shape[-1] == 7, "reset_classifier(7) does not give 7 logits")
 
 
 def _export(small: nn.Module, images: Tensor) -> None:
@@ -157,7 +158,7 @@ def _export(small: nn.Module, images: Tensor) -> None:
     program = torch.export.export(small, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
     more = torch.cat([images, images[:1]])
     with torch.no_grad():
-        expected, got = _tensors(small(more))[0], _tensors(program.module()(more))[0]
+        expected, got = output_tensors(small(more))[0], output_tensors(program.module()(more))[0]
     error = float((expected - got).abs().max() / (1 + expected.abs().max()))
     _require(error <= 1e-4, f"the exported model differs by {error:.1e}")
 
@@ -165,7 +166,3 @@ def _export(small: nn.Module, images: Tensor) -> None:
 def _require(holds: bool, otherwise: str) -> None:
     if not holds:
         raise ExactnessError(otherwise)
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    return [output] if isinstance(output, Tensor) else [tensor for value in output for tensor in _tensors(value)]

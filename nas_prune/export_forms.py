@@ -4,16 +4,16 @@ Each knows how a captured model is written, and how the file is opened in the ru
 """
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from nas_prune.errors import RunError
+from nas_prune.tracing.capture import output_tensors
 
 _BFLOAT = "It was opened with INFERENCE_PRECISION_HINT f32; left to itself, OpenVINO may choose bfloat16"
 
@@ -45,21 +45,13 @@ def forms() -> dict[str, Form]:
     }
 
 
-def tensors_of(output: Any) -> list[Tensor]:
-    """The tensors of a model's output."""
-    if isinstance(output, Tensor):
-        return [output]
-    values = output.values() if isinstance(output, Mapping) else output
-    return [tensor for value in values for tensor in tensors_of(value)]
-
-
 def _write_torch(program: ExportedProgram, path: Path, _opset: int | None) -> None:
     torch.export.save(program, path)
 
 
 def _open_torch(path: Path) -> Run:
     module = torch.export.load(path).module()
-    return lambda images: tensors_of(module(images))
+    return lambda images: output_tensors(module(images))
 
 
 def _write_onnx(program: ExportedProgram, path: Path, opset: int | None) -> None:

@@ -29,8 +29,9 @@ from nas_prune.errors import (
     RuntimeMissingError,
     UnknownNameError,
 )
-from nas_prune.export_forms import Form, Run, forms, tensors_of
+from nas_prune.export_forms import Form, Run, forms
 from nas_prune.registry import hint
+from nas_prune.tracing.capture import output_tensors
 
 TOLERANCE = 1e-4  # float32, relative to the largest output: runtimes add up in another order
 TRIED = (1, 3)  # batches on which a file of dynamic batch is compared
@@ -133,7 +134,7 @@ def _images(like: Tensor, size: int, seed: int) -> Tensor:
 def _expected(model: nn.Module, images: list[Tensor]) -> list[list[Tensor]]:
     """PyTorch's outputs for each batch."""
     try:
-        return [tensors_of(model(batch)) for batch in images]
+        return [output_tensors(model(batch)) for batch in images]
     except Exception as error:
         height, width = images[0].shape[-2:]
         raise ArtifactError(

@@ -79,7 +79,7 @@ class Evidence:
             new = size_of(axes, arch, named.term) * named.over // named.times
             self.named.setdefault((named.module, named.attribute), set()).add(new)
         self.asked = _asked(axes, arch, {(named.node, named.index) for named in explained})
-        self.seen, self.through = _seen(axes, arch, inside=False), _seen(axes, arch, inside=True)
+        self.seen, self.through = _seen(axes, arch)
 
     def of(self, path: str, name: str, value: Any) -> dict[int, set[int]]:
         """Old number -> the numbers that it may have become, for one attribute of one module."""
@@ -120,8 +120,7 @@ def _asked(axes: Axes, arch: Arch, explained: set[tuple[Node, int]]) -> Changes:
     for node, literals in axes.walk.literals.items():
         owners = {axes.walk.captured.owner(node), _reader(axes, node)}
         for literal in literals:
-            terms = literal.terms if isinstance(literal.terms, tuple) else (literal.terms,)
-            for index, term in enumerate(terms):
+            for index, term in enumerate(literal.sizes):
                 size = size_of(axes, arch, term)
                 for owner in owners if size != term.size and (node, index) not in explained else ():
                     changes.setdefault(owner, {}).setdefault(term.size, set()).add(size)
@@ -137,17 +136,18 @@ def _reader(axes: Axes, node: Node) -> str:
     return axes.walk.captured.owner(node) if name is None else name.rpartition(".")[0]
 
 
-def _seen(axes: Axes, arch: Arch, *, inside: bool) -> Changes:
-    """What the free dimensions of the tensors that each module works on, or has worked on ``inside``, became."""
+def _seen(axes: Axes, arch: Arch) -> tuple[Changes, Changes]:
+    """What the free dimensions of tensors became: of those that each module works on, and also of those inside it."""
     seen: Changes = {}
+    through: Changes = {}
     for node in axes.walk.captured.graph.nodes:
         stack = list(axes.walk.captured.running(node).values())
         terms = [term for each in (node, *node.all_input_nodes) for term in axes.walk.dims(each)] if stack else []
-        pairs = {(term.size, size_of(axes, arch, term)) for term in terms if free(term)}
-        for path in stack if inside else stack[-1:]:
-            for old, new in pairs:
-                seen.setdefault(path, {}).setdefault(old, set()).add(new)
-    return seen
+        for old, new in {(term.size, size_of(axes, arch, term)) for term in terms if free(term)}:
+            seen.setdefault(stack[-1], {}).setdefault(old, set()).add(new)
+            for path in stack:
+                through.setdefault(path, {}).setdefault(old, set()).add(new)
+    return seen, through
 
 
 def _renewed(value: Any, changes: dict[int, set[int]]) -> Any:

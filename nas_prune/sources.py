@@ -50,11 +50,10 @@ def named_sizes(model: nn.Module, axes: Axes) -> list[Named]:
     """Every attribute of a module of a traced model that is a size of one of its views or splits."""
     found = []
     for node, literals in axes.walk.literals.items():
-        path, terms = axes.walk.captured.owner(node), literals[0].terms
+        path = axes.walk.captured.owner(node)
         module = model.get_submodule(path)
         matching = list(calls_of(type(module), node))
-        listed = terms if isinstance(terms, tuple) else (terms,)
-        pairs = zip(matching[0].sizes, listed, strict=True) if len(matching) == 1 else ()
+        pairs = zip(matching[0].sizes, literals[0].sizes, strict=True) if len(matching) == 1 else ()
         for index, (size, term) in enumerate(pairs):
             name, times, over = _attribute(_without_images(size, term))
             value = getattr(module, name, None)
@@ -85,9 +84,8 @@ def computed_sizes(model: nn.Module, axes: Axes, nodes: Iterable[Node]) -> set[T
         path, literals = axes.walk.captured.owner(node), axes.walk.literals.get(node, [])
         module = model.get_submodule(path)
         for literal in literals[:1]:
-            terms = literal.terms if isinstance(literal.terms, tuple) else (literal.terms,)
             for asked in calls_of(type(module), node):
-                pairs = zip(asked.sizes, terms, strict=True)
+                pairs = zip(asked.sizes, literal.sizes, strict=True)
                 known = [(size, term) for size, term in pairs if free(term) and is_computed(size)]
                 found |= {(path, _local(size, term, module), False) for size, term in known}
     return found

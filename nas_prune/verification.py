@@ -19,7 +19,7 @@ from nas_prune.errors import ExactnessError
 from nas_prune.gated import GatedModel
 from nas_prune.intercept import plain_copy
 from nas_prune.tracing import Axes
-from nas_prune.tracing.capture import Inputs, at_least_two, each_tensor, evaluating
+from nas_prune.tracing.capture import Inputs, at_least_two, each_tensor, evaluating, output_tensors
 from nas_prune.tracing.oracle import compare, in_float64, perturbed
 
 TOLERANCE = 1e-9  # float64; 1e-6 would already hide an attention scale that is a few percent off
@@ -130,15 +130,7 @@ def _eager(model: nn.Module, axes: Axes, arch: Arch, inputs: tuple[Any, ...]) ->
     small = derive(model, axes, arch).eval()
     gated = GatedModel(copy.deepcopy(model), axes).eval()
     with torch.no_grad(), in_float64(), evaluating(gated), gated.fixed(arch):
-        expected, got = _tensors(gated(*inputs)), _tensors(small(*inputs))
+        expected, got = output_tensors(gated(*inputs)), output_tensors(small(*inputs))
     absolute = max(float((e - g).abs().max()) for e, g in zip(expected, got, strict=True))
     magnitude = max(float(e.abs().max()) for e in expected)
     return absolute, absolute / (1 + magnitude)
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    """The tensors of a model's output."""
-    if isinstance(output, Tensor):
-        return [output]
-    values = output.values() if isinstance(output, Mapping) else output
-    return [tensor for value in values for tensor in _tensors(value)]

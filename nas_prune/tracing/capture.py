@@ -70,6 +70,14 @@ def each_tensor(function: Callable[[Tensor], Tensor], inputs: Inputs) -> tuple[A
     return tuple(tree_map_only(Tensor, function, as_tuple(inputs)))
 
 
+def output_tensors(output: Any) -> list[Tensor]:
+    """The tensors of what a model returns, in order, also those inside sequences and mappings."""
+    if isinstance(output, Tensor):
+        return [output]
+    values = output.values() if isinstance(output, Mapping) else output
+    return [tensor for value in values for tensor in output_tensors(value)]
+
+
 def batch_of(inputs: Inputs) -> int:
     """Images in the example inputs: the first dimension of the first tensor."""
     for value in tree_leaves(as_tuple(inputs)):

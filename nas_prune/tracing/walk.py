@@ -64,6 +64,11 @@ class Literal:
     arg: int
     terms: Term | tuple[Term, ...]
 
+    @property
+    def sizes(self) -> tuple[Term, ...]:
+        """The terms, also where the argument is one number."""
+        return self.terms if isinstance(self.terms, tuple) else (self.terms,)
+
 
 @dataclass
 class Walk:
