@@ -14,6 +14,7 @@ def run_and_describe(model: nn.Module, inputs: Sequence[Any]) -> None:
     """Run a model once; where it is a timm model, set ``feature_info``, ``num_features`` and ``head_hidden_size``."""
     info = getattr(model, "feature_info", None)
     stages = [stage for stage in info if isinstance(stage, dict)] if isinstance(info, list) else []
+    before = [stage["num_chs"] for stage in stages]
     seen: dict[str, Tensor] = {}
     modules = dict(model.named_modules())
 
@@ -38,10 +39,19 @@ def run_and_describe(model: nn.Module, inputs: Sequence[Any]) -> None:
             stage["num_chs"] = maps[number].shape[1]
         elif stage["module"] in seen:
             stage["num_chs"] = channels(seen[stage["module"]])
+    _restate(model, before, [stage["num_chs"] for stage in stages])
     classifier = _classifier_width(model)
     width = classifier if features is None else channels(features)
     if width is not None and hasattr(model, "num_features"):
         vars(model).update(num_features=width, head_hidden_size=classifier or width)
+
+
+def _restate(model: nn.Module, before: list[int], after: list[int]) -> None:
+    """Where the model keeps the widths of its stages, stage for stage (some are new already), set all."""
+    for name, value in vars(model).items():
+        listed = isinstance(value, tuple | list) and len(value) == len(before) > 1
+        if listed and all(width in pair for width, *pair in zip(value, before, after, strict=True)):
+            setattr(model, name, type(value)(after))
 
 
 def _run(model: Any, inputs: Sequence[Any]) -> Tensor | None:

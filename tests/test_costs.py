@@ -3,9 +3,10 @@
 import pytest
 import timm
 import torch
+from torch import nn
 
 from nas_prune.calibrate import sample
-from nas_prune.costs import Budget, LatencyPredictor, Macs, Params, measure, measure_together
+from nas_prune.costs import Budget, LatencyPredictor, Macs, Params, count, measure, measure_together
 from nas_prune.derivation import derive
 from nas_prune.errors import BudgetError
 from nas_prune.expressible import trace
@@ -33,6 +34,26 @@ def test_an_absolute_budget_has_a_unit(space, target, limit):
 def test_a_budget_that_makes_no_sense_is_refused(space, target):
     with pytest.raises(BudgetError):
         Budget(target, Macs(space.axes))
+
+
+class Tabled(nn.Module):
+    """Adds a table that it computes anew each time, whatever the images are."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 4)
+        self.register_buffer("places", torch.randn(5, 3))
+        self.register_buffer("waves", torch.randn(3, 6))
+
+    def forward(self, x):
+        return self.last(self.first(x + self.places @ self.waves))
+
+
+def test_multiply_adds_of_a_constant_table_are_counted():
+    model, x = Tabled().eval(), torch.randn(1, 5, 6)
+    axes = trace(model, x)
+    assert list(axes.free) == ["first"]
+    assert 2 * float(Macs(axes)({})) == count(model, torch.cat([x, x])).macs == 2 * 5 * (6 * 8 + 8 * 4) + 5 * 3 * 6
 
 
 def test_the_predictor_learns_a_planted_latency(space):

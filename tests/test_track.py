@@ -6,6 +6,7 @@ import math
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,7 +45,17 @@ def journal(folder: Path) -> list[tuple[object, ...]]:
 def sent_records(folder: Path) -> list[wandb_internal_pb2.Record]:
     """What the W&B client wrote for the server, in order, from the files of its offline runs."""
     files = sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
-    return [wandb_internal_pb2.Record.FromString(data) for path in files for data in chunks(path.read_bytes())]
+    return [record for path in files for record in written(path)]
+
+
+def written(path: Path) -> list[wandb_internal_pb2.Record]:
+    """The records of one run; W&B's own process may still be writing them for a while after the run has ended."""
+    deadline = time.monotonic() + 30
+    while True:
+        records = [wandb_internal_pb2.Record.FromString(data) for data in chunks(path.read_bytes())]
+        if (records and records[-1].HasField("exit")) or time.monotonic() > deadline:
+            return records
+        time.sleep(0.1)
 
 
 def chunks(content: bytes) -> Iterator[bytes]:
@@ -55,6 +66,8 @@ def chunks(content: bytes) -> Iterator[bytes]:
             position += 32768 - position % 32768
             continue
         _checksum, length, kind = struct.unpack_from("<IHB", content, position)
+        if position + 7 + length > len(content):
+            return  # not all of it is there yet
         record += content[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):

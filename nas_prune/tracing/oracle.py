@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
@@ -124,6 +125,8 @@ def _given(axes: Axes, arch: Arch, node: Node, state: Mapping[str, Tensor], give
 
 def take(axes: Axes, arch: Arch, tensor: Tensor, dims: tuple[Term, ...]) -> Tensor:
     """What is left of a tensor whose dimensions mean ``dims``."""
+    if isinstance(tensor, FakeTensor):  # it has no numbers to choose from
+        return tensor.new_empty([size_of(axes, arch, term) for term in dims])
     for dim, term in enumerate(dims):
         kept = axes.indices(term, arch)
         if kept is not None:

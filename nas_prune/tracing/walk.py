@@ -160,14 +160,7 @@ def walk(
         if node.op == "placeholder":
             record.terms[node] = _placeholder(record, node, asked)
         elif node.op == "call_function":
-            known = RULES.get(operator(node))
-            if node not in variables:
-                record.terms[node] = record.frozen(node, "used to compute a constant table")
-            elif known is None:
-                why = f"no rule for operator {record.where(node)}"
-                record.terms[node] = record.frozen(node, why)
-            else:
-                record.terms[node] = known(record, node)
+            record.terms[node] = _solved(record, node, constant=node not in variables)
             _check_sizes(record, node)
             why = stops.get(node.name) or (f"inside {record.where(node)}" if captured.opaque(node) else "")
             for term in touched(record, node) if why else ():
@@ -179,6 +172,18 @@ def walk(
     _freeze_unused(record)
     record.sites = [site for site in record.sites if free(site.term)]
     return record
+
+
+def _solved(record: Walk, node: Node, *, constant: bool) -> Dims | list[Dims]:
+    """What the operator's rule says; what makes a constant table stays fixed, but its multiply-adds are counted."""
+    known = RULES.get(operator(node))
+    if known is not None and not constant:
+        return known(record, node)
+    why = "used to compute a constant table" if constant else f"no rule for operator {record.where(node)}"
+    fixed = record.frozen(node, why)
+    if known is not None:
+        known(record, node)
+    return fixed
 
 
 def _tie_size(record: Walk, tie: Tie) -> None:
