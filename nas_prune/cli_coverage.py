@@ -110,6 +110,8 @@ def page(rows: Sequence[Row]) -> str:
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
     notes = [f"* {row['module']}, {check}: {text}" for row in rows for check, text in row["problems"].items()]
+    beyond = [row for row in rows if row.get("macs", 0.0) > REACH]
+    notes += [f"* {row['module']}, MACs: {row['macs']:.2f}x, as so much is frozen: {_reasons(row)}" for row in beyond]
     reasons = [f"* {row['module']}: {_reasons(row)}" for row in rows if row.get("reasons")]
     parts = [INTRODUCTION, summary(rows).replace("\n", "  \n"), "\n".join(lines), "## What does not hold"]
     return "\n\n".join([*parts, "\n".join(notes) or "Nothing.", "## Why axes are frozen", "\n".join(reasons), ""])
