@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from timm.optim import list_optimizers
 from torch import Tensor, nn
 
-from nas_prune.costs import Budget, CostModel, LatencyPredictor, costs
+from nas_prune.costs import Budget, CostModel, Predictor, costs
 from nas_prune.costs.budget import parse_target
+from nas_prune.criteria import criteria
 from nas_prune.data import Data
 from nas_prune.errors import ArtifactError, RecipeError, UnknownNameError
 from nas_prune.gated import GatedModel
@@ -31,7 +32,8 @@ from nas_prune.tracing import Axes
 
 def check(recipe: Recipe) -> None:
     """Every name and every option of a recipe, before the first second is spent on it."""
-    parse_target(recipe.budget.target)
+    for target in (recipe.budget.target, *recipe.budget.limits.values()):
+        parse_target(target)
     _bind("gate.options", gates[recipe.gate.name], (1, [1]), recipe.gate.options)
     for penalty in recipe.search.penalties:
         _bind("search.penalties", penalties[penalty.name], (None,), penalty.options)
@@ -39,6 +41,8 @@ def check(recipe: Recipe) -> None:
     for section, name in {"dense": recipe.dense, "search": recipe.search, "finetune": recipe.finetune}.items():
         if name.optimizer.lower() not in known:
             raise RecipeError(f"{section}.optimizer: timm has no {name.optimizer!r}{hint(name.optimizer, known)}")
+    if recipe.search.criterion is not None and recipe.search.criterion not in criteria:
+        raise RecipeError(f"search.criterion: no {recipe.search.criterion!r}{hint(recipe.search.criterion, criteria)}")
     if recipe.search.selector not in selectors:
         raise RecipeError(f"search.selector: no {recipe.search.selector!r}{hint(recipe.search.selector, selectors)}")
 
@@ -94,10 +98,19 @@ def gated(recipe: Recipe, backbone: nn.Module, space: SearchSpace) -> GatedModel
     return GatedModel(backbone, space, recipe.gate.name, options=recipe.gate.options)
 
 
-def budget(recipe: Recipe, axes: Axes, predictor: LatencyPredictor) -> Budget:
+def budget(recipe: Recipe, axes: Axes, predictor: Predictor) -> Budget:
     """The recipe's limit on its cost."""
-    cost: CostModel = predictor if recipe.budget.cost == "latency" else costs[recipe.budget.cost](axes)
-    return Budget(recipe.budget.target, cost)
+    return Budget(recipe.budget.target, _cost(recipe.budget.cost, axes, predictor))
+
+
+def limits(recipe: Recipe, axes: Axes, predictor: Predictor) -> list[Budget]:
+    """The recipe's further limits."""
+    return [Budget(target, _cost(name, axes, predictor)) for name, target in recipe.budget.limits.items()]
+
+
+def _cost(name: str, axes: Axes, predictor: Predictor) -> CostModel:
+    model: CostModel = predictor if name == "latency" else costs[name](axes)
+    return model
 
 
 def penalty_terms(recipe: Recipe, limit: Budget) -> list[nn.Module]:

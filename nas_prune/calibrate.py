@@ -1,46 +1,68 @@
-"""Calibrate: derive sub-networks for real, time them here, and train the latency predictor on them.
+"""Calibrate: derive sub-networks for real, time them here, and let the best latency predictor learn from them.
 
 Every sub-network is timed in turn with the dense model and recorded as a share of it, so that a machine that slows
 down does not look like a slow network. Each timing is journalled when it is taken: a calibration that was stopped goes
 on where it was, and one that is finished is read, not repeated.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nas_prune.arch import Arch, allowed_width
-from nas_prune.costs import LatencyPredictor, PredictionError, Timing, measure_together
+from nas_prune import calibration_file
+from nas_prune.arch import Arch
+from nas_prune.bench import conditions, operator_table
+from nas_prune.costs import (
+    OperatorTable,
+    PredictionError,
+    Predictor,
+    Ratio,
+    best,
+    candidates,
+    measure_together,
+    predictors,
+)
 from nas_prune.derivation import derive
 from nas_prune.device import fingerprint
-from nas_prune.errors import ArtifactError, BudgetError
-from nas_prune.files import append_line, read_json, read_lines, write_json, write_lines
+from nas_prune.errors import ArtifactError, BudgetError, CalibrationError
+from nas_prune.files import append_line, read_lines, write_json, write_lines
 from nas_prune.order import seeded
+from nas_prune.sampling import sample
 from nas_prune.settings import LatencySettings
 from nas_prune.space import SearchSpace
 
-HELD_OUT_EVERY = 4  # one sub-network in four is not trained on
-REPEATED = 3  # so many of those are timed again at the end: the noise floor
+REPEATED = 6  # so many sub-networks are timed again at the end: the noise floor
+FILE = "calibration.safetensors"
 
-Progress = Callable[[Iterable[int], str], Iterable[int]]
-TimePair = Callable[[Arch], tuple[Timing, Timing]]
+Progress = Callable[[Iterable[Any], str], Iterable[Any]]
+TimePair = Callable[[Arch], tuple[Ratio, float]]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A predictor, what it was trained on, and how wrong it is."""
+    """A predictor, how wrong it and the others were out of sample, and what was measured.
 
-    predictor: LatencyPredictor
-    error: PredictionError
+    ``errors``: by name of the predictor, each sub-network predicted by one that had not seen it; ``interval``: 95 % of
+    the chosen one's mean error; ``noise``: mean difference between two timings of one sub-network, as a share.
+    """
+
+    predictor: Predictor
+    name: str
+    errors: Mapping[str, PredictionError]
+    interval: tuple[float, float]
     noise: float
     dense_ms: float
     smallest_ms: float
+
+    @property
+    def error(self) -> PredictionError:
+        """Of the chosen predictor."""
+        return self.errors[self.name]
 
 
 def calibrate(
@@ -50,62 +72,72 @@ def calibrate(
     settings: LatencySettings,
     folder: Path,
     *,
+    about: Mapping[str, Any],
     seed: int = 0,
     progress: Progress = lambda steps, _: steps,
 ) -> Calibration:
-    """Time ``settings.samples`` sub-networks of ``model`` and fit a LatencyPredictor; all of it is kept in ``folder``.
+    """Time ``settings.samples`` sub-networks of ``model`` and fit the best predictor; all of it is kept in ``folder``.
 
     The first sub-network is the smallest of the space: what it takes is the least that any budget can ask for.
+    ``about``: the model's name and arguments, for those that read the file elsewhere.
     """
-    folder.mkdir(parents=True, exist_ok=True)
 
-    def time_pair(arch: Arch) -> tuple[Timing, Timing]:
+    def time_pair(arch: Arch) -> tuple[Ratio, float]:
         pair = {"dense": model, "small": derive(model, space.axes, arch)}
-        runtime, seconds, threads = settings.runtime, settings.seconds, settings.threads
-        times = measure_together(pair, example_inputs, runtime=runtime, seconds=seconds, threads=threads)
-        return times["dense"], times["small"]
+        times = measure_together(pair, example_inputs, conditions=conditions(settings), seconds=settings.seconds)
+        return times.ratio("small", "dense"), times["dense"].median_ms
 
-    plan = [*range(settings.samples), *range(HELD_OUT_EVERY - 1, settings.samples, HELD_OUT_EVERY)[:REPEATED]]
+    plan = [*range(settings.samples), *range(3, settings.samples, 4)[:REPEATED]]
     arch_of = partial(sample, space, seed=seed, jitter=settings.jitter)
     rows = _measured(plan, arch_of, time_pair, folder / "timings.jsonl", progress)
-    dense_ms = float(torch.tensor([row["dense_ms"] for row in rows]).median())
-    samples = [row for row in rows if not row["repeat"]]
-    predictor = _fitted(space, samples, dense_ms, settings, seed)
-    shares, ms = _tensors(predictor, samples, dense_ms)
-    held_out = torch.tensor([bool(row["held_out"]) for row in samples])
-    error = predictor.error(shares[held_out], ms[held_out])
-    result = Calibration(predictor, error, _noise(rows), dense_ms, float(ms[0]))
-    _write(result, samples, shares, settings, folder)
-    return result
+    table = None
+    if settings.operators:
+        device = str(next(model.parameters()).device)
+        table = operator_table(space, settings, device, folder / "operators.jsonl", progress)
+    facts = here(space, example_inputs, settings, about) | {"seed": seed}
+    tensors = _fitted(space, rows, facts, settings.predictor, table)
+    calibration_file.write(folder / FILE, tensors, facts)
+    return adopt(folder / FILE, space, folder)
 
 
-def sample(space: SearchSpace, index: int, *, seed: int, jitter: float) -> Arch:
-    """Sub-network number ``index``: the smallest, the half, then one global ratio and a deviation per axis.
-
-    Independent ratios per axis would all be near the middle; a global ratio first reaches both ends. The spread of the
-    deviations differs from sample to sample, 0 to twice ``jitter``: a search ends at uneven widths, so they are needed.
-    """
-    generator = seeded(seed, index)
-    ratio = {0: 0.0, 1: 0.5}.get(index, float(torch.rand((), generator=generator)))
-    spread = 0.0 if index < 2 else 2 * jitter * float(torch.rand((), generator=generator))
-    kept = {}
-    for name, axis in space.free.items():
-        least = space.minimum[name] / axis.size
-        share = ratio + spread * float(torch.randn((), generator=generator))
-        width = allowed_width(axis, axis.size * (least + (1 - least) * min(1.0, max(0.0, share))))
-        kept[name] = range(max(space.minimum[name], width))
-    return Arch(kept)
+def here(
+    space: SearchSpace, example_inputs: Tensor, settings: LatencySettings, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What decides about a latency: model, axes, images, conditions and device."""
+    return {
+        "model": dict(about),
+        "axes": {name: axis.size for name, axis in space.free.items()},
+        "image": list(example_inputs.shape[1:]),
+        "batch_size": settings.batch_size,
+        "conditions": asdict(conditions(settings)),
+        "device": fingerprint(),
+    }
 
 
-def read(folder: Path, space: SearchSpace) -> Calibration:
-    """A calibration that was finished before."""
-    facts = read_json(folder / "calibration.json", ArtifactError)
-    predictor = LatencyPredictor({n: a.size for n, a in space.free.items()}, facts["dense_ms"], hidden=facts["hidden"])
-    predictor.load_state_dict(load_file(folder / "predictor.safetensors"))
+def adopt(path: Path, space: SearchSpace, folder: Path) -> Calibration:
+    """Read a calibration, and lay out in ``folder`` what a report shows of it."""
+    tensors, facts = calibration_file.read(path)
+    missing = facts["axes"].keys() ^ space.free.keys()
+    if missing:
+        raise CalibrationError(
+            f"the calibration {path} is of other axes than the model's: {', '.join(sorted(missing)[:3])}"
+        )
+    predictor = predictors[facts["predictor"]](space.axes, facts["dense_ms"], None)
+    try:
+        predictor.load_state_dict(_under(tensors, "predictor."))
+    except RuntimeError as error:
+        raise CalibrationError(
+            f"the predictor in {path} is of another version of nas_prune; calibrate again"
+        ) from error
     predictor.requires_grad_(False)
-    return Calibration(
-        predictor, PredictionError(**facts["error"]), facts["noise"], facts["dense_ms"], facts["smallest_ms"]
+    errors = {name: PredictionError(**error) for name, error in facts["errors"].items()}
+    low, high = facts["interval"]
+    result = Calibration(
+        *(predictor, facts["predictor"], errors, (low, high), facts["noise"], facts["dense_ms"], facts["smallest_ms"])
     )
+    write_lines(folder / "samples.jsonl", list(_samples(tensors, facts)))
+    write_json(folder / "calibration.json", facts | {"error": asdict(result.error)} | facts["conditions"])
+    return result
 
 
 def refuse_unreachable(calibration: Calibration, limit: float, space: SearchSpace) -> None:
@@ -127,13 +159,12 @@ def _measured(
     for position in progress(range(len(rows), len(plan)), "timing sub-networks"):
         index = plan[position]
         arch = arch_of(index)
-        dense, small = time_pair(arch)
+        ratio, dense_ms = time_pair(arch)
         row = {
             "sizes": {name: len(units) for name, units in arch.kept.items()},
-            "share": small.median_ms / dense.median_ms,
-            "spread": small.spread,
-            "dense_ms": dense.median_ms,
-            "held_out": index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1,
+            "share": ratio.median,
+            "spread": (ratio.high - ratio.low) / 2,
+            "dense_ms": dense_ms,
             "repeat": index in plan[:position],
             "index": index,
         }
@@ -143,19 +174,27 @@ def _measured(
 
 
 def _fitted(
-    space: SearchSpace, samples: Sequence[dict[str, Any]], dense_ms: float, settings: LatencySettings, seed: int
-) -> LatencyPredictor:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        predictor = LatencyPredictor({n: a.size for n, a in space.free.items()}, dense_ms, hidden=settings.hidden)
-    training = [row for row in samples if not row["held_out"]]
-    predictor.fit(*_tensors(predictor, training, dense_ms), steps=settings.steps, generator=seeded(seed))
-    return predictor
-
-
-def _tensors(predictor: LatencyPredictor, rows: Sequence[dict[str, Any]], dense_ms: float) -> tuple[Tensor, Tensor]:
-    """Shares of units (b n) and milliseconds (b)."""
-    return predictor.shares([row["sizes"] for row in rows]), dense_ms * torch.tensor([row["share"] for row in rows])
+    space: SearchSpace, rows: Sequence[dict[str, Any]], facts: dict[str, Any], name: str, table: OperatorTable | None
+) -> dict[str, Tensor]:
+    """The tensors of the file; what was found out is added to the facts."""
+    samples = [row for row in rows if not row["repeat"]]
+    sizes = torch.tensor([[row["sizes"][name] for name in facts["axes"]] for row in samples])
+    measured = torch.tensor([row["share"] for row in samples])
+    dense_ms = float(torch.tensor([row["dense_ms"] for row in rows]).median())
+    shares = sizes / torch.tensor(list(facts["axes"].values()))
+    makes = candidates(space.axes, dense_ms, table, None if name == "best" else [name])
+    chosen = best(makes, shares, dense_ms * measured, generator=seeded(facts["seed"]))
+    facts |= {
+        "predictor": chosen.name,
+        "errors": {name: asdict(error) for name, error in chosen.errors.items()},
+        "interval": list(chosen.interval),
+        "noise": _noise(rows),
+        "dense_ms": dense_ms,
+        "smallest_ms": dense_ms * samples[0]["share"],
+    }
+    state = {f"predictor.{name}": tensor for name, tensor in chosen.predictor.state_dict().items()}
+    spread = torch.tensor([row["spread"] for row in samples])
+    return state | {"sizes": sizes, "share": measured, "spread": spread, "predicted_ms": chosen.predicted}
 
 
 def _noise(rows: Sequence[dict[str, Any]]) -> float:
@@ -165,30 +204,14 @@ def _noise(rows: Sequence[dict[str, Any]]) -> float:
     return float(sum(again)) / max(1, len(again))
 
 
-def _write(
-    result: Calibration, samples: Sequence[dict[str, Any]], shares: Tensor, settings: LatencySettings, folder: Path
-) -> None:
-    """The files that a report and a later run read."""
-    predicted = result.predictor.predict(shares).tolist()
-    save_file(result.predictor.state_dict(), folder / "predictor.safetensors")
-    write_lines(
-        folder / "samples.jsonl",
-        [
-            {**row, "ms": result.dense_ms * row["share"], "predicted_ms": ms}
-            for row, ms in zip(samples, predicted, strict=True)
-        ],
-    )
-    write_json(
-        folder / "calibration.json",
-        {
-            "runtime": settings.runtime,
-            "batch_size": settings.batch_size,
-            "threads": settings.threads or torch.get_num_threads(),
-            "device": fingerprint(),
-            "hidden": settings.hidden,
-            "dense_ms": result.dense_ms,
-            "smallest_ms": result.smallest_ms,
-            "error": asdict(result.error),
-            "noise": result.noise,
-        },
-    )
+def _samples(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The timed sub-networks as rows; each is predicted by a predictor that had not seen it."""
+    columns = (tensors[name].tolist() for name in ("sizes", "share", "spread", "predicted_ms"))
+    for sizes, share, spread, predicted in zip(*columns, strict=True):
+        named = dict(zip(facts["axes"], sizes, strict=True))
+        ms = facts["dense_ms"] * share
+        yield {"sizes": named, "share": share, "spread": spread, "ms": ms, "predicted_ms": predicted, "held_out": True}
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

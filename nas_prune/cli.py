@@ -78,25 +78,56 @@ def _program(
 @app.command(cls=RecipeCommand, context_settings=FREE_FORM)
 def run(words: Words, out: Out = None, resume: Resume = True, force: Force = False) -> None:
     """Do everything a recipe says: train, search, derive, fine-tune, evaluate, report."""
-    _go(words, out, until="report", resume=resume, force=force)
+    _go(_recipe(words), out, until="report", resume=resume, force=force)
 
 
 @app.command(cls=RecipeCommand, context_settings=FREE_FORM)
-def calibrate(words: Words, out: Out = None, resume: Resume = True, force: Force = False) -> None:
-    """Time sub-networks on this device and train the latency predictor on them."""
-    _go(words, out, until="calibrate", resume=resume, force=force)
+def calibrate(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RECIPE|MODEL [KEY=VALUE]...", help="a recipe, or a model of timm, and overrides"),
+    ] = None,
+    out: Out = None,
+    resume: Resume = True,
+    force: Force = False,
+    check: Annotated[
+        Path | None, typer.Option(help="time a few sub-networks of this calibration again: does it still fit here?")
+    ] = None,
+) -> None:
+    """Time sub-networks on this device, and let the best latency predictor learn from them; makes one file to share."""
+    if check is not None:
+        _check_calibration(check, words or [])
+        return
+    _go(_recipe(words or [], models=True), out, until="calibrate", resume=resume, force=force)
 
 
 @app.command(cls=RecipeCommand, context_settings=FREE_FORM)
 def search(words: Words, out: Out = None, resume: Resume = True, force: Force = False) -> None:
     """Learn which units to keep; writes arch.json into the run folder."""
-    _go(words, out, until="search", resume=resume, force=force)
+    _go(_recipe(words), out, until="search", resume=resume, force=force)
 
 
 @app.command()
-def derive(folder: RunFolder) -> None:
-    """Go on with a run until the small model is derived, measured and saved."""
-    _go_on(folder, until="derive")
+def derive(
+    folder: RunFolder,
+    targets: Annotated[
+        str | None, typer.Option(help="derive a model for each of these from the one search, e.g. 0.8x,0.5x,0.25x")
+    ] = None,
+    finetune: Annotated[bool, typer.Option("--finetune", help="fine-tune each of them, too")] = False,
+) -> None:
+    """Go on with a run until the small model is derived, measured and saved; or derive one for each of many targets."""
+    if targets is None:
+        _go_on(folder, until="derive")
+        return
+    with _resumable():
+        from rich.console import Console
+
+        from nas_prune import pipeline
+        from nas_prune.report import targets_table
+
+        asked = [target.strip() for target in targets.split(",") if target.strip()]
+        Console().print(targets_table(pipeline.derive_many(folder, asked, tune=finetune)))
+        typer.echo(f"run folder: {folder}, report: report.html")
 
 
 @app.command()
@@ -125,7 +156,10 @@ def report(folder: RunFolder) -> None:
 @app.command("list")
 def list_what(
     what: Annotated[
-        str | None, typer.Argument(help="recipes, spaces, gates, penalties, selectors, costs, datasets, models")
+        str | None,
+        typer.Argument(
+            help="recipes, spaces, gates, penalties, criteria, selectors, costs, predictors, datasets, models"
+        ),
     ] = None,
     pattern: Annotated[str | None, typer.Argument(help="only models that match, e.g. 'resnet*'")] = None,
 ) -> None:
@@ -152,8 +186,7 @@ app.command("coverage", epilog=cli_coverage.EXAMPLES)(cli_coverage.command)
 app.add_typer(cli_timm.app, name="timm")
 
 
-def _go(words: Sequence[str], out: Path | None, *, until: "Until", resume: bool, force: bool) -> None:
-    recipe = _recipe(words)
+def _go(recipe: "Recipe", out: Path | None, *, until: "Until", resume: bool, force: bool) -> None:
     with _resumable():
         from nas_prune import pipeline
 
@@ -169,8 +202,21 @@ def _go_on(folder: Path, *, until: "Until") -> None:
         _show(pipeline.run(pipeline.open_run(folder), folder, until=until))
 
 
-def _recipe(words: Sequence[str]) -> "Recipe":
-    """The recipe among the words of a command line, with the overrides that stand around it."""
+def _check_calibration(path: Path, words: Sequence[str]) -> None:
+    """Say whether a calibration still fits; if not, that is an error."""
+    if words:
+        raise RecipeError(f"--check knows the model from the file; leave out {words[0]!r}")
+    with _resumable():
+        from nas_prune.calibration_check import check
+
+        figures(check(path))
+
+
+def _recipe(words: Sequence[str], *, models: bool = False) -> "Recipe":
+    """The recipe among the words of a command line, with the overrides that stand around it.
+
+    ``models``: the word may also be a model of timm, which gets a recipe made for it.
+    """
     from nas_prune import overrides, recipe
 
     _check_options(words, [key.name for key in recipe.recipe_keys()])
@@ -179,7 +225,13 @@ def _recipe(words: Sequence[str]) -> "Recipe":
         raise RecipeError(f"name a recipe, or the path of a YAML file; there is: {', '.join(recipe.recipes())}")
     if len(names) > 1:
         raise RecipeError(f"cannot read {names[1]!r}; an override is written --key=value, for example --search.joint=5")
-    return recipe.read(names[0], [change.text for change in changes])
+    tokens = [change.text for change in changes]
+    if models and names[0] not in recipe.recipes() and not names[0].endswith((".yaml", ".yml")):
+        from nas_prune import timm_recipe
+
+        generated = ("--name=calibrate-" + names[0], "--data.name=generated", "--latency.seconds=0.2")
+        return timm_recipe.recipe_for(names[0], [*generated, *tokens])
+    return recipe.read(names[0], tokens)
 
 
 def _check_options(words: Sequence[str], keys: Sequence[str]) -> None:

@@ -22,8 +22,10 @@ def listings() -> dict[str, Callable[[], Rows]]:
         "spaces": _spaces,
         "gates": lambda: _parts("gates"),
         "penalties": lambda: _parts("penalties"),
+        "criteria": lambda: _parts("criteria"),
         "selectors": lambda: _parts("selectors"),
         "costs": lambda: _parts("costs"),
+        "predictors": lambda: _parts("predictors", "costs"),
         "datasets": _datasets,
         "models": lambda: _models(""),
     }
@@ -41,11 +43,10 @@ def listing(kind: str, pattern: str | None = None) -> Rows:
     return _models(pattern)
 
 
-def _parts(kind: str) -> Rows:
+def _parts(kind: str, package: str | None = None) -> Rows:
     """The registry of a kind of part: each part with its idea and its options."""
-    module = import_module(f"nas_prune.{kind}")
-    registries: list[Registry[Any]] = [value for value in vars(module).values() if isinstance(value, Registry)]
-    return [(name, f"{_idea(part)}{_options(part)}") for found in registries for name, part in found.items()]
+    found: Registry[Any] = getattr(import_module(f"nas_prune.{package or kind}"), kind)
+    return [(name, f"{_idea(part)}{_options(part)}") for name, part in found.items()]
 
 
 def _options(part: Callable[..., object]) -> str:

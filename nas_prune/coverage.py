@@ -8,6 +8,7 @@ import copy
 import json
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -155,7 +156,9 @@ def _citizen(small: Any, images: Tensor) -> None:
 
 def _export(small: nn.Module, images: Tensor) -> None:
     """Exported for any batch, and the same at another one."""
-    program = torch.export.export(small, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about the weights of an LSTM
+        program = torch.export.export(small, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
     more = torch.cat([images, images[:1]])
     with torch.no_grad():
         expected, got = output_tensors(small(more))[0], output_tensors(program.module()(more))[0]

@@ -19,7 +19,7 @@ def fingerprint() -> dict[str, str]:
     }
     if torch.cuda.is_available():
         facts["accelerator"] = torch.cuda.get_device_name()
-    return facts | versions("torch", "timm", "onnxruntime", "nas_prune")
+    return facts | versions("torch", "timm", "onnxruntime", "openvino", "nas_prune")
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -13,8 +13,7 @@ import torch
 
 from nas_prune.arch import Arch
 from nas_prune.axes import Axis
-from nas_prune.costs import Count, Macs, Params, Timing, count, measure_together
-from nas_prune.costs.measure import Runtime
+from nas_prune.costs import Conditions, Count, Macs, Params, Runtime, Timing, count, measure_together
 from nas_prune.derivation import derive
 from nas_prune.device import fingerprint
 from nas_prune.errors import DeriveError, SpaceError, TraceError, UnknownNameError
@@ -96,7 +95,7 @@ def examine(subject: Subject, space: SearchSpace, *, runtimes: Sequence[str], se
         failure = str(error)
     timings: dict[str, dict[str, Timing]] = {"dense": {}, "smallest": {}}
     for runtime in _known(runtimes):
-        for name, timing in measure_together(models, images, runtime=runtime, seconds=seconds).items():
+        for name, timing in measure_together(models, images, conditions=Conditions(runtime), seconds=seconds).items():
             timings[name][runtime] = timing
     counted = {name: count(model, images) for name, model in models.items()}
     sizes = arch.sizes(space.free)

@@ -8,6 +8,7 @@ NasPruneError                 exit code 2: the input cannot be used
 ├── TraceError                a model that cannot be captured, or has nothing to prune
 ├── ArchError                 an architecture that does not fit the axes
 ├── BudgetError               a budget that no architecture of the space can meet
+├── CalibrationError          a calibration that is corrupt, or of another model, runtime or device
 ├── CheckpointError           a checkpoint that is corrupt, or of another run
 ├── ArtifactError             an artefact that is corrupt, tampered with or unknown
 ├── RuntimeMissingError       a runtime that is not installed
@@ -51,6 +52,10 @@ class ArchError(NasPruneError):
 
 class BudgetError(NasPruneError):
     """A budget that no architecture of the search space can meet."""
+
+
+class CalibrationError(NasPruneError):
+    """A calibration that is corrupt, or of another model, runtime or device."""
 
 
 class CheckpointError(NasPruneError):

@@ -14,6 +14,10 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from nas_prune.summary import StageRow, milliseconds, share
+
+MOST_BARS = 24  # of a waterfall; more cannot be read
+
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -29,14 +33,16 @@ class Ink(Enum):
     BASELINE = "#010207"
     TARGET = "#010208"
     SURFACE = "#010209"
+    GOOD = "#01020a"
+    BAD = "#01020b"
 
 
 def curve(metrics: Rows, key: str, label: str, *, target: float | None = None, percent: bool = False) -> str | None:
     """One figure over the epochs of the whole run, each stage in its colour; None where nothing was logged."""
     if not _points(metrics, key):
         return None
-    with _style():
-        figure, axes = _axes(label, "epoch of the run")
+    with style():
+        figure, axes = blank(label, "epoch of the run")
         for stage, start in _starts(metrics, key).items():
             rows = [row for row in _points(metrics, key) if row["stage"] == stage]
             epochs = [start + row["epoch"] for row in rows]
@@ -45,9 +51,9 @@ def curve(metrics: Rows, key: str, label: str, *, target: float | None = None, p
             known = {other.get_label() for other in axes.get_lines()}
             line.set_label(_family(stage) if _family(stage) not in known else "_")
             axes.axvline(start, color=Ink.LINE.value, linewidth=0.8, zorder=0)
-        _legend(axes)
+        legend(axes)
         _finish_curve(axes, target, percent=percent)
-        return _svg(figure, label)
+        return svg(figure, label)
 
 
 def gate_curves(metrics: Rows) -> str | None:
@@ -55,8 +61,8 @@ def gate_curves(metrics: Rows) -> str | None:
     rows = [row for row in _unrolled(metrics) if any(key.startswith("gate/") for key in row)]
     if not rows:
         return None
-    with _style():
-        figure, axes = _axes("open share of the gates", "epoch of the run")
+    with style():
+        figure, axes = blank("open share of the gates", "epoch of the run")
         for key in sorted({key for row in rows for key in row if key.startswith("gate/")}):
             points = _points(rows, key)
             axes.plot(
@@ -72,20 +78,23 @@ def gate_curves(metrics: Rows) -> str | None:
         )
         axes.set_ylim(-0.02, 1.04)
         axes.yaxis.set_major_formatter(lambda share, _position: f"{100 * share:.0f} %")
-        return _svg(figure, "open share of the gates over the search")
+        return svg(figure, "open share of the gates over the search")
 
 
-def scatter(samples: Rows, rounds: Rows, target: float | None) -> str | None:
-    """Predicted against measured latency: the calibration's samples, the derived models, and the target."""
+def scatter(samples: Rows, rounds: Rows, target: float | None, noise: float | None = None) -> str | None:
+    """Predicted against measured latency: the calibration's samples, the derived models, and the target.
+
+    ``noise``: how far two timings of one network differ, as a share; no prediction can be seen to be better.
+    """
     timed = _points(samples, "predicted_ms")
     derived = [row for row in rounds if row.get("measured_ms") is not None and row.get("predicted_ms") is not None]
     if not timed and not derived:
         return None
-    with _style():
-        figure, axes = _axes("predicted, ms", "measured, ms", height=5.0)
+    with style():
+        figure, axes = blank("predicted, ms", "measured, ms", height=5.0)
         extent = [row[key] for row in [*_named(timed), *derived] for key in ("measured_ms", "predicted_ms")]
         ends = [min(extent) * 0.95, max(extent) * 1.05]
-        axes.plot(ends, ends, color=Ink.MUTED.value, linewidth=0.8, zorder=1)
+        _diagonal(axes, ends, noise)
         used = [row for row in _named(timed) if not row.get("held_out")]
         held_out = [row for row in _named(timed) if row.get("held_out")]
         _dots(axes, used, "trained on")
@@ -94,8 +103,37 @@ def scatter(samples: Rows, rounds: Rows, target: float | None) -> str | None:
         if target is not None:
             axes.axvline(target, color=Ink.TARGET.value, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
             _note(axes, (target, 0.02), " target", axes.get_xaxis_transform())
-        _legend(axes)
-        return _svg(figure, "predicted against measured latency")
+        legend(axes)
+        return svg(figure, "predicted against measured latency")
+
+
+def waterfall(rows: Sequence[StageRow]) -> str | None:
+    """From the dense model's milliseconds down to the derived one's, one step per stage; None without stages."""
+    if not rows:
+        return None
+    bars = falls(_fewest(rows))
+    digits = len(milliseconds(bars[0][2]).partition(".")[2])
+    with style():
+        figure, axes = _wide_axes([name for name, _, _ in bars])
+        for place, (_, start, end) in enumerate(bars):
+            total = place in (0, len(bars) - 1)
+            ink = (Ink.DENSE if place == 0 else Ink.SEARCH) if total else Ink.GOOD if end <= start else Ink.BAD
+            axes.barh(place, abs(end - start), left=min(start, end), height=0.68, color=ink.value)
+            text = f"{end:.{digits}f}" if total else _change(end - start, digits)
+            _beside(axes, (max(start, end), place), text)
+            if place:  # where the bar before ended
+                axes.plot([bars[place - 1][2]] * 2, [place - 1.34, place + 0.34], color=Ink.MUTED.value, linewidth=0.6)
+        return svg(figure, "where the milliseconds went, stage by stage")
+
+
+def falls(rows: Sequence[StageRow]) -> list[tuple[str, float, float]]:
+    """Name, start and end of every bar: each starts where the one before ended, the last is the derived model."""
+    level = sum(row.dense_ms for row in rows)
+    bars = [("dense", 0.0, level)]
+    for row in rows:
+        bars.append((row.name, level, level - row.saved_ms))
+        level -= row.saved_ms
+    return [*bars, ("derived", 0.0, level)]
 
 
 def sparkline(metrics: Rows, key: str) -> str:
@@ -107,6 +145,50 @@ def sparkline(metrics: Rows, key: str) -> str:
     first, last = thinned[0]["epoch"], thinned[-1]["epoch"]
     span = (last - first) or 1
     return " ".join(f"{100 * (row['epoch'] - first) / span:.1f},{19 - 18 * row[key]:.1f}" for row in thinned)
+
+
+def style() -> Any:
+    """Text stays text, and the same run gives the same bytes."""
+    return matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "nas_prune", "font.size": 11})
+
+
+def blank(vertical: str, horizontal: str, height: float = 3.7) -> tuple[Figure, Axes]:
+    """An empty plot with named axes."""
+    figure = Figure(figsize=(6.4, height))
+    axes = figure.add_axes((0.1, 0.14, 0.88, 0.76))
+    axes.set_facecolor("none")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(Ink.LINE.value)
+    axes.tick_params(colors=Ink.MUTED.value, length=3)
+    axes.grid(axis="y", color=Ink.LINE.value, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_ylabel(vertical, color=Ink.MUTED.value)
+    axes.set_xlabel(horizontal, color=Ink.MUTED.value)
+    return figure, axes
+
+
+def legend(axes: Axes) -> None:
+    """One line above the plot, where no curve can run through it."""
+    above = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "ncols": 4}
+    names = axes.legend(frameon=False, labelcolor=Ink.MUTED.value, handletextpad=0.4, columnspacing=1.4, **above)
+    for text in names.get_texts():
+        text.set_parse_math(False)
+
+
+def svg(figure: Figure, label: str) -> str:
+    """The drawing without its file header, in the page's colours and named for those who cannot see it."""
+    buffer = io.StringIO()
+    figure.savefig(
+        buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    )
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{label}">', text, count=1)
+    used = set(re.findall(r"#([\w-]+)", text))
+    text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)
+    for ink in Ink:
+        text = text.replace(ink.value, f"var(--{ink.name.lower()})")
+    return text
 
 
 def _points(rows: Rows, key: str) -> list[Mapping[str, Any]]:
@@ -145,25 +227,6 @@ def _stage_ink(stage: str) -> str:
     return str(Ink[name].value if name in Ink.__members__ else Ink.TEXT.value)
 
 
-def _style() -> Any:
-    """Text stays text, and the same run gives the same bytes."""
-    return matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "nas_prune", "font.size": 11})
-
-
-def _axes(vertical: str, horizontal: str, height: float = 3.7) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, height))
-    axes = figure.add_axes((0.1, 0.14, 0.88, 0.76))
-    axes.set_facecolor("none")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(Ink.LINE.value)
-    axes.tick_params(colors=Ink.MUTED.value, length=3)
-    axes.grid(axis="y", color=Ink.LINE.value, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.set_ylabel(vertical, color=Ink.MUTED.value)
-    axes.set_xlabel(horizontal, color=Ink.MUTED.value)
-    return figure, axes
-
-
 def _finish_curve(axes: Axes, target: float | None, *, percent: bool) -> None:
     if percent:
         axes.yaxis.set_major_formatter(lambda value, _position: f"{value:g} %")
@@ -171,6 +234,49 @@ def _finish_curve(axes: Axes, target: float | None, *, percent: bool) -> None:
         axes.axhline(target, color=Ink.TARGET.value, linewidth=1.2, linestyle=(0, (4, 3)))
         _note(axes, (0.01, target), "target", axes.get_yaxis_transform())
     axes.margins(x=0.01)
+
+
+def _diagonal(axes: Axes, ends: Sequence[float], noise: float | None) -> None:
+    """Where prediction and measurement agree, 5 % to either side of it, and what the clock itself cannot tell."""
+    axes.fill_between(ends, [0.95 * end for end in ends], [1.05 * end for end in ends], color=Ink.LINE.value, lw=0)
+    axes.plot(ends, ends, color=Ink.MUTED.value, linewidth=0.8, zorder=1)
+    text = "band: ±5 %" if noise is None else f"band: ±5 %\nnoise floor of a timing: {share(noise)}"
+    ground = {"facecolor": Ink.SURFACE.value, "edgecolor": "none", "pad": 2}
+    axes.text(0.02, 0.97, text, color=Ink.MUTED.value, transform=axes.transAxes, va="top", bbox=ground)
+
+
+def _fewest(rows: Sequence[StageRow]) -> list[StageRow]:
+    """At most so many rows as can be read: the stages that changed least become one."""
+    if len(rows) <= MOST_BARS:
+        return list(rows)
+    ranked = sorted(rows, key=lambda row: abs(row.saved_ms), reverse=True)
+    shown, rest = {row.name for row in ranked[: MOST_BARS - 1]}, ranked[MOST_BARS - 1 :]
+    dense, derived = sum(row.dense_ms for row in rest), sum(row.derived_ms for row in rest)
+    return [*(row for row in rows if row.name in shown), StageRow(f"{len(rest)} smaller steps", dense, derived, None)]
+
+
+def _wide_axes(names: Sequence[str]) -> tuple[Figure, Axes]:
+    """An empty plot of horizontal bars, the first on top, as high as its names need."""
+    height = 0.6 + 0.32 * len(names)
+    figure, axes = blank("", "milliseconds of a call", height)
+    left = min(0.4, 0.03 + 0.0135 * max(map(len, names)))
+    axes.set_position((left, 0.5 / height, 0.9 - left, 1 - 0.55 / height))
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.grid(axis="x", color=Ink.LINE.value, linewidth=0.6)
+    return figure, axes
+
+
+def _change(value: float, digits: int) -> str:
+    """A signed figure, with a typographer's minus; 0 where nothing can be seen of it."""
+    text = f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    return text if float(f"{value:.{digits}f}") else "0"
+
+
+def _beside(axes: Axes, place: tuple[float, float], text: str) -> None:
+    """A figure to the right of a bar."""
+    axes.annotate(text, place, (4, 0), textcoords="offset points", va="center", color=Ink.TEXT.value, fontsize=10)
 
 
 def _dots(axes: Axes, rows: Rows, label: str) -> None:
@@ -192,27 +298,3 @@ def _dots(axes: Axes, rows: Rows, label: str) -> None:
 
 def _note(axes: Axes, place: tuple[float, float], text: str, transform: Any) -> None:
     axes.text(*place, text, color=Ink.TARGET.value, transform=transform, va="bottom")
-
-
-def _legend(axes: Axes) -> None:
-    """One line above the plot, where no curve can run through it."""
-    above = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "ncols": 4}
-    legend = axes.legend(frameon=False, labelcolor=Ink.MUTED.value, handletextpad=0.4, columnspacing=1.4, **above)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-
-
-def _svg(figure: Figure, label: str) -> str:
-    """The drawing without its file header, in the page's colours and named for those who cannot see it."""
-    buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    )
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{label}">', text, count=1)
-    used = set(re.findall(r"#([\w-]+)", text))
-    text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)
-    for ink in Ink:
-        text = text.replace(ink.value, f"var(--{ink.name.lower()})")
-    return text

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from nas_prune import build
 from nas_prune import recipe as recipes
-from nas_prune.costs import Budget, LatencyPredictor, Timing, measure_together
+from nas_prune.bench import conditions
+from nas_prune.costs import Budget, Predictor, Timings, measure_together
 from nas_prune.data import Data
 from nas_prune.errors import RecipeError
 from nas_prune.files import write_json
@@ -51,15 +52,14 @@ class Job:
         """Example images on the device of the run."""
         return build.example(self.recipe, self.data, batch=batch, device=self.run.accelerator.device)
 
-    def budget(self, predictor: LatencyPredictor) -> Budget:
+    def budget(self, predictor: Predictor) -> Budget:
         """The limit of the recipe."""
         return build.budget(self.recipe, self.space.axes, predictor)
 
-    def measure(self, models: dict[str, nn.Module], *, seconds: float) -> dict[str, Timing]:
+    def measure(self, models: dict[str, nn.Module], *, seconds: float) -> Timings:
         """Latency of several models in turn, as the recipe wants it measured."""
         how = self.recipe.latency
-        inputs = self.images(how.batch_size)
-        return measure_together(models, inputs, runtime=how.runtime, seconds=seconds, threads=how.threads)
+        return measure_together(models, self.images(how.batch_size), conditions=conditions(how), seconds=seconds)
 
 
 def open_folder(recipe: Recipe, folder: Path, *, resume: bool, force: bool) -> None:
@@ -74,7 +74,8 @@ def open_folder(recipe: Recipe, folder: Path, *, resume: bool, force: bool) -> N
         shutil.rmtree(folder)
     if path.exists():
         different = _difference(open_run(folder), recipe)
-        begun = (folder / "checkpoints").exists() or any(key.split(".")[0] in MEASURED for key in different)
+        begun = any((folder / made).exists() for made in ("checkpoints", "scores.safetensors"))
+        begun = begun or any(key.split(".")[0] in MEASURED for key in different)
         if different and begun:
             shown = ", ".join(f"{key}: {old} there, {new} here" for key, (old, new) in list(different.items())[:3])
             raise RecipeError(

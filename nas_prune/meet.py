@@ -4,13 +4,13 @@ The predictor says which architecture; the device says how long it really takes.
 the selector moves by the ratio of target and measurement. The slowest architecture that is within the target wins.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nas_prune.arch import Arch
-from nas_prune.costs import Budget
+from nas_prune.costs import Budget, Limits
 from nas_prune.errors import BudgetError
 from nas_prune.files import append_line, read_lines
 from nas_prune.selectors import Scores, Selector
@@ -31,10 +31,14 @@ class Round:
 
 @dataclass(frozen=True)
 class Met:
-    """The architecture that was chosen, and the rounds that led to it."""
+    """The architecture that was chosen, and the rounds that led to it.
+
+    ``short``: why it is not within 5 % of the target, if so.
+    """
 
     arch: Arch
     rounds: list[Round] = field(default_factory=list)
+    short: str | None = None
 
     def as_rows(self) -> list[dict[str, Any]]:
         """The rounds as plain data."""
@@ -48,20 +52,22 @@ def meet(
     select: Selector,
     cost_of: Callable[[Arch], float],
     *,
+    limits: Sequence[Budget] = (),
     rounds: int = 12,
     journal: Path | None = None,
 ) -> Met:
     """The architecture of highest scores whose real cost is within the budget.
 
-    ``cost_of`` derives an architecture and measures it, in the unit of the budget. Measurements are journalled: a
-    stopped run reuses them. Raises BudgetError, with the closest figure, if no round met the target.
+    ``cost_of`` derives an architecture and measures it, in the unit of the budget; ``limits`` are held by prediction.
+    Measurements are journalled: a stopped run reuses them. Raises BudgetError, with the closest figure, if no round
+    met the target.
     """
     target, asked = budget.limit, budget.limit
     known = {tuple(row["key"]): float(row["measured"]) for row in (read_lines(journal) if journal else [])}
     tried: dict[tuple[int, ...], tuple[Round, Arch]] = {}
     for _ in range(rounds):
         try:
-            arch = select(scores, budget.cost, asked, space)
+            arch = _selected(scores, [budget.at(asked), *limits], space, select)
         except BudgetError:  # the prediction says that nothing is within; only the device can tell
             arch = _smallest(scores, space)
             asked = float(budget.cost(arch.sizes(space.free)))
@@ -78,6 +84,14 @@ def meet(
             break
         asked *= (0.5 * (1 + CLOSE) * target) / step.measured
     return _best(list(tried.values()), budget)
+
+
+def _selected(scores: Scores, budgets: Sequence[Budget], space: SearchSpace, select: Selector) -> Arch:
+    """The architecture of highest scores within every budget, as predicted."""
+    first, *others = budgets
+    if not others:
+        return select(scores, first.cost, first.limit, space)
+    return select(scores, Limits(budgets), 1.0, space)
 
 
 def _smallest(scores: Scores, space: SearchSpace) -> Arch:
@@ -101,4 +115,17 @@ def _best(tried: list[tuple[Round, Arch]], budget: Budget) -> Met:
             f"after {len(tried)} rounds of derive and measure the closest is {closest:.4g} {budget.cost.unit}, "
             f"the target is {budget.limit:.4g}; raise budget.rounds or budget.target, or allow smaller widths"
         )
-    return Met(max(within, key=lambda pair: pair[0].measured)[1], [step for step, _ in tried])
+    step, arch = max(within, key=lambda pair: pair[0].measured)
+    return Met(arch, [each for each, _ in tried], _short(step, [each for each, _ in tried], budget.cost.unit))
+
+
+def _short(best: Round, tried: list[Round], unit: str) -> str | None:
+    """Why nothing closer to the target was found, if the best is more than 5 % below it."""
+    if best.measured >= CLOSE * best.target:
+        return None
+    above = [each.measured for each in tried if each.measured > best.target]
+    following = f"; the next one measured {min(above):.4g} {unit}" if above else ""
+    return (
+        f"the closest of {len(tried)} measured architectures takes {best.measured:.4g} {unit}, "
+        f"{100 * (1 - best.measured / best.target):.0f} % below the target of {best.target:.4g}{following}"
+    )

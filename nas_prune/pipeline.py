@@ -5,6 +5,8 @@ instant goes on where it was and ends the same.
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +16,8 @@ from torch import nn
 from nas_prune import artifact, build
 from nas_prune import data as datasets
 from nas_prune import recipe as recipes
+from nas_prune.calibrate import FILE
+from nas_prune.calibrated import calibrated, refuse
 from nas_prune.costs import count, measure
 from nas_prune.data import Data
 from nas_prune.exporting import image_shape
@@ -25,7 +29,8 @@ from nas_prune.progress import Bars
 from nas_prune.recipe import Recipe
 from nas_prune.results import Outcome, evaluated
 from nas_prune.space import SearchSpace
-from nas_prune.steps import baseline, calibrated, derived, save, searched, train_dense
+from nas_prune.steps import baseline, derived, save, searched, train_dense
+from nas_prune.targets import derive_targets
 from nas_prune.track import Track, open_track
 from nas_prune.train import Run
 
@@ -38,29 +43,40 @@ def run(
     recipe: Recipe, folder: Path, *, until: Until = "report", resume: bool = True, force: bool = False
 ) -> dict[str, Any]:
     """Run a recipe in ``folder``, or go on with it, up to and including the step ``until``; returns its results."""
+    with opened(recipe, folder, resume=resume, force=force) as job:
+        results = _steps(job, until)
+        assert job.run.track is not None
+        _summarise(job.run.track, results)
+    if until == "report":
+        report(folder)
+    return results
+
+
+@contextmanager
+def opened(recipe: Recipe, folder: Path, *, resume: bool = True, force: bool = False) -> Iterator[Job]:
+    """A job at work in its run folder: data, backbone, axes, bars and journal."""
     build.check(recipe)
     data = datasets.load(recipe.data, seed=recipe.seed)
     accelerator = build.accelerator(recipe)
     model = build.model(recipe.model, data)
     open_folder(recipe, folder, resume=resume, force=force)
+    known = folder / "seconds.json"
+    seconds = read_json(known) if known.exists() else {}
     with Bars() as bars, open_track(folder, recipe.track, config=recipes.flat(recipe), name=recipe.name) as track:
         space = _space(recipe, folder, model, data)
-        known = folder / "seconds.json"
         shared = Run(accelerator, recipe.seed, folder, track, bars, identity(recipe))
-        job = Job(
-            recipe,
-            folder,
-            shared,
-            data,
-            model.to(accelerator.device),
-            space,
-            read_json(known) if known.exists() else {},
-        )
-        results = _steps(job, until)
-        _summarise(track, results)
-    if until == "report":
-        report(folder)
-    return results
+        yield Job(recipe, folder, shared, data, model.to(accelerator.device), space, seconds)
+
+
+def derive_many(folder: Path, targets: list[str], *, tune: bool) -> dict[str, Any]:
+    """An artefact per target from the search of a run; see ``targets.derive_targets``."""
+    from nas_prune.pareto import save_pareto  # matplotlib is slow to import
+
+    with opened(open_run(folder), folder) as job:
+        content = derive_targets(job, targets, tune=tune)
+    save_pareto(content, folder / "pareto.svg")
+    report(folder)
+    return content
 
 
 def evaluate(folder: Path) -> dict[str, Any]:
@@ -114,8 +130,12 @@ def _steps(job: Job, until: Until) -> dict[str, Any]:
         return {
             "dense_ms": calibration.dense_ms,
             "smallest_ms": calibration.smallest_ms,
+            "predictor": calibration.name,
             "error": vars(calibration.error),
+            "noise": calibration.noise,
+            "file": str(job.folder / "calibration" / FILE),
         }
+    refuse(job, calibration, job.budget(calibration.predictor))
     with job.timed("dense"):
         train_dense(job)
     parent = copy.deepcopy(job.model)

@@ -19,7 +19,8 @@ from rich.text import Text
 from nas_prune import figures
 from nas_prune.errors import ArtifactError
 from nas_prune.files import atomic_write, read_json, read_lines
-from nas_prune.summary import columns, duration, headline, milliseconds, share, table_rows, verdict
+from nas_prune.pareto import pareto_svg, target_rows, targets_headline
+from nas_prune.summary import columns, duration, headline, milliseconds, share, stage_rows, table_rows, verdict
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class RunFolder:
     calibration: Mapping[str, Any]
     samples: list[dict[str, Any]]
     results: Mapping[str, Any]
+    targets: Mapping[str, Any]
 
     @staticmethod
     def read(folder: Path) -> "RunFolder":
@@ -50,6 +52,7 @@ class RunFolder:
             calibration=_json(folder / "calibration" / "calibration.json"),
             samples=read_lines(folder / "calibration" / "samples.jsonl", ArtifactError),
             results=_json(folder / "results.json"),
+            targets=_json(folder / "targets.json"),
         )
 
 
@@ -57,17 +60,20 @@ def report(folder: Path) -> Path:
     """Write ``report.html`` into the run folder; the page is one file that opens offline."""
     run = RunFolder.read(folder)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(ms=milliseconds, share=share, duration=duration)
+    environment.filters.update(ms=milliseconds, share=share, duration=duration, correlation=_correlation)
     template = resources.files("nas_prune").joinpath("report.html.j2").read_text(encoding="utf-8")
     page = environment.from_string(template).render(
         run=run,
         title=_title(run),
-        headline=headline(run.results),
+        headline=(targets_headline(run.targets) if not run.results else "") or headline(run.results),
         verdict=verdict(run.results),
         columns=columns(),
         rows=table_rows(run.results),
+        stages=stage_rows(run.results.get("stages") or {}),
+        targets=target_rows(run.targets) if run.targets.get("targets") else [],
         groups=_axis_groups(run),
         frozen=_frozen(run.axes),
+        predictors=_ranked(run.calibration.get("errors") or {}),
         units=_units(run),
         seconds=_shares(run.results.get("seconds", {})),
         device=_flat(run.results.get("device") or run.calibration.get("device") or {}),
@@ -92,6 +98,17 @@ def table(results: Mapping[str, Any]) -> Table:
     return printed
 
 
+def targets_table(content: Mapping[str, Any]) -> Table:
+    """The targets of a run for a terminal, from the content of ``targets.json``; the dense model comes first."""
+    printed = Table(title=Text(targets_headline(content)), title_justify="left")
+    rows = target_rows(content)
+    for name in rows[0] if rows else ["target"]:
+        printed.add_column(name, justify="left" if name in ("target", "status") else "right", no_wrap=name == "target")
+    for row in rows:
+        printed.add_row(*(Text(text, "red" if row["status"].startswith("missed") else "") for text in row.values()))
+    return printed
+
+
 def _title(run: RunFolder) -> str:
     """``resnet18 on fashion_mnist``, or the folder's name where the recipe does not tell."""
     try:
@@ -108,7 +125,9 @@ def _figures(run: RunFolder) -> dict[str, str | None]:
         "top1": figures.curve(run.metrics, "eval/top1", "top-1", percent=True),
         "predicted": figures.curve(run.metrics, "search/predicted_ms", "predicted latency, ms", target=target),
         "gates": figures.gate_curves(run.metrics),
-        "scatter": figures.scatter(run.samples, rounds, target),
+        "scatter": figures.scatter(run.samples, rounds, target, run.calibration.get("noise")),
+        "stages": figures.waterfall(stage_rows(run.results.get("stages") or {})),
+        "targets": pareto_svg(run.targets),
     }
 
 
@@ -141,6 +160,15 @@ def _frozen(axes: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
         if axis.get("frozen") is not None:
             reasons.setdefault(axis["frozen"], []).append(f"{axis['name']} ({axis['size']})")
     return reasons
+
+
+def _ranked(errors: Mapping[str, Any]) -> dict[str, Any]:
+    """The predictors that were tried, the most accurate first."""
+    return dict(sorted(errors.items(), key=lambda named: float(named[1]["mape"])))
+
+
+def _correlation(value: float | None) -> str:
+    return "—" if value is None else f"{value:.3f}"
 
 
 def _shares(seconds: Mapping[str, float]) -> list[tuple[str, float, float]]:

@@ -1,12 +1,13 @@
 """What a run has achieved: every model evaluated, counted and timed in turn; the content of results.json."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
 
 from nas_prune.calibrate import Calibration
-from nas_prune.costs import Budget, Macs, Params, Timing, count
+from nas_prune.costs import Budget, Macs, Params, count
 from nas_prune.device import fingerprint
 from nas_prune.errors import CheckpointError
 from nas_prune.evaluate import top1
@@ -14,6 +15,7 @@ from nas_prune.files import read_json, write_json
 from nas_prune.gated import GatedModel
 from nas_prune.job import Job
 from nas_prune.meet import Met
+from nas_prune.stages import stage_times
 
 FINAL = 20  # the last timing takes so many times longer than a sample of the calibration
 NOISE = 1.03  # a timing repeats to a few percent
@@ -34,15 +36,19 @@ def evaluated(job: Job, outcome: Outcome) -> dict[str, Any]:
     """Everything that the table and the report show; written to results.json."""
     rows = _rows(job, outcome)
     budget = job.budget(outcome.calibration.predictor)
-    target, status = _kept(budget, rows)
+    share = rows["finetuned"]["measured_share"]
+    target, status = kept_promise(budget, rows["dense"]["measured_ms"], share)
     results = {
         "status": status,
         "target_ms": target,
         "target": job.recipe.budget.target,
-        "measured_share": rows["finetuned"]["measured_ms"] / rows["dense"]["measured_ms"],
+        "measured_share": share,
         "max_abs_error": outcome.certificate["max_abs_error"],
         **{name: rows[name] for name in ("dense", "gated", "derived", "finetuned")},
         "certificate": outcome.certificate,
+        "calibration": {"predictor": outcome.calibration.name, "trusted": job.recipe.latency.trust_calibration},
+        "short": outcome.met.short,
+        "stages": _stages(job, outcome.models),
         "rounds": [
             {"predicted_ms": step.predicted, "measured_ms": step.measured, "target_ms": step.target}
             for step in outcome.met.rounds
@@ -69,35 +75,48 @@ def _rows(job: Job, outcome: Outcome) -> dict[str, Any]:
     return {**rows, "gated": _row(accuracy, macs, params, float(predictor(sizes)), None)}
 
 
-def _timings(job: Job, models: dict[str, nn.Module]) -> dict[str, Timing]:
-    """All models timed in turn; measured once, then kept."""
+def _timings(job: Job, models: dict[str, nn.Module]) -> dict[str, dict[str, float]]:
+    """All models timed in turn, each also as a share of the dense one; measured once, then kept."""
     path = job.folder / "timings.json"
     if not path.exists():
         times = job.measure(models, seconds=FINAL * job.recipe.latency.seconds)
-        write_json(path, {name: vars(timing) for name, timing in times.items()})
-    return {name: Timing(**row) for name, row in read_json(path, CheckpointError).items()}
+        rows = {name: asdict(times[name]) | {"share": times.ratio(name, "dense").median} for name in models}
+        write_json(path, rows)
+    kept: dict[str, dict[str, float]] = read_json(path, CheckpointError)
+    return kept
 
 
-def _row(accuracy: float, macs: int, params: int, predicted: float, timing: Timing | None) -> dict[str, Any]:
+def _stages(job: Job, models: dict[str, nn.Module]) -> dict[str, dict[str, float]]:
+    """Where the milliseconds of the dense and of the derived model go (eager); measured once, then kept."""
+    path, how = job.folder / "stages.json", job.recipe.latency
+    if not path.exists():
+        pair, seconds = {name: models[name] for name in ("dense", "derived")}, 5 * how.seconds
+        write_json(path, stage_times(pair, job.images(how.batch_size), seconds=seconds, threads=how.threads))
+    kept: dict[str, dict[str, float]] = read_json(path, CheckpointError)
+    return kept
+
+
+def _row(
+    accuracy: float, macs: int, params: int, predicted: float, timing: Mapping[str, float] | None
+) -> dict[str, Any]:
     return {
         "top1": accuracy,
         "macs": macs,
         "params": params,
         "predicted_ms": predicted,
-        "measured_ms": None if timing is None else timing.median_ms,
-        "measured_ms_spread": None if timing is None else timing.spread_ms,
+        "measured_ms": None if timing is None else timing["median_ms"],
+        "measured_ms_spread": None if timing is None else timing["spread_ms"],
+        "measured_share": None if timing is None else timing["share"],
     }
 
 
-def _kept(budget: Budget, rows: dict[str, Any]) -> tuple[float | None, str]:
+def kept_promise(budget: Budget, dense_ms: float, share: float) -> tuple[float | None, str]:
     """The target in milliseconds, and whether the measurement met it, within 3 % for the noise of a timing.
 
-    A relative target is relative to the dense model as it was timed in turn with the small one.
+    ``share``: of the dense model's time, as timed in turn with it; a relative target is relative to the same.
     """
     if budget.cost.unit != "ms":
         return None, "met"
-    dense, tuned = rows["dense"]["measured_ms"], rows["finetuned"]["measured_ms"]
-    share = budget.limit / float(budget.cost({}).detach())
-    target = share * dense if budget.relative else budget.limit
-    met = tuned <= NOISE * target
-    return target, "met" if met else f"missed: {tuned:.3g} ms measured, the target is {target:.3g} ms"
+    target = budget.limit / float(budget.cost({}).detach()) * dense_ms if budget.relative else budget.limit
+    met = share * dense_ms <= NOISE * target
+    return target, "met" if met else f"missed: {share * dense_ms:.3g} ms measured, the target is {target:.3g} ms"

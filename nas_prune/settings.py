@@ -95,10 +95,13 @@ class GateSettings(Settings):
 
 
 class BudgetSettings(Settings):
-    """The limit that the derived model is measured against."""
+    """The limits that the derived model is measured against."""
 
     target: str = Field("0.5x", description="0.5x of the dense latency, or an absolute figure such as 4.0ms")
-    cost: Literal["latency", "macs", "params"] = Field("latency", description="what is limited")
+    cost: Literal["latency", "macs", "params", "memory"] = Field("latency", description="what is limited")
+    limits: dict[Literal["latency", "macs", "params", "memory"], str] = Field(
+        {}, description="further limits that must hold as well, e.g. {params: 0.5x, memory: 40M}"
+    )
     rounds: PositiveInt = Field(
         12, description="at most so many derive-and-measure rounds until the measurement meets the target"
     )
@@ -107,14 +110,26 @@ class BudgetSettings(Settings):
 class LatencySettings(Settings):
     """How latency is measured and how the predictor is trained."""
 
-    runtime: Literal["eager", "onnxruntime"] = Field("eager", description="what runs the model when it is timed")
+    runtime: Literal["eager", "compile", "onnxruntime", "openvino", "tensorrt"] = Field(
+        "eager", description="what runs the model when it is timed"
+    )
     batch_size: PositiveInt = Field(32, description="images in a timed call")
     threads: PositiveInt | None = Field(None, description="CPU threads; the default of torch if left out")
+    precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="numbers of the timed model")
+    channels_last: bool = Field(False, description="time images and weights with their channels last")
     samples: PositiveInt = Field(60, ge=12, description="sub-networks that are derived and timed")
     seconds: PositiveFloat = Field(0.2, description="time spent on timing each of them")
     jitter: float = Field(0.2, ge=0.0, description="mean spread of the axes around a sample's global ratio")
-    hidden: PositiveInt = Field(64, description="width of the predictor's two hidden layers")
-    steps: PositiveInt = Field(300, description="steps of the predictor's training; more samples deserve more steps")
+    predictor: Literal["best", "lpnet", "monotone", "additive"] = Field(
+        "best", description="what learns from the timings; best: whatever cross-validation says"
+    )
+    operators: bool = Field(False, description="time every operator alone, too, for the additive predictor")
+    staircase: bool = Field(
+        False, description="find the width steps of this device and allow these widths, instead of the space's divisors"
+    )
+    calibration: str | None = Field(None, description="use this file that `nas-prune calibrate` made")
+    trust_calibration: bool = Field(False, description="use it even if it is of another device or other versions")
+    cache: bool = Field(True, description="keep calibrations for later runs ($NAS_PRUNE_CACHE, or ~/.cache/nas_prune)")
 
 
 class PenaltySettings(Settings):
@@ -132,7 +147,11 @@ class SearchSettings(OptimSettings):
     freeze: int = Field(1, ge=0, description="epochs with the chosen architecture fixed, so that statistics settle")
     gate_lr: PositiveFloat = Field(1e-3, description="learning rate of the gates (Adam, no weight decay)")
     penalties: list[PenaltySettings] = Field([PenaltySettings()], description="terms added to the task loss")
-    selector: str = Field("ranked", description="how gate scores become an architecture that meets the budget")
+    selector: str = Field("ranked", description="how scores become an architecture that meets the budget")
+    criterion: str | None = Field(
+        None, description="score units by this criterion, e.g. taylor, instead of learning gates (one shot)"
+    )
+    criterion_batches: PositiveInt = Field(20, description="training batches that the criterion looks at")
 
     @property
     def epochs(self) -> int:

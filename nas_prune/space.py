@@ -104,6 +104,17 @@ class SearchSpace:
             )
         return SearchSpace(str(name), replace(axes, named=named), minimum)
 
+    def stepped(self, steps: Mapping[str, int]) -> SearchSpace:
+        """The same axes with other divisors, halved until an axis has two widths; the least widths follow."""
+        named, minimum = dict(self.axes.named), dict(self.minimum)
+        for name, step in steps.items():
+            axis = self.free[name]
+            while step > 1 and axis.size // step < 2:
+                step //= 2
+            named[name] = replace(axis, divisor=step)
+            minimum[name] = min(axis.size, step * ceil(minimum[name] / step))
+        return SearchSpace(self.name, replace(self.axes, named=named), minimum)
+
 
 def _divisor(rule: Rule, axis: Axis) -> int:
     """The rule's divisor, halved until the axis has enough widths."""

@@ -1,6 +1,7 @@
 """The steps of a run. Each leaves its result in the run folder, and takes it from there when it is done already."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -8,43 +9,21 @@ from torch import nn
 from nas_prune import artifact, build
 from nas_prune import recipe as recipes
 from nas_prune.arch import Arch
-from nas_prune.calibrate import Calibration, calibrate, read, refuse_unreachable
+from nas_prune.calibrate import Calibration
 from nas_prune.costs import Budget
 from nas_prune.derivation import derive
-from nas_prune.errors import BudgetError, CheckpointError
+from nas_prune.errors import CheckpointError
 from nas_prune.files import read_json, write_json
 from nas_prune.gated import GatedModel
 from nas_prune.job import Job
-from nas_prune.joint import learn, settle
+from nas_prune.joint import settle
 from nas_prune.meet import Met, meet
-from nas_prune.selectors import selectors
+from nas_prune.scoring import scored
+from nas_prune.selectors import Scores, selectors
 from nas_prune.train import Stage, fit, optimizer_of, task_loss
 from nas_prune.verification import verify
 
 ROUND = 5  # a round of the search is timed so many times longer than a sample of the calibration
-
-
-def calibrated(job: Job) -> Calibration:
-    """The latency predictor of this run, and the refusal of a budget that nothing can meet."""
-    folder = job.folder / "calibration"
-    if (folder / "calibration.json").exists():
-        result = read(folder, job.space)
-    else:
-        settings = job.recipe.latency
-        inputs, seed, follow = job.images(settings.batch_size), job.recipe.seed, job.run.bars.follow
-        result = calibrate(job.model, job.space, inputs, settings, folder, seed=seed, progress=follow)
-        error = result.error
-        job.run.bars.say(
-            f"latency predictor: {100 * error.mape:.1f} % error, Spearman {error.spearman:.2f} "
-            f"on {error.held_out} held-out sub-networks; two timings of one differ by {100 * result.noise:.1f} %"
-        )
-    result.predictor.to(job.run.accelerator.device)
-    budget = job.budget(result.predictor)
-    if budget.limit >= float(budget.cost({}).detach()):
-        raise BudgetError(f"the dense model is within budget.target {budget.target} already; there is nothing to prune")
-    if budget.cost.unit == "ms":
-        refuse_unreachable(result, budget.limit, job.space)
-    return result
 
 
 def train_dense(job: Job) -> None:
@@ -65,23 +44,26 @@ def baseline(job: Job, parent: nn.Module) -> nn.Module:
 
 
 def searched(job: Job, gated: GatedModel, calibration: Calibration) -> Met:
-    """The search: learn, meet the budget as measured, settle; the architecture in arch.json."""
+    """The search: score the units, meet the budget as measured, settle; the architecture in arch.json."""
     recipe = job.recipe
-    budget = job.budget(calibration.predictor)
-    penalties = build.penalty_terms(recipe, budget)
-    learn(gated, job.data, budget=budget, penalties=penalties, settings=recipe.search, run=job.run, images=recipe.data)
-    met = meet(
-        gated.scores(),
-        budget,
-        job.space,
-        selectors[recipe.search.selector],
-        _costing(job, calibration, budget),
-        rounds=recipe.budget.rounds,
-        journal=job.folder / "rounds.jsonl",
-    )
+    met = within(job, scored(job, gated, calibration.predictor), calibration, job.budget(calibration.predictor))
     met.arch.write(job.folder / "arch.json")
     settle(gated, met.arch, job.data, settings=recipe.search, run=job.run, images=recipe.data)
     return met
+
+
+def within(job: Job, scores: Scores, calibration: Calibration, budget: Budget, *, journal: Path | None = None) -> Met:
+    """The architecture of highest scores that meets the budget as measured, and the other limits of the recipe."""
+    return meet(
+        scores,
+        budget,
+        job.space,
+        selectors[job.recipe.search.selector],
+        _costing(job, calibration, budget),
+        limits=build.limits(job.recipe, job.space.axes, calibration.predictor),
+        rounds=job.recipe.budget.rounds,
+        journal=journal or job.folder / "rounds.jsonl",
+    )
 
 
 def _costing(job: Job, calibration: Calibration, budget: Budget) -> Callable[[Arch], float]:
@@ -97,7 +79,7 @@ def _measuring(job: Job, calibration: Calibration) -> Callable[[Arch], float]:
     def cost(arch: Arch) -> float:
         pair = {"dense": derive(job.model, job.space.axes, Arch()), "small": derive(job.model, job.space.axes, arch)}
         times = job.measure(pair, seconds=ROUND * job.recipe.latency.seconds)
-        return calibration.dense_ms * times["small"].median_ms / times["dense"].median_ms
+        return calibration.dense_ms * times.ratio("small", "dense").median
 
     return cost
 

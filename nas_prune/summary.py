@@ -17,6 +17,21 @@ class Cell:
     known: bool = True
 
 
+@dataclass(frozen=True)
+class StageRow:
+    """Milliseconds of one stage before and after, and what it saved as a share of all that was saved."""
+
+    name: str
+    dense_ms: float
+    derived_ms: float
+    share: float | None
+
+    @property
+    def saved_ms(self) -> float:
+        """Below zero where the stage became slower."""
+        return self.dense_ms - self.derived_ms
+
+
 def columns() -> dict[str, str]:
     """The models of a run in the order in which they come to be: key in results.json, and label."""
     return {"dense": "dense", "gated": "gated", "derived": "derived", "finetuned": "fine-tuned"}
@@ -37,6 +52,16 @@ def table_rows(results: Mapping[str, Any]) -> dict[str, list[Cell]]:
     exact = Cell("—" if error is None else f"{error:.1e}")
     rows["Largest |gated - derived| output"] = [exact if key == "derived" else Cell("") for key in models]
     return rows
+
+
+def stage_rows(stages: Mapping[str, Mapping[str, float]]) -> list[StageRow]:
+    """One row per stage, in the order in which they run, from ``{"dense": {stage: ms}, "derived": {stage: ms}}``."""
+    dense, derived = stages.get("dense") or {}, stages.get("derived") or {}
+    if not dense or not derived:
+        return []
+    saved = sum(dense.values()) - sum(derived.values())
+    pairs = {name: (dense.get(name, 0.0), derived.get(name, 0.0)) for name in {**dense, **derived}}
+    return [StageRow(name, *pair, (pair[0] - pair[1]) / saved if saved else None) for name, pair in pairs.items()]
 
 
 def headline(results: Mapping[str, Any]) -> str:

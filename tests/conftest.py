@@ -1,12 +1,14 @@
 """What all tests share: one thread, and every backbone of the zoo traced once."""
 
 import os
+import tempfile
 
 import pytest
 import torch
 from zoo import BACKBONES, Traced, traced
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start: there is a test process per core already
+os.environ["NAS_PRUNE_CACHE"] = tempfile.mkdtemp(prefix="nas_prune_tests_")  # no calibration of the user's
 torch.set_num_threads(1)
 torch.set_warn_always(True)  # a warning that comes once per process would fail whichever test is first
 

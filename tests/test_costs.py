@@ -5,11 +5,11 @@ import timm
 import torch
 from torch import nn
 
-from nas_prune.calibrate import sample
-from nas_prune.costs import Budget, LatencyPredictor, Macs, Params, count, measure, measure_together
+from nas_prune.costs import Budget, Conditions, LatencyPredictor, Macs, Params, count, measure, measure_together
 from nas_prune.derivation import derive
 from nas_prune.errors import BudgetError
 from nas_prune.expressible import trace
+from nas_prune.sampling import sample
 from nas_prune.space import SearchSpace
 
 
@@ -101,7 +101,7 @@ def test_a_smaller_model_measures_faster(space, runtime):
     model = timm.create_model("test_resnet", num_classes=10).eval()
     small = derive(model, space.axes, sample(space, 0, seed=0, jitter=0.2))
     images = torch.randn(16, 3, 64, 64)
-    times = measure_together({"dense": model, "small": small}, images, runtime=runtime, seconds=0.1, threads=1)
+    times = measure_together({"dense": model, "small": small}, images, conditions=Conditions(runtime, 1), seconds=0.1)
     assert 0 < times["small"].median_ms < times["dense"].median_ms
     assert times["dense"].calls >= 5
 

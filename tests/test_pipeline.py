@@ -55,7 +55,7 @@ def test_a_finished_run_is_not_repeated(finished):
 def test_a_run_that_is_killed_twice_ends_in_the_same_bytes(finished, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    for recorded in ("calibration", "rounds.jsonl", "timings.json", "recipe.yaml"):  # timings are inputs
+    for recorded in ("calibration", "rounds.jsonl", "timings.json", "stages.json", "recipe.yaml"):  # timings are inputs
         source = finished / recorded
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / recorded)
     stopped = [_killed(folder, "search-joint", signal.SIGTERM), _killed(folder, "baseline", signal.SIGKILL)]
@@ -110,10 +110,16 @@ def test_a_stage_that_is_stopped_between_two_steps_goes_on_there(finished, tmp_p
 
 def test_an_unreachable_budget_is_refused_before_training(tmp_path):
     with pytest.raises(BudgetError, match="smallest network"):
-        pipeline.run(recipe.read("smoke/quickstart", ["--budget.target=0.001x"]), tmp_path / "run")
+        pipeline.run(
+            recipe.read("smoke/quickstart", ["--budget.target=0.001x", "--latency.cache=false"]), tmp_path / "run"
+        )
     assert not (tmp_path / "run" / "checkpoints").exists()
     timings = (tmp_path / "run" / "calibration" / "timings.jsonl").read_bytes()
-    pipeline.run(recipe.read("smoke/quickstart", ["--budget.target=0.95x"]), tmp_path / "run", until="calibrate")
+    pipeline.run(
+        recipe.read("smoke/quickstart", ["--budget.target=0.95x", "--latency.cache=false"]),
+        tmp_path / "run",
+        until="calibrate",
+    )
     assert (tmp_path / "run" / "calibration" / "timings.jsonl").read_bytes() == timings
 
 

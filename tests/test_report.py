@@ -6,16 +6,20 @@ import random
 import re
 import shutil
 import subprocess
+from importlib import resources
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
 
 from nas_prune.errors import ArtifactError
-from nas_prune.files import append_line, write_json
-from nas_prune.report import report, table
-from nas_prune.summary import headline, table_rows, verdict
+from nas_prune.figures import MOST_BARS, falls, scatter, waterfall
+from nas_prune.files import append_line, read_json, write_json
+from nas_prune.pareto import PAPER, pareto_svg, save_pareto, target_rows, targets_headline
+from nas_prune.report import report, table, targets_table
+from nas_prune.summary import headline, stage_rows, table_rows, verdict
 
 DEVICE = {"cpu": "Example CPU @ 2.60GHz", "cores": 2, "torch": "2.15.0", "timm": "1.0.31"}
 
@@ -213,3 +217,146 @@ def test_a_missed_budget_is_said_with_its_reason() -> None:
     missed = results() | {"status": "missed: the smallest architecture takes 23.0 ms"}
     assert verdict(missed) == "Target of 21.0 ms missed: the smallest architecture takes 23.0 ms."
     assert verdict({}) == "Target not yet measured."
+
+
+STAGES = {
+    "dense": {"conv1": 3.0, "layer1": 20.0, "layer2": 18.0, "fc": 0.25, "other": 0.75},
+    "derived": {"conv1": 3.0, "layer1": 9.0, "layer2": 7.5, "fc": 0.5, "other": 0.5},
+}
+
+
+def targets() -> dict[str, Any]:
+    """The targets.json of a run with one target met, one met but not fine-tuned, and one missed."""
+    rows = [
+        ("0.5x", 20.4, 91.9, 93.05, "met"),
+        ("0.35x", 14.5, 88.2, None, "met"),
+        ("8ms", 9.3, 78.0, 90.7, "missed: 9.3 ms"),
+    ]
+    return {
+        "targets": [
+            {
+                **{
+                    "target": name,
+                    "target_ms": ms,
+                    "measured_ms": ms,
+                    "measured_ms_spread": 0.4,
+                    "predicted_ms": 1.02 * ms,
+                },
+                **{"top1": top1, "top1_finetuned": tuned, "macs": 15_000_000, "params": 4_000_000, "status": status},
+                "folder": f"targets/{name}",
+            }
+            for name, ms, top1, tuned, status in rows
+        ],
+        "dense": {"top1": 93.42, "measured_ms": 42.0},
+    }
+
+
+def predictors() -> dict[str, Any]:
+    """What calibration.json says of several predictors."""
+    shares = {"lpnet": 0.031, "additive": 0.021}
+    ranks = {"spearman": 0.99, "kendall": 0.93, "held_out": 60}
+    errors = {name: {"mape": share, "max_ape": 3 * share, **ranks} for name, share in shares.items()}
+    return {"errors": errors, "predictor": "additive", "interval": [0.017, 0.026], "noise": 0.008}
+
+
+def test_new_sections_appear_with_their_data_only(tmp_path: Path) -> None:
+    folder = finished_run(tmp_path / "run")
+    old = report(folder).read_text()
+    assert "Predictors" not in words(old, "latency")
+    assert not any(f'id="{section}"' in old for section in ("stages", "targets"))
+    write_json(folder / "results.json", results() | {"stages": STAGES})
+    write_json(folder / "targets.json", targets())
+    calibration = folder / "calibration" / "calibration.json"
+    write_json(calibration, read_json(calibration, ArtifactError) | predictors())
+    page = report(folder).read_text()
+    assert "layer1 20.00 9.00 11.00 51.2 %" in words(page, "stages")
+    assert "all 42.00 20.50 21.50" in words(page, "stages")
+    assert "8ms 9.30 9.49 9.30 ± 0.40 4.52x 78.00 90.70" in words(page, "targets")
+    assert '<tr class="chosen"><th scope="row">additive</th>' in page
+    assert "95 % of the mean: 1.7 % to 2.6 %" in words(page, "latency")
+    assert re.search(r"additive 2\.1 % .* lpnet 3\.1 % .* noise floor 0\.8 %", words(page, "latency"))
+    assert page.count("<figure") == page.count("</figure>") == 7
+    assert re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?\s*(?:https?:)?//""", page) == []
+
+
+def test_targets_alone_are_a_page_that_leads_with_them(tmp_path: Path) -> None:
+    write_json(tmp_path / "targets.json", targets())
+    page = report(tmp_path).read_text()
+    assert f"<h1>{targets_headline(targets())}</h1>" in page
+    assert 'id="result"' not in page
+
+
+def test_the_bars_of_a_waterfall_add_up() -> None:
+    bars = falls(stage_rows(STAGES))
+    assert bars[0] == ("dense", 0.0, 42.0)
+    assert bars[-1] == ("derived", 0.0, 20.5)
+    assert [start for _, start, _ in bars[1:-1]] == [end for _, _, end in bars[:-2]]
+    assert bars[-2][2] == bars[-1][2]
+    assert sum(row.share or 0.0 for row in stage_rows(STAGES)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("count", [5, MOST_BARS, 60])
+def test_a_waterfall_shows_so_many_stages_as_can_be_read(count: int) -> None:
+    dense = {f"blocks.{index}": 1.0 + index for index in range(count)}
+    drawing = waterfall(stage_rows({"dense": dense, "derived": {name: ms / 2 for name, ms in dense.items()}}))
+    assert drawing is not None
+    assert len(set(re.findall(r"blocks\.\d+", drawing))) == (count if count <= MOST_BARS else MOST_BARS - 1)
+    assert ("37 smaller steps" in drawing) == (count == 60)
+    assert "var(--good)" in drawing
+
+
+def test_there_is_no_waterfall_without_both_models() -> None:
+    assert waterfall(stage_rows({"dense": {"fc": 1.0}})) is None
+    assert stage_rows({}) == []
+
+
+def test_a_scatter_says_how_well_it_can_be_known() -> None:
+    rows = [{"ms": 4.0, "predicted_ms": 4.1, "held_out": True}, {"ms": 8.0, "predicted_ms": 8.3, "held_out": True}]
+    known, unknown = scatter(rows, [], None, 0.008), scatter(rows, [], None)
+    assert known is not None
+    assert "noise floor of a timing: 0.8 %" in known
+    assert "±5 %" in known
+    assert unknown is not None
+    assert "noise floor" not in unknown
+
+
+def test_the_pareto_chart_names_every_target_and_marks_the_missed() -> None:
+    drawing = pareto_svg(targets())
+    assert drawing is not None
+    assert all(
+        f">{name}</text>" in drawing for name in ("0.5x", "0.35x", "8ms", "dense", "fine-tuned", "target missed")
+    )
+    content = targets()
+    content["targets"] = content["targets"][1:2]
+    alone = pareto_svg(content)
+    assert alone is not None
+    assert "fine-tuned" not in alone
+    assert "target missed" not in alone
+    assert pareto_svg({}) is None
+
+
+def test_a_saved_chart_stands_alone(tmp_path: Path) -> None:
+    path = save_pareto(targets(), tmp_path / "pareto.svg")
+    assert path is not None
+    saved = path.read_text()
+    assert "var(--" not in saved
+    assert 'xmlns="http://www.w3.org/2000/svg"' in saved
+    ElementTree.fromstring(saved)
+    assert save_pareto({}, tmp_path / "nothing.svg") is None
+    assert not (tmp_path / "nothing.svg").exists()
+
+
+def test_a_saved_chart_has_the_colours_of_the_page() -> None:
+    page = resources.files("nas_prune").joinpath("report.html.j2").read_text(encoding="utf-8")
+    light = page.partition("@media")[0]
+    assert all(f"--{name}: {colour};" in light for name, colour in PAPER.items())
+
+
+def test_the_terminal_has_every_target() -> None:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(targets_table(targets()))
+    text = console.export_text()
+    assert "2 of 3 latency targets met, the fastest 2.9x faster than the dense model (measured)." in text
+    assert all(cell in text for row in target_rows(targets()) for cell in row.values())
+    console.print(targets_table({}))
+    assert targets_headline({}) == ""

@@ -1,38 +1,126 @@
-"""Time a model in the runtime that will run it.
+"""Time models in the runtime that will run them, and say how sure the figure is.
 
-Medians of single calls, interleaved round by round when several models are compared, so that a machine that slows down
-slows all of them down. The spread is the half-width of the interquartile range.
+Models that are compared take turns, one timed call each in a round, so that a machine that slows down slows all of them
+down: the ratio of two models is the median of their ratios round by round. Between two turns other models have emptied
+the caches, which makes the next call of a small model up to four times as slow as it is alone; so a turn begins with
+untimed calls. Rounds go on until every median is known to 1 %, or the time is used.
+
+How sure: the 95 % interval of a median by order statistics (David and Nagaraja, Order Statistics, section 7.1,
+https://doi.org/10.1002/0471722162), which takes the calls as independent. Those of a busy machine are not; so the drift
+from the first half of the rounds to the second is told beside it, and what is too noisy says so.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from scipy.stats import binom
+from torch import nn
 
-from nas_prune.errors import RuntimeMissingError
-from nas_prune.tracing.capture import Inputs, as_tuple, evaluating
+from nas_prune.costs.conditions import USUAL, Conditions, Runtime
+from nas_prune.costs.runtimes import prepare_all
+from nas_prune.costs.runtimes import threads as using
+from nas_prune.tracing.capture import Inputs
 
-Runtime = Literal["eager", "onnxruntime"]
-Call = Callable[[], object]
+ROUNDS = 6  # with fewer, not even the whole range is a 95 % interval of the median
+SURE = 15  # rounds before which a narrow interval may be luck
+WANTED = 0.01  # a median is good enough if half its interval is this share of it
+REFILL = 2e-3  # seconds of untimed calls that refill the caches: MobileNetV3-small took six calls, 2 ms in all
+SLOW = 10e-3  # seconds of a call that needs none: a cold start added about 2 % to one of ResNet-18
+DRIFT, UNSURE = 0.10, 0.05  # shares from which a machine is called too noisy
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one call: median, half the interquartile range, and how many calls were timed."""
+    """Milliseconds of one call: median, half the interquartile range, how many calls were timed, and a 95 % interval
+    of the median, ``low_ms`` to ``high_ms``; None where it was not recorded."""
 
     median_ms: float
     spread_ms: float
     calls: int
+    low_ms: float | None = None
+    high_ms: float | None = None
 
     @property
     def spread(self) -> float:
         """Spread as a share of the median."""
         return self.spread_ms / self.median_ms
+
+    @property
+    def uncertainty(self) -> float:
+        """Half of the 95 % interval as a share of the median; infinite where it was not recorded."""
+        if self.low_ms is None or self.high_ms is None:
+            return math.inf
+        return (self.high_ms - self.low_ms) / 2 / self.median_ms
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long as a reference a model takes: the median, and its 95 % interval."""
+
+    median: float
+    low: float
+    high: float
+
+    @property
+    def uncertainty(self) -> float:
+        """Half of the 95 % interval as a share of the median."""
+        return (self.high - self.low) / 2 / self.median
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Timings(Mapping[str, Timing]):
+    """Name -> Timing of models that took turns. ``times``: name -> milliseconds of each call, in order of rounds."""
+
+    times: Mapping[str, tuple[float, ...]]
+
+    def __getitem__(self, name: str) -> Timing:
+        values = self.times[name]
+        low, median, high = interval(values)
+        lower, upper = np.percentile(values, [25, 75])
+        return Timing(median, float(upper - lower) / 2, len(values), low, high)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.times)
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def __repr__(self) -> str:
+        return f"Timings({dict(self)})"
+
+    def ratio(self, name: str, reference: str) -> Ratio:
+        """How many times as long as ``reference`` the model takes."""
+        return share(self.times[name], self.times[reference])
+
+    def drift_of(self, name: str) -> float:
+        """Relative change of a model's median from the first half of the rounds to the second."""
+        values = self.times[name]
+        first, second = values[: len(values) // 2], values[len(values) // 2 :]
+        return float(np.median(second) / np.median(first)) - 1
+
+    @property
+    def drift(self) -> float:
+        """The largest change of any model's median from the first half of the rounds to the second; never negative."""
+        return max(abs(self.drift_of(name)) for name in self)
+
+    @property
+    def noisy(self) -> str | None:
+        """Why the milliseconds cannot be relied on, or None if they can. A ratio may be good nevertheless."""
+        drifting, unsure = max(self, key=lambda name: abs(self.drift_of(name))), max(self, key=self._uncertainty)
+        advice = "stop what else runs on this machine, or measure for longer"
+        if self.drift > DRIFT:
+            change = f"{self.drift:.0%} {'longer' if self.drift_of(drifting) > 0 else 'less'}"
+            return f"in the second half of the rounds {drifting} took {change} than in the first; {advice}"
+        if self._uncertainty(unsure) > UNSURE:
+            return f"the latency of {unsure} is only known to ±{self._uncertainty(unsure):.0%}; {advice}"
+        return None
+
+    def _uncertainty(self, name: str) -> float:
+        return self[name].uncertainty
 
 
 def measure(
@@ -40,11 +128,14 @@ def measure(
     example_inputs: Inputs,
     *,
     runtime: Runtime = "eager",
-    seconds: float = 1.0,
     threads: int | None = None,
+    seconds: float = 1.0,
 ) -> Timing:
-    """Median latency of ``model(example_inputs)`` in eval mode."""
-    return measure_together({"model": model}, example_inputs, runtime=runtime, seconds=seconds, threads=threads)[
+    """Median latency of ``model(example_inputs)`` in float32 and eval mode, in at most about ``seconds``.
+
+    Other precisions and layouts: ``measure_together``. Raises what that raises.
+    """
+    return measure_together({"model": model}, example_inputs, conditions=Conditions(runtime, threads), seconds=seconds)[
         "model"
     ]
 
@@ -53,87 +144,82 @@ def measure_together(
     models: Mapping[str, nn.Module],
     example_inputs: Inputs,
     *,
-    runtime: Runtime = "eager",
+    conditions: Conditions = USUAL,
     seconds: float = 1.0,
-    threads: int | None = None,
-) -> dict[str, Timing]:
-    """Latency of several models, one call of each in turn, for about ``seconds`` per model.
+    wanted: float = WANTED,
+) -> Timings:
+    """Latency of several models that take turns, for at most about ``seconds`` per model.
 
-    Raises RuntimeMissingError when the runtime is not installed.
+    ``wanted``: share of its median to which each must be known to stop earlier. Raises RuntimeMissingError with what
+    to install, NasPruneError for conditions that the runtime cannot meet, RunError if a model does not run there.
     """
-    with torch.inference_mode(), _threads(threads), ExitStack() as modes:
-        for model in models.values():
-            modes.enter_context(evaluating(model))
-        calls = {name: prepare(model, example_inputs, runtime, threads) for name, model in models.items()}
-        return time_calls(calls, seconds)
+    with using(conditions.threads):
+        return time_calls(prepare_all(models, example_inputs, conditions), seconds, wanted=wanted)
 
 
-def time_calls(calls: Mapping[str, Call], seconds: float) -> dict[str, Timing]:
-    """Warm up, then time single calls in turn until the time is used, at least five rounds."""
-    for call in calls.values():
-        _warm_up(call, seconds / 10)
+def time_calls(
+    calls: Mapping[str, Callable[[], Any]],
+    seconds: float,
+    *,
+    wanted: float = WANTED,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Timings:
+    """Warm up, then time one call of each in turn, until all are known well enough or the time is used.
+
+    ``clock``: tells the time in seconds. At least ROUNDS rounds are timed, however long they take.
+    """
+    slow = {name: _warm_up(call, seconds / 10, clock) > SLOW for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.perf_counter() + seconds * len(calls)
-    while time.perf_counter() < end or min(map(len, times.values())) < 5:
+    end, rounds, look = clock() + seconds * len(calls), 0, SURE
+    while rounds < ROUNDS or clock() < end:
         for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: _timing(values) for name, values in times.items()}
+            if not slow[name]:
+                _run_for(call, REFILL, clock)
+            times[name].append(1e3 * _timed(call, clock))
+        rounds += 1
+        if rounds == look:
+            look += math.ceil(rounds / 5)  # a look takes time, and each is another chance to stop by luck
+            if all(_known(values, wanted) for values in times.values()):
+                break
+    return Timings({name: tuple(values) for name, values in times.items()})
 
 
-def prepare(model: nn.Module, example_inputs: Inputs, runtime: Runtime, threads: int | None = None) -> Call:
-    """A function that runs a model in eval mode once, and returns when the result is there."""
-    if runtime == "onnxruntime":
-        return _onnxruntime(model, as_tuple(example_inputs), threads)
-    device = next(model.parameters()).device
-    inputs = tuple(value.to(device) if isinstance(value, Tensor) else value for value in as_tuple(example_inputs))
-
-    def run() -> None:
-        model(*inputs)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    return run
+def share(times: Sequence[float], reference: Sequence[float]) -> Ratio:
+    """The ratio of two models that took turns, from the times of their calls in the order of the rounds."""
+    low, median, high = interval([one / other for one, other in zip(times, reference, strict=True)])
+    return Ratio(median, low, high)
 
 
-def _onnxruntime(model: nn.Module, inputs: tuple[Any, ...], threads: int | None) -> Call:
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  (torch.onnx needs it)
-    except ImportError as error:
-        raise RuntimeMissingError('ONNX Runtime is not installed; run: pip install "nas_prune[onnx]"') from error
-    with evaluating(model), torch.inference_mode(False), torch.no_grad():
-        program = torch.onnx.export(model.cpu(), inputs, dynamo=True, verbose=False)
-    assert program is not None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
-    session = onnxruntime.InferenceSession(
-        program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    feed = {given.name: value.numpy() for given, value in zip(session.get_inputs(), inputs, strict=True)}
-    return lambda: session.run(None, feed)
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The median of values and a 95 % interval of it: (low, median, high). For fewer than six, their whole range."""
+    ordered = np.sort(values)
+    rank = max(
+        1, int(binom.ppf(0.025, len(values), 0.5))
+    )  # the rank-th from either end; fewer lie below half as rarely
+    return float(ordered[rank - 1]), float(np.median(ordered)), float(ordered[-rank])
 
 
-def _warm_up(call: Call, seconds: float) -> None:
-    end = time.perf_counter() + seconds
+def _known(values: Sequence[float], wanted: float) -> bool:
+    low, median, high = interval(values)
+    return (high - low) / 2 <= wanted * median
+
+
+def _warm_up(call: Callable[[], Any], seconds: float, clock: Callable[[], float]) -> float:
+    """Run a call for some time, at least twice; seconds that the second one took."""
+    end = clock() + seconds
     call()
-    call()
-    while time.perf_counter() < end:
+    second = _timed(call, clock)
+    _run_for(call, end - clock(), clock)
+    return second
+
+
+def _run_for(call: Callable[[], Any], seconds: float, clock: Callable[[], float]) -> None:
+    end = clock() + seconds
+    while clock() < end:
         call()
 
 
-def _timing(values: Sequence[float]) -> Timing:
-    low, median, high = np.percentile(values, [25, 50, 75])
-    return Timing(float(median), float(high - low) / 2, len(values))
-
-
-@contextmanager
-def _threads(threads: int | None) -> Iterator[None]:
-    """torch's CPU threads inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _timed(call: Callable[[], Any], clock: Callable[[], float]) -> float:
+    start = clock()
+    call()
+    return clock() - start

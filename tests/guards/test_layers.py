@@ -14,8 +14,9 @@ LAYERS = (
     "criteria selectors schedules penalties",
     "joint finetune evaluate data augment idx memory_images file_images order checkpoint artifact artifact_config "
     "artifact_tensors timm_entry timm_build "
-    "coverage exporting export_forms report summary figures track progress calibrate train meet budget",
-    "recipe recipe_keys overrides build job steps results pipeline subject doctor "
+    "calibration_file calibration_check bench sampling calibrate meet coverage exporting export_forms "
+    "report summary figures pareto stages track progress train budget",
+    "recipe recipe_keys overrides build job calibrated scoring steps results targets pipeline subject doctor "
     "cli cli_coverage cli_doctor cli_export cli_timm timm_recipe timm_scripts cli_help cli_list __main__",
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts.split()}

@@ -1,0 +1,85 @@
+"""The calibration of a run: of the file that its recipe names, of this machine's cache, or made now."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nas_prune import build, calibration_file
+from nas_prune.bench import staircase
+from nas_prune.calibrate import FILE, Calibration, adopt, calibrate, here, refuse_unreachable
+from nas_prune.costs import Budget, Limits
+from nas_prune.errors import BudgetError
+from nas_prune.files import atomic_write
+from nas_prune.job import Job
+from nas_prune.space import SearchSpace
+
+
+def calibrated(job: Job) -> Calibration:
+    """The latency predictor of this run; where the recipe says so, the device's width steps are laid over the space."""
+    folder, settings = job.folder / "calibration", job.recipe.latency
+    if settings.staircase:
+        journal, device = folder / "staircase.jsonl", str(job.run.accelerator.device)
+        job.space = staircase(job.space, settings, device, journal, job.run.bars.follow)
+    if not (folder / FILE).exists():
+        _bring(job, folder)
+    result = adopt(folder / FILE, job.space, folder)
+    result.predictor.to(job.run.accelerator.device)
+    return result
+
+
+def refuse(job: Job, calibration: Calibration, budget: Budget) -> None:
+    """Before any training: raise BudgetError for a budget that is met already, or that nothing can meet."""
+    if budget.limit >= float(budget.cost({}).detach()):
+        raise BudgetError(f"the dense model is within budget.target {budget.target} already; there is nothing to prune")
+    if budget.cost.unit == "ms":
+        refuse_unreachable(calibration, budget.limit, job.space)
+    _refuse_impossible(build.limits(job.recipe, job.space.axes, calibration.predictor), job.space)
+
+
+def _refuse_impossible(limits: Sequence[Budget], space: SearchSpace) -> None:
+    """Before any training: raise BudgetError, naming the limit, if even the smallest network is beyond one."""
+    sentences = Limits(limits).violated(space.minimum) if limits else []
+    if sentences:
+        raise BudgetError(
+            f"budget.limits cannot be met: of the smallest network of search space {space.name}, "
+            f"{'; '.join(sentences)}. Raise that limit, or lower `minimum` in the search space"
+        )
+
+
+def _bring(job: Job, folder: Path) -> None:
+    """Put the calibration into the folder of the run. Raises CalibrationError if the one named does not fit."""
+    settings, about = job.recipe.latency, _about(job)
+    inputs = job.images(settings.batch_size)
+    wanted = here(job.space, inputs, settings, about)
+    kept = calibration_file.cached(wanted | {"asked": settings.model_dump(mode="json"), "seed": job.recipe.seed})
+    known = Path(settings.calibration) if settings.calibration else kept
+    if settings.calibration or (settings.cache and kept.exists()):
+        if not settings.trust_calibration:
+            calibration_file.require_fit(known, calibration_file.describe(known), wanted)
+        job.run.bars.say(f"calibration: {known}")
+        atomic_write(folder / FILE, known.read_bytes())
+        return
+    made = calibrate(
+        *(job.model, job.space, inputs, settings, folder),
+        about=about,
+        seed=job.recipe.seed,
+        progress=job.run.bars.follow,
+    )
+    job.run.bars.say(said(made))
+    if settings.cache:
+        atomic_write(kept, (folder / FILE).read_bytes())
+
+
+def said(made: Calibration) -> str:
+    """A calibration in a sentence."""
+    error, others = made.error, [f"{name} {100 * e.mape:.1f} %" for name, e in made.errors.items() if name != made.name]
+    beside = f" ({', '.join(others)})" if others else ""
+    return (
+        f"latency predictor: {made.name}, {100 * error.mape:.1f} % off{beside} on {error.held_out} sub-networks that "
+        f"it had not seen, Kendall {error.kendall:.2f}; two timings of one differ by {100 * made.noise:.1f} %"
+    )
+
+
+def _about(job: Job) -> dict[str, Any]:
+    """Which model it is of."""
+    return {"name": job.recipe.model.name, "kwargs": build.model_kwargs(job.recipe.model, job.data)}

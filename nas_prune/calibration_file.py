@@ -1,0 +1,100 @@
+"""A calibration as one file that can be shared: safetensors, with what it is true of as JSON in its header.
+
+The tensors are the predictor's state, the measured operators, and the timed sub-networks (sizes, share of the dense
+model's time). The facts say of which model, runtime, device and versions they are true; a file that is not of here is
+refused, with the difference named, unless its user insists.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from nas_prune.errors import CalibrationError
+from nas_prune.files import atomic_write
+
+FORMAT = "nas_prune.calibration/1"
+DECISIVE = ("processor", "cores", "accelerator", "system")  # the rest of a fingerprint may differ a little
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write one file, whole or not at all."""
+    tidy = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"format": FORMAT, "facts": json.dumps(facts, sort_keys=True)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, safetensors.torch.save(tidy, metadata=metadata))
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts of a file. Raises CalibrationError if it is not a calibration."""
+    facts = describe(path)
+    return safetensors.torch.load_file(path), facts
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """The facts of a file, without its tensors."""
+    if not path.is_file():
+        raise CalibrationError(f"there is no calibration {path}; `nas-prune calibrate` makes one")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise CalibrationError(f"{path} is a {metadata.get('format', 'safetensors file')}, not a {FORMAT}")
+        facts = json.loads(metadata["facts"])
+    except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise CalibrationError(f"{path} is not a calibration ({error}); make it again") from error
+    assert isinstance(facts, dict)
+    return facts
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
+    """What a calibration is true of and what is here, wherever the two differ in a way that decides about latency."""
+    for key in ("model", "axes", "image", "batch_size", "conditions"):
+        if there[key] != here[key]:
+            yield f"{key}: {_short(there[key], here[key])}"
+    for key in DECISIVE:
+        before, now = there["device"].get(key), here["device"].get(key)
+        if before != now:
+            yield f"{key}: {before} there, {now} here"
+    runtime = {"onnxruntime": "onnxruntime", "openvino": "openvino"}.get(here["conditions"]["runtime"], "torch")
+    before, now = (_minor(facts["device"].get(runtime)) for facts in (there, here))
+    if before != now:
+        yield f"{runtime}: {before} there, {now} here"
+
+
+def require_fit(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Raise CalibrationError, naming the differences, if a calibration is not of this model, runtime and device."""
+    found = list(differences(there, here))
+    if found:
+        raise CalibrationError(
+            f"the calibration {path} is not of here ({'; '.join(found)}); make one here with `nas-prune calibrate`, "
+            f"or set latency.trust_calibration=true to use it all the same"
+        )
+
+
+def cached(here: Mapping[str, Any]) -> Path:
+    """Where a calibration with these facts is kept for the next run; $NAS_PRUNE_CACHE, or the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = Path(os.environ.get("NAS_PRUNE_CACHE") or Path(home) / "nas_prune")
+    key = hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()[:20]
+    return root / "calibrations" / f"{key}.safetensors"
+
+
+def _short(before: Any, now: Any) -> str:
+    """Two facts; of two mappings only where they differ."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        shown = [f"{key} is {before.get(key, 'absent')} there, {now.get(key, 'absent')} here" for key in keys[:3]]
+        return ", ".join(shown) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+    return f"{before} there, {now} here"
+
+
+def _minor(version: str | None) -> str | None:
+    """The version without its last part: patch releases keep their kernels."""
+    return None if version is None else ".".join(version.split("+")[0].split(".")[:2])

@@ -1,0 +1,52 @@
+"""Which sub-networks a calibration times: corners, uneven networks of every size, and pairs of widths (ours).
+
+Independent ratios per axis would all be near the middle, so a global ratio comes first and each axis deviates from it.
+The time of an operator depends on the widths that it reads and writes together: every fourth sub-network sets two axes
+that meet in one operator to a point of a grid, whatever the rest is.
+"""
+
+import torch
+
+from nas_prune.arch import Arch, allowed_width
+from nas_prune.axes import Axis
+from nas_prune.order import seeded
+from nas_prune.space import SearchSpace
+from nas_prune.tracing import Axes
+from nas_prune.tracing.terms import leaves
+
+CORNERS = {0: 0.0, 1: 0.5, 2: 0.95}  # the smallest, the half, and nearly the dense network
+GRID = (0.0, 0.33, 0.67, 1.0)
+
+
+def sample(space: SearchSpace, index: int, *, seed: int, jitter: float) -> Arch:
+    """Sub-network number ``index``; it depends on nothing else.
+
+    The spread of the deviations differs from sample to sample, 0 to twice ``jitter``: a search ends at uneven widths.
+    """
+    generator = seeded(seed, index)
+    ratio = CORNERS.get(index, float(torch.rand((), generator=generator)))
+    spread = 0.0 if index in CORNERS else 2 * jitter * float(torch.rand((), generator=generator))
+    shares = {name: ratio + spread * float(torch.randn((), generator=generator)) for name in space.free}
+    pairs = meeting(space.axes)
+    if index not in CORNERS and index % 4 == 3 and pairs:
+        for name in pairs[int(torch.randint(len(pairs), (), generator=generator))]:
+            shares[name] = GRID[int(torch.randint(len(GRID), (), generator=generator))]
+    return Arch({name: range(_width(axis, space.minimum[name], shares[name])) for name, axis in space.free.items()})
+
+
+def meeting(axes: Axes) -> list[tuple[str, ...]]:
+    """Pairs of free axes that meet in an operator."""
+    found: dict[tuple[str, ...], None] = {}
+    for products in axes.walk.products.values():
+        for terms in products:
+            names = sorted({axes.variables[var] for term in terms for var in leaves(term) if var in axes.variables})
+            free = [name for name in names if name in axes.free]
+            found |= {(one, other): None for i, one in enumerate(free) for other in free[i + 1 :]}
+    return list(found)
+
+
+def _width(axis: Axis, minimum: int, share: float) -> int:
+    """The allowed width at a share of the way from the least to the full size."""
+    least = minimum / axis.size
+    width = allowed_width(axis, axis.size * (least + (1 - least) * min(1.0, max(0.0, share))))
+    return max(minimum, width)

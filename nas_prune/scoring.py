@@ -1,0 +1,54 @@
+"""The scores of a run: learnt by gates, or given by a criterion in one shot. Kept, so that many targets share them."""
+
+from itertools import islice
+
+from safetensors.torch import load_file, save
+
+from nas_prune import build
+from nas_prune.costs import Budget, Limits, Predictor
+from nas_prune.criteria import criteria
+from nas_prune.data import set_epoch
+from nas_prune.files import atomic_write
+from nas_prune.gated import GatedModel
+from nas_prune.job import Job
+from nas_prune.joint import learn
+from nas_prune.selectors import Scores
+
+FILE = "scores.safetensors"
+
+
+def scored(job: Job, gated: GatedModel, predictor: Predictor) -> Scores:
+    """Scores (c) per axis. Gates are learnt first, unless the recipe names a criterion."""
+    recipe, path = job.recipe, job.folder / FILE
+    if recipe.search.criterion is None:
+        budget = job.budget(predictor)
+        limits = build.limits(recipe, job.space.axes, predictor)
+        joint = Budget("1", Limits([budget, *limits])) if limits else budget
+        penalties = build.penalty_terms(recipe, joint)
+        learn(
+            *(gated, job.data),
+            budget=budget,
+            penalties=penalties,
+            settings=recipe.search,
+            run=job.run,
+            images=recipe.data,
+        )
+    if path.exists():
+        return kept(job)
+    scores = _by_criterion(job, gated) if recipe.search.criterion else gated.scores()
+    atomic_write(path, save({name: score.cpu().contiguous() for name, score in scores.items()}))
+    return scores
+
+
+def kept(job: Job) -> Scores:
+    """The scores of a search that is done."""
+    return load_file(job.folder / FILE)
+
+
+def _by_criterion(job: Job, gated: GatedModel) -> Scores:
+    """What the recipe's criterion says, from training batches."""
+    search = job.recipe.search
+    loader = job.run.accelerator.prepare_data_loader(job.data.train)
+    set_epoch(loader, 0)
+    batches = islice(loader, search.criterion_batches)
+    return criteria[str(search.criterion)](gated, batches)

@@ -1,0 +1,102 @@
+"""Many targets from one search: the same scores, cut at several limits; each derived, measured, and saved by itself."""
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from nas_prune import build
+from nas_prune.arch import Arch
+from nas_prune.calibrate import Calibration
+from nas_prune.calibrated import calibrated, refuse
+from nas_prune.costs import Budget, Macs, Params, Timings
+from nas_prune.costs.budget import parse_target
+from nas_prune.derivation import derive
+from nas_prune.errors import CheckpointError
+from nas_prune.evaluate import top1
+from nas_prune.files import read_json, write_json
+from nas_prune.finetune import finetune, recalibrate
+from nas_prune.job import Job
+from nas_prune.results import FINAL, kept_promise
+from nas_prune.scoring import kept
+from nas_prune.steps import baseline, save, searched, train_dense, within
+from nas_prune.verification import verify
+
+
+def derive_targets(job: Job, targets: Sequence[str], *, tune: bool) -> dict[str, Any]:
+    """An artefact per target under ``targets/`` of the run folder, and ``targets.json`` with the figures of all.
+
+    The search is not repeated; it is finished first if it is not. ``tune``: fine-tune every model as the recipe says.
+    Raises BudgetError for a target that even the smallest network does not reach.
+    """
+    budget = job.recipe.budget
+    for target in targets:
+        parse_target(target)
+    calibration = calibrated(job)
+    limits = {target: _budget(job, calibration, target) for target in targets}
+    for limit in limits.values():
+        refuse(job, calibration, limit)
+    train_dense(job)
+    parent = copy.deepcopy(job.model)
+    gated = build.gated(job.recipe, job.model, job.space).to(job.run.accelerator.device)
+    searched(job, gated, calibration)
+    teacher = baseline(job, parent) if tune else parent
+    rows = [_one(job, calibration, limit, teacher, tune=tune) for limit in limits.values()]
+    dense = {"top1": top1(teacher, job.data, job.run.accelerator), "measured_ms": calibration.dense_ms}
+    content = {"targets": rows, "dense": dense, "cost": budget.cost}
+    write_json(job.folder / "targets.json", content)
+    return content
+
+
+def _one(job: Job, calibration: Calibration, limit: Budget, teacher: nn.Module, *, tune: bool) -> dict[str, Any]:
+    """One target: select, derive, prove, measure, save. What is done already is read."""
+    name = f"targets/{limit.target.strip()}"
+    path = job.folder / name / ("tuned.json" if tune else "derived.json")
+    if path.exists():
+        row: dict[str, Any] = read_json(path, CheckpointError)
+        return row
+    met = within(job, kept(job), calibration, limit, journal=job.folder / name / "rounds.jsonl")
+    small = derive(job.model, job.space.axes, met.arch)
+    images = build.example(job.recipe, job.data, batch=2)
+    certificate = verify(job.model, job.space.axes, met.arch, images).as_dict()
+    recalibrate(small, job.data, job.run, job.recipe.finetune.recalibrate_batches)
+    save(job, small, f"{name}/derived", met.arch, certificate)
+    dense = derive(job.model, job.space.axes, Arch())  # without gates
+    times = job.measure({"dense": dense, "small": small}, seconds=FINAL * job.recipe.latency.seconds)
+    row = _figures(job, calibration, limit, met.arch) | _measured(limit, times)
+    row |= {"top1": top1(small, job.data, job.run.accelerator), "top1_finetuned": None, "folder": name}
+    if tune:
+        apart = dataclasses.replace(job.run, folder=job.folder / name, track=None)
+        finetune(small, teacher, job.data, settings=job.recipe.finetune, run=apart, images=job.recipe.data)
+        save(job, small, f"{name}/finetuned", met.arch, certificate)
+        row["top1_finetuned"] = top1(small, job.data, job.run.accelerator)
+    write_json(path, row)
+    return row
+
+
+def _figures(job: Job, calibration: Calibration, limit: Budget, arch: Arch) -> dict[str, Any]:
+    """What is exact or predicted."""
+    sizes = arch.sizes(job.space.free)
+    macs, parameters = (round(float(cost(job.space.axes)(sizes))) for cost in (Macs, Params))
+    predicted = float(calibration.predictor(sizes))
+    return {"target": limit.target, "macs": macs, "params": parameters, "predicted_ms": predicted}
+
+
+def _measured(limit: Budget, times: Timings) -> dict[str, Any]:
+    """What was measured in turn with the dense model."""
+    target, status = kept_promise(limit, times["dense"].median_ms, times.ratio("small", "dense").median)
+    timing = times["small"]
+    return {
+        "target_ms": target,
+        "measured_ms": timing.median_ms,
+        "measured_ms_spread": timing.spread_ms,
+        "measured_share": times.ratio("small", "dense").median,
+        "status": status,
+    }
+
+
+def _budget(job: Job, calibration: Calibration, target: str) -> Budget:
+    """The recipe's budget with another target."""
+    return Budget(target, job.budget(calibration.predictor).cost)
