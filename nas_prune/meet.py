@@ -4,6 +4,7 @@ The predictor says which architecture; the device says how long it really takes.
 the selector moves by the ratio of target and measurement. The slowest architecture that is within the target wins.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from nas_prune.files import append_line, read_lines
 from nas_prune.selectors import Scores, Selector
 from nas_prune.space import SearchSpace
 
+LOOKS = 4  # a round that selects a known architecture again costs no measurement
+FINE = 1.002  # nothing to find between two limits that are this close
 CLOSE = 0.95  # stop looking for a slower one when the best is this close below the target
 
 
@@ -62,36 +65,52 @@ def meet(
     Measurements are journalled: a stopped run reuses them. Raises BudgetError, with the closest figure, if no round
     met the target.
     """
-    target, asked = budget.limit, budget.limit
+    target = asked = budget.limit
+    low, high = 0.0, math.inf  # what was asked for: most that measured within the target, least that measured above
     known = {tuple(row["key"]): float(row["measured"]) for row in (read_lines(journal) if journal else [])}
     tried: dict[tuple[int, ...], tuple[Round, Arch]] = {}
-    for _ in range(rounds):
-        try:
-            arch = _selected(scores, [budget.at(asked), *limits], space, select)
-        except BudgetError:  # the prediction says that nothing is within; only the device can tell
-            arch = _smallest(scores, space)
-            asked = float(budget.cost(arch.sizes(space.free)))
+    for _ in range(LOOKS * rounds):
+        arch, asked = _selected(scores, budget, asked, (space, select, limits))
         key = tuple(arch.sizes(space.free).values())
-        if key in tried:
-            if tried[key][0].measured <= target or arch == _smallest(scores, space):
-                break
-            asked *= CLOSE  # widths are coarse: ask for less until another architecture comes
-            continue
-        measured = known[key] if key in known else _journalled(cost_of(arch), key, journal)
-        step = Round(asked, float(budget.cost(arch.sizes(space.free))), measured, target)
-        tried[key] = (step, arch)
-        if CLOSE * target <= step.measured <= target:
+        again = key in tried
+        if not again and len(tried) == rounds:
             break
-        asked *= (0.5 * (1 + CLOSE) * target) / step.measured
+        if not again:
+            measured = known[key] if key in known else _journalled(cost_of(arch), key, journal)
+            tried[key] = Round(asked, float(budget.cost(arch.sizes(space.free))), measured, target), arch
+        measured = tried[key][0].measured
+        if CLOSE * target <= measured <= target or (measured > target and arch == _smallest(scores, space)):
+            break
+        low, high = (max(low, asked), high) if measured <= target else (low, min(high, asked))
+        if high < low * FINE or (measured <= target and arch == Arch.dense(space.free)):
+            break
+        asked = _next(asked, target / measured, (low, high), again=again)
     return _best(list(tried.values()), budget)
 
 
-def _selected(scores: Scores, budgets: Sequence[Budget], space: SearchSpace, select: Selector) -> Arch:
-    """The architecture of highest scores within every budget, as predicted."""
-    first, *others = budgets
-    if not others:
-        return select(scores, first.cost, first.limit, space)
-    return select(scores, Limits(budgets), 1.0, space)
+def _next(asked: float, wanted: float, between: tuple[float, float], *, again: bool) -> float:
+    """What to ask for next. ``wanted``: the time that would be right, as a share of what was measured."""
+    low, high = between
+    closer = CLOSE if wanted < 1 else 1 / CLOSE  # widths are coarse: until another architecture comes
+    proposal = asked * (closer if again else 0.5 * (1 + CLOSE) * wanted)
+    if low < proposal < high:
+        return proposal
+    return low / CLOSE if high == math.inf else high * CLOSE if low == 0 else (low + high) / 2
+
+
+def _selected(
+    scores: Scores, budget: Budget, asked: float, how: tuple[SearchSpace, Selector, Sequence[Budget]]
+) -> tuple[Arch, float]:
+    """The architecture of highest scores within every limit as predicted, and what was asked for in the end."""
+    space, select, limits = how
+    budgets = [budget.at(asked), *limits]
+    try:
+        if limits:
+            return select(scores, Limits(budgets), 1.0, space), asked
+        return select(scores, budget.cost, asked, space), asked
+    except BudgetError:  # the prediction says that nothing is within; only the device can tell
+        arch = _smallest(scores, space)
+        return arch, float(budget.cost(arch.sizes(space.free)))
 
 
 def _smallest(scores: Scores, space: SearchSpace) -> Arch:

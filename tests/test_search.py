@@ -60,6 +60,22 @@ def test_the_budget_is_met_on_the_measurement_whatever_the_prediction_says(space
     assert 0.85 * budget.limit <= real <= budget.limit
 
 
+@pytest.mark.parametrize("bias", [0.6, 0.9, 1.1, 1.7])
+def test_nothing_closer_to_the_target_is_left_where_widths_are_coarse(space, scores, bias):
+    macs = Macs(space.axes)
+    budget = Budget("0.5x", macs)
+
+    def cost(arch):
+        return bias * float(macs(arch.sizes(space.free)))
+
+    met = meet(scores, budget, space, ranked, cost, rounds=30)
+    dense = float(macs({}))
+    ladder = {cost(ranked(scores, macs, dense * share / 400, space)) for share in range(60, 401)}
+    closest = max(each for each in ladder if each <= budget.limit)
+    assert cost(met.arch) >= min(closest, 0.95 * budget.limit)
+    assert (met.short is None) == (cost(met.arch) >= 0.95 * budget.limit)
+
+
 def test_a_target_that_no_round_meets_is_an_error_with_the_closest_figure(space, scores):
     budget = Budget("0.5x", Macs(space.axes))
     with pytest.raises(BudgetError, match="closest"):
