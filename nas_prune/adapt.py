@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nas_prune.errors import ArtifactError
 from nas_prune.rebuild import Difference, formed, replace
 from nas_prune.rewrite import repeat
+from nas_prune.swaps import Swaps, shapes, swap
 
 Dtypes = Mapping[str, torch.dtype]
 
@@ -23,9 +24,10 @@ def adapt(
 ) -> None:
     """Make ``model`` the derived one, in place; its weights stay what they are, cut to size and of ``dtypes``.
 
-    ``origin``: the backbone as it was when the difference was taken; the meta device will do. ``buffers``: those that
-    are stored, because a constructor would not compute them.
+    ``origin``: the backbone as it was when the difference was taken, on the meta device; it gets the operations too.
+    ``buffers``: those that are stored, because a constructor would not compute them.
     """
+    _swap(model, origin, change.swaps)
     state, known = model.state_dict(), origin.state_dict()
     unknown = sorted(state.keys() - known.keys())
     if unknown and getattr(origin, "num_classes", None) != 0:
@@ -73,6 +75,18 @@ def _images(model: nn.Module) -> Tensor:
     """One small image (1 c 64 64) of nothing."""
     first = next(value for value in model.parameters() if value.ndim == 4)
     return torch.zeros(1, first.shape[1], 64, 64, dtype=first.dtype, device=first.device)
+
+
+def _swap(model: nn.Module, origin: nn.Module, swaps: Swaps) -> None:
+    """Put the operations into both; a model of features may lack the place. They cannot be built in another size."""
+    for path in sorted(swaps):
+        here, there = (dict(each.named_modules(remove_duplicate=False)).get(path) for each in (model, origin))
+        swap(origin, {path: swaps[path]})
+        if here is None or there is None:
+            continue
+        if shapes(here) != shapes(there) and shapes(origin.get_submodule(path)):
+            raise ArtifactError(f"{path}: the arguments make another size of what an operation replaced; {_advice()}")
+        swap(model, {path: swaps[path]})
 
 
 def _cut(name: str, value: Tensor, known: Mapping[str, Tensor], change: Difference) -> Tensor:

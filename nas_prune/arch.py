@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
-from nas_prune.axes import Axis
+from nas_prune.axes import BITS, Axis
 from nas_prune.errors import ArchError
 from nas_prune.files import read_json, write_json
 from nas_prune.registry import hint
@@ -16,7 +17,7 @@ from nas_prune.registry import hint
 
 @dataclass(frozen=True)
 class Arch:
-    """``{axis name: kept unit indices}``. An axis that is left out is dense.
+    """``{axis name: kept unit indices}``. An axis that is left out is dense; of a choice, the first candidate is.
 
     Indices are kept sorted and unique, so two architectures that keep the same units are equal.
     """
@@ -29,16 +30,28 @@ class Arch:
 
     @staticmethod
     def dense(axes: Mapping[str, Axis]) -> Arch:
-        """Everything kept, every free axis spelled out."""
+        """Everything kept, all candidates too, every free axis spelled out."""
         return Arch({name: range(axis.size) for name, axis in axes.items() if axis.frozen is None})
 
     @staticmethod
-    def random(axes: Mapping[str, Axis], keep: float = 0.5, *, generator: torch.Generator | None = None) -> Arch:
-        """A random ``keep`` share of every free axis: at least one unit, and a multiple of its divisor."""
-        kept = {}
+    def random(
+        axes: Mapping[str, Axis],
+        keep: float = 0.5,
+        *,
+        bits: float = 1.0,
+        stripes: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Arch:
+        """A random ``keep`` share of every free width: at least one unit, and a multiple of its divisor.
+
+        ``bits``: the share of branches and candidates that stay; ``stripes``: of stripes.
+        """
+        kept: dict[str, Sequence[int]] = {}
         for name, axis in axes.items():
-            if axis.frozen is None:
-                width = allowed_width(axis, keep * axis.size)
+            if axis.frozen is None and axis.kind in BITS:
+                kept[name] = range(int(float(torch.rand((), generator=generator)) < bits))
+            elif axis.frozen is None:
+                width = allowed_width(axis, (stripes if axis.kind == "stripe" else keep) * axis.size)
                 kept[name] = torch.randperm(axis.size, generator=generator)[:width].tolist()
         return Arch(kept)
 
@@ -59,7 +72,12 @@ class Arch:
 
     def sizes(self, axes: Mapping[str, Axis]) -> dict[str, int]:
         """Width of every axis, the dense ones included."""
-        return {name: len(self.kept[name]) if name in self.kept else axis.size for name, axis in axes.items()}
+        return {name: len(self.kept[name]) if name in self.kept else axis.dense for name, axis in axes.items()}
+
+    def keep(self, axis: Axis) -> Tensor:
+        """Keep vector (c) of an axis, 0 and 1 in float64."""
+        units = torch.tensor(self.kept.get(axis.name, range(axis.dense)), dtype=torch.long)
+        return torch.zeros(axis.size, dtype=torch.float64).index_fill(0, units, 1.0)
 
     def check(self, axes: Mapping[str, Axis]) -> None:
         """Raise ArchError where this architecture does not fit the axes."""
@@ -69,9 +87,9 @@ class Arch:
                     f"the architecture names axis {name!r}, which the model does not have{hint(name, list(axes))}"
                 )
             axis = axes[name]
-            if not units:
+            if not units and axis.kind not in (*BITS, "stripe"):
                 raise ArchError(f"axis {name!r} would lose its last unit; keep at least one of {axis.size}")
-            if units[0] < 0 or units[-1] >= axis.size:
+            if units and (units[0] < 0 or units[-1] >= axis.size):
                 raise ArchError(
                     f"axis {name!r} has units 0 to {axis.size - 1}, the architecture keeps {units[0]} to {units[-1]}"
                 )
@@ -82,6 +100,9 @@ class Arch:
 
 
 def allowed_width(axis: Axis, wanted: float) -> int:
-    """The allowed width nearest to ``wanted``: a multiple of the divisor, at least one step, at most the size."""
+    """The allowed width nearest to ``wanted``: a multiple of the divisor, at least one step, at most the size; a bit
+    may be 0."""
+    if axis.kind in BITS:
+        return round(min(1.0, max(0.0, wanted)))
     step = min(axis.divisor, axis.size)
     return min(axis.size, max(step, step * round(wanted / step)))

@@ -121,6 +121,7 @@ def _config(model: nn.Module, origin: Origin, change: Difference, remarks: Remar
         num_features=features if type(features) is int else None,
         model_args=dict(origin.arguments),
         pretrained_cfg=dict(origin.pretrained_cfg),
+        swaps={path: dict(record) for path, record in change.swaps.items()},
         shapes={name: list(shape) for name, shape in change.shapes.items()},
         shared=[list(names) for names in change.shared],
         attributes=change.attributes,
@@ -140,6 +141,6 @@ def _prove(folder: Path, model: nn.Module) -> None:
     changed = [name for name, value in expected.items() if name not in found or not identical(value, found[name])]
     if recorded(loaded) != recorded(model):
         changed.append("a rewritten class")
-    if left.attributes or changed:
-        names = ", ".join([*changed, *left.attributes])
+    if left.swaps or left.attributes or changed:
+        names = ", ".join([*left.swaps, *changed, *left.attributes])
         raise ArtifactError(f"the model could not be read back as it is; this differs: {names[:300]}")

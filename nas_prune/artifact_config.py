@@ -49,6 +49,7 @@ class Config(BaseModel):
     num_features: int | None
     model_args: dict[str, Any]
     pretrained_cfg: dict[str, Any]
+    swaps: dict[str, dict[str, Any]] = Field(default_factory=dict)  # older artefacts have none
     shapes: dict[str, list[int]]
     shared: list[list[str]]
     attributes: dict[str, dict[str, Any]]
@@ -68,7 +69,7 @@ class Config(BaseModel):
         """What turns the origin into the derived model."""
         shapes = {name: tuple(shape) for name, shape in self.shapes.items()}
         rewritten = {kind: {m: r.model_dump() for m, r in methods.items()} for kind, methods in self.rewritten.items()}
-        return Difference(shapes, self.shared, self.attributes, rewritten)
+        return Difference(self.swaps, shapes, self.shared, self.attributes, rewritten)
 
 
 def write(folder: Path, config: Config) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 
 Kind = Literal["channel", "head", "head_dim", "hidden", "stripe", "depth", "operation"]
 Role = Literal["write", "read", "follow"]
+BITS: tuple[Kind, ...] = ("depth", "operation")  # axes of one unit, which may be closed
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Member:
 class Axis:
     """One width: ``size`` units, the members it runs through, and why it may not change (``frozen``), if so.
 
-    A width can only take multiples of ``divisor`` (the full ``size`` is always allowed).
+    A width can only take multiples of ``divisor`` (the full ``size`` is always allowed). ``optional``: a candidate that
+    is not part of the dense network.
     """
 
     name: str
@@ -37,3 +39,9 @@ class Axis:
     members: tuple[Member, ...]
     frozen: str | None = None
     divisor: int = 1
+    optional: bool = False
+
+    @property
+    def dense(self) -> int:
+        """Units in the dense network; what an axis has that an architecture does not name."""
+        return 0 if self.optional else self.size

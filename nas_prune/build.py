@@ -35,6 +35,8 @@ def check(recipe: Recipe) -> None:
     for target in (recipe.budget.target, *recipe.budget.limits.values()):
         parse_target(target)
     _bind("gate.options", gates[recipe.gate.name], (1, [1]), recipe.gate.options)
+    for kind, own in recipe.gate.kinds.items():
+        _bind(f"gate.kinds.{kind}.options", gates[own.name], (1, [1]), own.options)
     for penalty in recipe.search.penalties:
         _bind("search.penalties", penalties[penalty.name], (None,), penalty.options)
     known = dict.fromkeys(list_optimizers())
@@ -94,8 +96,9 @@ def _load_weights(created: nn.Module, path: Path) -> None:
 
 
 def gated(recipe: Recipe, backbone: nn.Module, space: SearchSpace) -> GatedModel:
-    """The backbone with the recipe's gate."""
-    return GatedModel(backbone, space, recipe.gate.name, options=recipe.gate.options)
+    """The backbone with the recipe's gates."""
+    kinds = {kind: (own.name, own.options) for kind, own in recipe.gate.kinds.items()}
+    return GatedModel(backbone, space, recipe.gate.name, options=recipe.gate.options, kinds=kinds)
 
 
 def budget(recipe: Recipe, axes: Axes, predictor: Predictor) -> Budget:

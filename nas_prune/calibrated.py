@@ -11,6 +11,7 @@ from nas_prune.costs import Budget, Limits
 from nas_prune.errors import BudgetError
 from nas_prune.files import atomic_write
 from nas_prune.job import Job
+from nas_prune.sampling import smallest
 from nas_prune.space import SearchSpace
 
 
@@ -38,7 +39,7 @@ def refuse(job: Job, calibration: Calibration, budget: Budget) -> None:
 
 def _refuse_impossible(limits: Sequence[Budget], space: SearchSpace) -> None:
     """Before any training: raise BudgetError, naming the limit, if even the smallest network is beyond one."""
-    sentences = Limits(limits).violated(space.minimum) if limits else []
+    sentences = Limits(limits).violated(smallest(space).sizes(space.free)) if limits else []
     if sentences:
         raise BudgetError(
             f"budget.limits cannot be met: of the smallest network of search space {space.name}, "

@@ -1,8 +1,9 @@
 """Derive: make an architecture real. The result is an ordinary, smaller copy of the model, and nothing of the search.
 
-Four steps, all read off the record of the trace: keep the attention scale of the dense model; let code that computes a
+Five steps, all read off the record of the trace: keep the attention scale of the dense model; let code that computes a
 width from its input ask for -1 instead; slice every parameter and buffer; set the integers that modules keep about
-their widths (``num_heads``, ``groups``, ``normalized_shape`` ...) to what the graph says they became.
+their widths (``num_heads``, ``groups``, ``normalized_shape`` ...) to what the graph says they became; take out the
+branches that are closed.
 """
 
 import torch
@@ -13,6 +14,7 @@ from nas_prune.attention_scale import keep_scales
 from nas_prune.citizen import run_and_describe
 from nas_prune.errors import DeriveError
 from nas_prune.intercept import plain_copy
+from nas_prune.removal import remove
 from nas_prune.repair import repair
 from nas_prune.rewrite import edits_of, rewrite
 from nas_prune.tracing import Axes
@@ -44,6 +46,7 @@ def shrink(model: nn.Module, axes: Axes, arch: Arch) -> None:
     rewrite(model, edits_of(model, axes))
     _slice(model, axes, arch)
     repair(model, axes, arch)
+    remove(model, axes, arch)
 
 
 def run_once(model: nn.Module, axes: Axes) -> None:

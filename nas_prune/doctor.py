@@ -11,7 +11,6 @@ from typing import Any, get_args
 
 import torch
 
-from nas_prune.arch import Arch
 from nas_prune.axes import Axis
 from nas_prune.costs import Conditions, Count, Macs, Params, Runtime, Timing, count, measure_together
 from nas_prune.derivation import derive
@@ -20,7 +19,8 @@ from nas_prune.errors import DeriveError, SpaceError, TraceError, UnknownNameErr
 from nas_prune.expressible import trace
 from nas_prune.folding import fold, pattern, together
 from nas_prune.registry import hint
-from nas_prune.space import SearchSpace, read_rules
+from nas_prune.sampling import smallest
+from nas_prune.space import SearchSpace, read_file
 from nas_prune.subject import Subject, images_of
 
 SHOWN = 3  # tensors of an axis that a group names
@@ -67,7 +67,7 @@ class Diagnosis:
 
 def lay(subject: Subject) -> SearchSpace:
     """The search space over the traced axes; TraceError or SpaceError, with the reasons, if nothing can shrink."""
-    read_rules(subject.space)
+    read_file(subject.space)
     axes = trace(subject.model, images_of(subject))
     if not axes.free:
         reasons = "; ".join(f"{reason} ({len(names)} axes)" for reason, names in frozen(axes.values()).items())
@@ -88,7 +88,7 @@ def examine(subject: Subject, space: SearchSpace, *, runtimes: Sequence[str], se
     """Count and time the dense model and the smallest one of the space, in turn, for about ``seconds`` each."""
     images, failure = images_of(subject), None
     models = {"dense": subject.model}
-    arch = Arch({name: range(space.minimum[name]) for name in space.free})
+    arch = smallest(space)
     try:
         models["smallest"] = derive(subject.model, space.axes, arch)
     except DeriveError as error:

@@ -10,7 +10,7 @@ import logging
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,18 @@ from nas_prune.tracing.walk import Tie, touched
 TRIES = 64  # places that a model may stop at
 
 
-def trace(model: nn.Module, example_inputs: Inputs, *, freeze: Mapping[tuple[str, int], str] | None = None) -> Axes:
+def trace(
+    model: nn.Module,
+    example_inputs: Inputs,
+    *,
+    freeze: Mapping[tuple[str, int], str] | None = None,
+    stripes: bool = False,
+) -> Axes:
     """Every width of ``model`` that can shrink: axes by name, with the record that gates and derives them.
 
     ``example_inputs``: what ``forward`` takes, one tensor or a tuple, e.g. (b 3 h w); only shapes matter.
     ``freeze``: dimensions of parameters that must not change, ``{("fc.weight", 1): "my reason"}``.
+    ``stripes``: whether the stripes of convolutions are axes, too.
     Raises TraceError when the model cannot be captured.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -44,14 +51,37 @@ def trace(model: nn.Module, example_inputs: Inputs, *, freeze: Mapping[tuple[str
             raise TraceError(f"cannot freeze dimension {dim} of {tensor!r}: the model has no such parameter dimension")
     captured, ties, stops = capture(model, example_inputs), set[Tie](), dict[str, str]()
     for _ in range(TRIES):
-        axes = find(walk(captured, freeze_tensors=freeze, freeze_nodes=stops, ties=ties))
+        axes = find(walk(captured, freeze_tensors=freeze, freeze_nodes=stops, ties=ties), striped=stripes)
         stop = _stop(model, axes) if axes.free else None
         if stop is None:
             break
         if stop.ties <= ties:
             stops |= stop.nodes
         ties |= stop.ties
-    return axes
+    return _deeply(model, axes)
+
+
+def _deeply(model: nn.Module, axes: Axes) -> Axes:
+    """The axes, those branches frozen that the model's code cannot do without."""
+    depth = [name for name, axis in axes.free.items() if axis.kind == "depth"]
+    if not depth or _does_without(model, axes, depth):
+        return axes
+    needed = [name for name in depth if not _does_without(model, axes, [name])]
+    if not _does_without(model, axes, [name for name in depth if name not in needed]):
+        needed = depth
+    why = f"the code of {type(model).__name__} cannot do without it"
+    return replace(axes, named={**axes.named, **{name: replace(axes[name], frozen=why) for name in needed}})
+
+
+def _does_without(model: nn.Module, axes: Axes, names: list[str]) -> bool:
+    """Whether a copy of the model runs without these branches, on tensors without numbers or else on real ones."""
+    return any(_runs(copied(model), axes, names) for copied in (_without_numbers, _with_numbers))
+
+
+def _runs(copied: tuple[nn.Module, AbstractContextManager[Any]], axes: Axes, names: list[str]) -> bool:
+    small, mode = copied
+    shrink(small, axes, Arch(dict.fromkeys(names, ())))
+    return _raised(small, mode, axes) is None
 
 
 @dataclass(frozen=True)
@@ -115,6 +145,8 @@ def _some(axes: Axes) -> Arch:
     generator = torch.Generator().manual_seed(0)
     kept = {}
     for name, axis in axes.free.items():
+        if axis.kind == "stripe":
+            continue
         share = 0.3 + 0.5 * float(torch.rand((), generator=generator))
         kept[name] = range(max(1, min(axis.size - 1, round(share * axis.size))))
     return Arch(kept)

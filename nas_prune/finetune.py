@@ -1,8 +1,12 @@
 """Fine-tune the derived model: BatchNorm statistics first, then training with the dense parent as teacher.
 
+Or train the derived architecture anew (``from_scratch``), as DARTS and its kin do.
+
 Distillation is Hinton et al. (arXiv 1503.02531): KL divergence of softened outputs, times the temperature squared.
 """
 
+import copy
+import math
 from itertools import cycle, islice
 
 import torch
@@ -10,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_prune.data import Data, set_epoch
+from nas_prune.errors import RecipeError
+from nas_prune.order import state
 from nas_prune.settings import DataSettings, FinetuneSettings
 from nas_prune.train import Loss, Run, Stage, fit, optimizer_of, task_loss
 
@@ -24,9 +30,33 @@ def finetune(
     images: DataSettings | None = None,
 ) -> None:
     """Train the derived ``model`` in place. Without a teacher, or with ``distill: 0``, on the labels alone."""
+    if settings.from_scratch:
+        restart(model, run.seed)
     recalibrate(model, data, run, settings.recalibrate_batches)
     stage = Stage("finetune", settings.epochs, settings, images or DataSettings())
     fit(run, stage, model, data, _loss(teacher, settings, run), [optimizer_of(model, settings)])
+
+
+def restart(model: nn.Module, seed: int) -> None:
+    """Draw all weights anew, the same ones for the same seed: every module's ``reset_parameters``, then the model's own
+    ``init_weights``, if it has one. Raises RecipeError, and changes nothing, where a weight is set by neither.
+    """
+    fresh = copy.deepcopy(model).cpu()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(state(seed, *b"from_scratch"))
+        for parameter in fresh.parameters():
+            parameter.fill_(math.nan)
+        resets = [getattr(module, "reset_parameters", None) for module in fresh.modules()]
+        for reset in (*resets, getattr(fresh, "init_weights", None)):
+            if callable(reset):
+                reset()
+    lost = [name for name, parameter in fresh.named_parameters() if not bool(parameter.isfinite().all())]
+    if lost:
+        raise RecipeError(
+            f"finetune.from_scratch: {type(model).__name__} does not say how {', '.join(lost[:3])} begins; "
+            f"leave it out, and fine-tune the weights of the search"
+        )
+    model.load_state_dict(fresh.state_dict())
 
 
 def recalibrate(model: nn.Module, data: Data, run: Run, batches: int) -> None:

@@ -10,21 +10,28 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from nas_prune.arch import Arch
+from nas_prune.axes import Kind
 from nas_prune.errors import SpaceError
 from nas_prune.gates import Gate, gates
+from nas_prune.gates.mask import Mask
+from nas_prune.gates.skeleton import Skeleton, SkeletonFilters
 from nas_prune.intercept import Board, intercept, plain_copy
+from nas_prune.ops import Choice
 from nas_prune.space import SearchSpace
 from nas_prune.tracing import Axes
+from nas_prune.tracing.masked import striped
 from nas_prune.tracing.terms import Cat, Prod, Term, Var, leaves, resolve
 
 
 class GatedModel(nn.Module):
     """``model`` with a gate on every free axis of ``space``.
 
-    ``gate``: a registered name or a Gate class; ``options``: the gate's keyword options.
+    ``gate``: a registered name or a Gate class; ``options``: the gate's keyword options; or both per kind of axis,
+    ``kinds={"operation": ("softmax", {})}``. The candidates of a choice share one gate.
     The model is gated in place (hooks on its modules); ``plain()`` gives a copy without gates.
     """
 
@@ -35,22 +42,29 @@ class GatedModel(nn.Module):
         gate: str | type[Gate] = "mask",
         *,
         options: Mapping[str, Any] | None = None,
+        kinds: Mapping[Kind, tuple[str | type[Gate], Mapping[str, Any]]] | None = None,
     ) -> None:
         super().__init__()
         self.space = space if isinstance(space, SearchSpace) else SearchSpace.all(space)
         if not self.space.free:
             raise SpaceError("there is nothing to gate: every axis is frozen. `axes[name].frozen` says why")
         self.backbone = model
-        kind = gates[gate] if isinstance(gate, str) else gate
         self.writers = {name: _writers(self.space.axes, name) for name in self.space.free}
+        self.deciders = self.space.choices | {name: (name,) for name in self.space.free if name not in self._candidates}
         self.gates = nn.ModuleDict()
-        for name, axis in self.space.free.items():
-            fan_in = [features.shape[1] for features in self.weights(name)]
-            self.gates[_key(name)] = kind(axis.size, fan_in, **(options or {}))
+        for name, members in self.deciders.items():
+            own, extra = (kinds or {}).get(self.axes[members[0]].kind, (gate, options or {}))
+            kind = gates[own] if isinstance(own, str) else own
+            if kind is Skeleton and self.axes[members[0]].kind != "stripe":
+                kind, extra = (SkeletonFilters, extra) if self._skeletons(name) else (Mask, {})
+            fan_in = [] if kind is SkeletonFilters else [features.shape[1] for features in self.weights(name)]
+            size = sum(self.axes[member].size for member in members)
+            self.gates[_key(name)] = kind(size, fan_in, **extra)
+        mix = (gates[gate] if isinstance(gate, str) else gate).mix
         self._fixed: list[Fixed] = []
         self._board = Board()
         self._sites = [site for site in self.axes.walk.sites if self._touches(site.term)]
-        intercept(model, self.axes, self._sites, self._board, None if kind.mix is Gate.mix else kind.mix)
+        intercept(model, self.axes, self._sites, self._board, None if mix is Gate.mix else mix)
 
     @property
     def axes(self) -> Axes:
@@ -65,53 +79,110 @@ class GatedModel(nn.Module):
 
     def gate_values(self) -> dict[str, Tensor]:
         """What the gates say now: keep values (c) per axis, never less than the minimum width open."""
-        values = {}
-        for name in self.space.free:
-            score = self._gate(name).score(self.weights(name))
-            keep = self._gate(name).open(score)
-            best = score.detach().topk(self.space.minimum[name]).indices
+        values: dict[str, Tensor] = {}
+        for name, members in self.deciders.items():
+            score = self.gate(name).score(self.weights(name))
+            keep = self.gate(name).open(score)
+            best = score.detach().topk(self._least(members)).indices
             forced = torch.zeros_like(keep).scatter(0, best, 1.0)
-            values[name] = keep + (forced * (1 - keep)).detach()
+            values |= self._split(members, keep + (forced * (1 - keep)).detach())
         return values
 
     def scores(self) -> dict[str, Tensor]:
         """Gate scores (c) per axis; a unit is open where its score is >= 0."""
-        return {name: self._gate(name).score(self.weights(name)).detach() for name in self.space.free}
+        found: dict[str, Tensor] = {}
+        for name, members in self.deciders.items():
+            found |= self._split(members, self.gate(name).score(self.weights(name)).detach())
+        return found
 
     def sizes(self) -> dict[str, Tensor]:
         """Open units per axis in the last forward pass; gradients reach the gates."""
-        return {name: keep.sum() for name, keep in self._board.keep.items()}
+        kinds = {name: self.axes[name].kind for name in self._board.keep}  # skeletons of stripes may exceed one
+        said = self._board.keep.items()
+        return {name: (keep.abs().clamp(max=1) if kinds[name] == "stripe" else keep).sum() for name, keep in said}
 
     def arch(self) -> Arch:
         """The architecture that the gates have decided on."""
-        kept = {}
-        for name, score in self.scores().items():
-            width = max(int((score >= 0).sum()), self.space.minimum[name])
-            kept[name] = score.topk(width).indices.tolist()
+        kept: dict[str, list[int]] = {}
+        scores = self.scores()
+        for name in self.space.free:
+            width = max(int((scores[name] >= 0).sum()), self.space.minimum[name])
+            kept[name] = scores[name].topk(width).indices.tolist()
+        for members in self.space.choices.values():
+            best = max(members, key=lambda member: float(scores[member]))
+            kept |= {member: [0] if member == best else [] for member in members}
         return Arch(kept)
 
-    def fixed(self, arch: Arch) -> Fixed:
+    def fixed(self, arch: Arch, *, mixed: bool = False) -> Fixed:
         """The model computing ``arch``, whatever the gates say: ``with gated.fixed(arch): ...``, or called on inputs.
 
-        Raises ArchError if the architecture does not fit the axes.
+        ``mixed``: what is kept counts as much as the gates say. Raises ArchError if the architecture does not fit.
         """
         arch.check(self.axes)
-        return Fixed(self, arch)
+        return Fixed(self, arch, mixed=mixed)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Move what skeletons multiply onto weights into the weights, so that a gate is 1 or 0 from here on."""
+        for name in (name for name, axis in self.space.free.items() if axis.kind == "stripe"):
+            gate = self.gate(name)
+            if isinstance(gate, Skeleton):
+                weight = self.backbone.get_parameter(f"{name.removesuffix('.stripes')}.weight")
+                weight.copy_(striped(weight, gate.forward([])))
+                gate.skeleton.copy_(gate.live)
 
     def plain(self) -> nn.Module:
         """A copy of the backbone without gates."""
         return plain_copy(self.backbone)
 
     def weights(self, name: str) -> list[Tensor]:
-        """The weights that write an axis, one matrix (c n) per member, row u holding all that belongs to unit u."""
+        """The weights that write an axis, one matrix (c n) per member, row u holding all that belongs to unit u.
+
+        Of filters that live while a stripe of theirs does, the skeletons.
+        """
+        if _key(name) in self.gates and isinstance(self.gate(name), SkeletonFilters):
+            found = [self.gate(stripes).forward([]) for stripes in self._skeletons(name)]
+            return [skeleton.reshape(self.axes[name].size, -1) for skeleton in found]
+        if name in self.axes and self.axes[name].kind == "stripe":
+            weight = self.backbone.get_parameter(f"{name.removesuffix('.stripes')}.weight")
+            return [rearrange(weight, "n c i j -> (n i j) c")]
         result = []
-        for tensor, dim, order in self.writers[name]:
+        for tensor, dim, order in self.writers.get(name, ()):
             rows = self.backbone.get_parameter(tensor).movedim(dim, 0).flatten(1)
             size = self.space.axes[name].size
             result.append(rows if order is None else rows[order.to(rows.device)].reshape(size, -1))
         return result
 
-    def _gate(self, name: str) -> Gate:
+    def _compute_live(self) -> None:
+        """Choices compute only what the architecture keeps of them, while there is one."""
+        closed = self.axes.closed(self._fixed[-1].arch) if self._fixed else []
+        without = {branch.modules[0] for branch in closed}
+        for path in self.axes.walk.captured.choices:
+            choice = self.backbone.get_submodule(path)
+            assert isinstance(choice, Choice)
+            live = [name for name in choice.candidates if f"{path}.candidates.{name}" not in without]
+            choice.live = live if live and self._fixed else None
+
+    @property
+    def _candidates(self) -> set[str]:
+        return {member for members in self.space.choices.values() for member in members}
+
+    def _skeletons(self, name: str) -> list[str]:
+        """The stripe axes of the convolutions that write an axis; none, if anything else writes it."""
+        known = [(f"{tensor.removesuffix('.weight')}.stripes", order) for tensor, _, order in self.writers[name]]
+        return [n for n, _ in known] if all(n in self.space.free and order is None for n, order in known) else []
+
+    def _least(self, members: tuple[str, ...]) -> int:
+        """Units that always stay: one candidate of a choice, the least width of an axis."""
+        return 1 if len(members) > 1 else self.space.minimum[members[0]]
+
+    def _split(self, members: tuple[str, ...], values: Tensor) -> dict[str, Tensor]:
+        """What a gate says (c), axis by axis."""
+        sizes = [self.axes[member].size for member in members]
+        return dict(zip(members, torch.split(values, sizes), strict=True))
+
+    def gate(self, name: str) -> Gate:
+        """The gate of an axis, or of a choice."""
         gate = self.gates[_key(name)]
         assert isinstance(gate, Gate)
         return gate
@@ -129,16 +200,18 @@ class GatedModel(nn.Module):
 class Fixed:
     """A gated model while it computes one architecture. Blocks may be nested; the innermost counts."""
 
-    def __init__(self, gated: GatedModel, arch: Arch) -> None:
-        self.gated, self.arch = gated, arch
+    def __init__(self, gated: GatedModel, arch: Arch, *, mixed: bool = False) -> None:
+        self.gated, self.arch, self.mixed = gated, arch, mixed
         self._keep: dict[str, Tensor] = {}
 
     def __enter__(self) -> GatedModel:
         self.gated._fixed.append(self)
+        self.gated._compute_live()
         return self.gated
 
     def __exit__(self, *error: object) -> None:
         self.gated._fixed.pop()
+        self.gated._compute_live()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The output for these inputs."""
@@ -149,10 +222,11 @@ class Fixed:
         """Keep vector (c) of 0 and 1 per axis, where and as precise as the model is now."""
         like = next(self.gated.backbone.parameters())
         if not self._keep or next(iter(self._keep.values())).type() != like.type():
-            for name, axis in self.gated.space.free.items():
-                units = torch.tensor(self.arch.kept.get(name, range(axis.size)), device=like.device)
-                keep = torch.zeros(axis.size, dtype=like.dtype, device=like.device)
-                self._keep[name] = keep.index_fill(0, units, 1.0)
+            free = self.gated.space.free.items()
+            self._keep = {name: self.arch.keep(axis).to(like.device, like.dtype) for name, axis in free}
+            if self.mixed:
+                said = self.gated.gate_values()
+                self._keep = {name: keep * said[name].detach() for name, keep in self._keep.items()}
         return self._keep
 
 
@@ -162,7 +236,12 @@ def _key(name: str) -> str:
 
 
 def _writers(axes: Axes, name: str) -> list[tuple[str, int, Tensor | None]]:
-    """(parameter, dimension, row order) of each weight that writes an axis; row order None: rows are the units."""
+    """(parameter, dimension, row order) of each weight that writes an axis; row order None: rows are the units.
+
+    No weight writes a bit, and stripes are their own rows.
+    """
+    if not axes[name].members:
+        return []
     parameters = [member for member in axes[name].members if member.tensor not in axes.walk.captured.buffer_names]
     members = [member for member in parameters if member.role == "write"] or parameters[:1]
     variable = next(var for var, known in axes.variables.items() if known == name)

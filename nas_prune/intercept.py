@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from nas_prune.errors import TraceError
 from nas_prune.tracing import Axes
-from nas_prune.tracing.masked import FILLS, FORMS
+from nas_prune.tracing.masked import FILLS, FORMS, striped
 from nas_prune.tracing.walk import Site
 
 Mix = Callable[[Tensor, Tensor], Tensor]
@@ -46,6 +46,7 @@ KINDS: dict[Any, str] = {
     **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), "softmax"),
     **dict.fromkeys((torch.linalg.vector_norm, torch.norm, Tensor.norm, F.normalize), "norm"),
     **dict.fromkeys((torch.lstm, torch.gru), "recurrent"),
+    **dict.fromkeys((torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__), "add"),
 }
 NODE_KINDS = {
     **dict.fromkeys(("conv1d.default", "conv2d.default", "conv3d.default", "conv2d.padding"), "convolution"),
@@ -69,6 +70,7 @@ NODE_KINDS = {
     **dict.fromkeys(("softmax.int", "_softmax.default"), "softmax"),
     "linalg_vector_norm.default": "norm",
     **dict.fromkeys(("lstm.input", "gru.input"), "recurrent"),
+    "add.Tensor": "add",
 }
 
 
@@ -133,7 +135,7 @@ class _Interception(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kind, board = KINDS.get(func), self.interceptor.board
-        if kind is None or not board.masks or board.masking:
+        if kind is None or not board.masks or board.masking or (kind == "add" and not _of_numbers(args)):
             return func(*args, **(kwargs or {}))
         indices = self.interceptor.calls.get((self.call, kind, self.seen[kind]), ())
         self.seen[kind] += 1
@@ -141,6 +143,9 @@ class _Interception(TorchFunctionMode):
         for index in indices:
             site, keep = self.interceptor.sites[index], board.masks[index]
             if keep is None:
+                continue
+            if site.how == "stripes":
+                args[1] = striped(args[1], keep)
                 continue
             if site.how not in FILLS:
                 for outer in board.running[: board.running.index(self)]:
@@ -158,6 +163,11 @@ def _positional(kind: str, args: list[Any], kwargs: dict[str, Any]) -> tuple[lis
     for name in OPERANDS.get(kind, ("input",))[len(args) :]:
         args.append(kwargs.pop(name))
     return args, kwargs
+
+
+def _of_numbers(args: Sequence[Any]) -> bool:
+    """Whether a sum is of two tensors of real numbers; constants and counters come and go."""
+    return len(args) == 2 and all(isinstance(value, Tensor) and value.is_floating_point() for value in args)
 
 
 def _close(site: Site, args: list[Any], keep: Tensor, mix: Mix | None) -> None:
@@ -208,6 +218,8 @@ def _calls(axes: Axes) -> dict[tuple[str, str], list[Node]]:
     calls: dict[tuple[str, str], list[Node]] = {}
     for node in axes.walk.captured.graph.nodes:
         kind = NODE_KINDS.get(node.target.__name__) if node.op == "call_function" else None
+        if kind == "add" and not _of_numbers([g.meta.get("val") if isinstance(g, Node) else g for g in node.args]):
+            continue
         for key in axes.walk.captured.running(node) if kind else ():
             calls.setdefault((key, str(kind)), []).append(node)
     return calls

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from nas_prune.arch import Arch
+from nas_prune.ascent import ascend, weighed
 from nas_prune.costs import Budget
 from nas_prune.data import Data, from_loaders
 from nas_prune.gated import GatedModel
@@ -48,7 +49,9 @@ def search(
     data = train if isinstance(train, Data) else from_loaders(train, train, classes=classes)
     learn(gated, data, budget=budget, penalties=penalties or [BudgetPenalty(budget)], settings=settings, run=run)
     predicted = cost_of or (lambda arch: float(budget.cost(arch.sizes(gated.space.free))))
-    arch = meet(gated.scores(), budget, gated.space, selectors[settings.selector], predicted).arch
+    scores = gated.scores()
+    gated.fold()
+    arch = meet(scores, budget, gated.space, selectors[settings.selector], predicted).arch
     settle(gated, arch, data, settings=settings, run=run)
     return arch
 
@@ -66,13 +69,18 @@ def learn(
     """Warm-up and joint training: afterwards the scores say what matters."""
     images = images or DataSettings()
     loss, watch = _with_penalties(gated, penalties, settings), _watching(gated, budget)
-    gates = torch.optim.Adam(gated.gates.parameters(), lr=settings.gate_lr)
     gated.backbone.requires_grad_(False)
-    fit(run, Stage("search-warmup", settings.warmup, settings, images), gated, data, loss, [gates], watch=watch)
+    warmup = Stage("search-warmup", settings.warmup, settings, images)
+    fit(run, warmup, gated, data, loss, _gate_optimizers(gated, settings), watch=watch)
     gated.backbone.requires_grad_(True)
-    weights = optimizer_of(gated.backbone, settings)
-    gates = torch.optim.Adam(gated.gates.parameters(), lr=settings.gate_lr)
-    fit(run, Stage("search-joint", settings.joint, settings, images), gated, data, loss, [weights, gates], watch=watch)
+    optimizers = [optimizer_of(gated.backbone, settings), *_gate_optimizers(gated, settings)]
+    joint = Stage("search-joint", settings.joint, settings, images)
+
+    def begin(epoch: int) -> None:
+        if weighed(gated) and epoch >= settings.shapley.start * settings.joint:
+            ascend(gated, data, settings.shapley, run, epoch=epoch)
+
+    fit(run, joint, gated, data, loss, optimizers, watch=watch, begin=begin)
 
 
 def settle(
@@ -89,6 +97,12 @@ def settle(
     stage = Stage("search-freeze", settings.freeze, calmer, images or DataSettings())
     with gated.fixed(arch):
         fit(run, stage, gated, data, task_loss(settings), [optimizer_of(gated.backbone, calmer)])
+
+
+def _gate_optimizers(gated: GatedModel, settings: SearchSettings) -> list[torch.optim.Optimizer]:
+    """Adam for gates that have something to learn by gradient."""
+    learning = list(gated.gates.parameters())
+    return [torch.optim.Adam(learning, lr=settings.gate_lr)] if learning else []
 
 
 def _with_penalties(gated: GatedModel, penalties: Sequence[nn.Module], settings: SearchSettings) -> Loss:

@@ -59,7 +59,7 @@ class Origin:
                 raise ArtifactError(
                     f"the argument {name!r} of {self.architecture} may not be part of an artefact; leave it out"
                 )
-            if not is_plain(value) or not _moderate(value):
+            if not is_plain(value) or not is_moderate(value):
                 raise ArtifactError(
                     f"the argument {name!r} of {self.architecture} must be plain data with numbers up to {LARGEST}, "
                     f"not {str(value)[:60]}; pass origin= with names in place of objects"
@@ -92,12 +92,12 @@ def is_plain(value: object) -> bool:
     return value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
 
 
-def _moderate(value: Any) -> bool:
+def is_moderate(value: Any) -> bool:
     """Whether no number and no list in an argument is absurdly large."""
     if isinstance(value, dict):
-        return all(_moderate(item) for item in value.values())
+        return all(is_moderate(item) for item in value.values())
     if isinstance(value, list | tuple):
-        return len(value) <= LARGEST and all(_moderate(item) for item in value)
+        return len(value) <= LARGEST and all(is_moderate(item) for item in value)
     return not isinstance(value, int | float) or abs(value) <= LARGEST
 
 
@@ -105,9 +105,11 @@ def _widths(model: nn.Module, config: Mapping[str, Any]) -> dict[str, int]:
     """Classes and input channels that the model has now, whatever it was created with."""
     widths = {name: getattr(model, name, None) for name in ("num_classes", "in_chans")}
     first = config.get("first_conv")
-    for name, module in model.named_modules():
-        if name in ([first] if isinstance(first, str) else first or ()) and isinstance(module, nn.Conv2d):
-            widths["in_chans"] = widths["in_chans"] or module.weight.shape[1] * module.groups  # an older timm
+    for name in [first] if isinstance(first, str) else first or ():
+        module = dict(model.named_modules()).get(name, nn.Module())  # a convolution, or what took its place
+        conv = next((inside for inside in module.modules() if isinstance(inside, nn.Conv2d)), None)
+        if conv is not None:
+            widths["in_chans"] = widths["in_chans"] or conv.weight.shape[1] * conv.groups  # an older timm
     return {name: value for name, value in widths.items() if type(value) is int}
 
 

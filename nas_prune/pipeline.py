@@ -16,12 +16,13 @@ from torch import nn
 from nas_prune import artifact, build
 from nas_prune import data as datasets
 from nas_prune import recipe as recipes
+from nas_prune.arch import Arch
 from nas_prune.calibrate import FILE
 from nas_prune.calibrated import calibrated, refuse
 from nas_prune.costs import count, measure
 from nas_prune.data import Data
+from nas_prune.derivation import derive
 from nas_prune.exporting import image_shape
-from nas_prune.expressible import trace
 from nas_prune.files import read_json, write_json
 from nas_prune.finetune import finetune
 from nas_prune.job import Job, identity, open_folder, open_run
@@ -30,6 +31,7 @@ from nas_prune.recipe import Recipe
 from nas_prune.results import Outcome, evaluated
 from nas_prune.space import SearchSpace
 from nas_prune.steps import baseline, derived, save, searched, train_dense
+from nas_prune.substitute import laid_out
 from nas_prune.targets import derive_targets
 from nas_prune.track import Track, open_track
 from nas_prune.train import Run
@@ -104,9 +106,8 @@ def report(folder: Path) -> Path:
 
 
 def _space(recipe: Recipe, folder: Path, model: nn.Module, data: Data) -> SearchSpace:
-    """Trace the backbone and lay the search space over it."""
-    axes = trace(model, build.example(recipe, data, batch=1))
-    space = SearchSpace.read(recipe.space, axes)
+    """Trace the backbone and lay the search space over it; axes.json says what came of it."""
+    space = laid_out(model, build.example(recipe, data, batch=1), recipe.space)
     plain = [
         {
             "name": a.name,
@@ -138,7 +139,7 @@ def _steps(job: Job, until: Until) -> dict[str, Any]:
     refuse(job, calibration, job.budget(calibration.predictor))
     with job.timed("dense"):
         train_dense(job)
-    parent = copy.deepcopy(job.model)
+    parent = derive(job.model, job.space.axes, Arch())
     gated = build.gated(job.recipe, job.model, job.space)
     with job.timed("search"):
         met = searched(job, gated.to(job.run.accelerator.device), calibration)

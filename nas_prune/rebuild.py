@@ -1,8 +1,9 @@
 """Rebuild: a derived model is its origin plus a difference that is plain data.
 
-``difference`` reads it off: tensors of another shape, numbers that modules keep about themselves. ``rebuild`` repeats
-it on a freshly built origin and refuses whatever does not fit. On the meta device that is a rehearsal: every check is
-made and nothing is allocated.
+``difference`` reads it off: operations in the place of modules, and, compared with the origin that has these too,
+tensors of another shape and numbers that modules keep about themselves. ``rebuild`` repeats it on a freshly built
+origin and refuses whatever does not fit. On the meta device that is a rehearsal: every check is made and nothing is
+allocated.
 """
 
 import json
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from nas_prune.errors import ArtifactError
 from nas_prune.origin import is_plain
 from nas_prune.rewrite import Record, original, recorded, repeat
+from nas_prune.swaps import Swaps, swap, swapped
 
 Shape = tuple[int, ...]
 Attributes = dict[str, dict[str, Any]]  # path of a module -> name -> plain value
@@ -28,10 +30,11 @@ GROWTH, FREE = 1000, 2**28  # an origin may have 1000 times the elements of its 
 class Difference:
     """What differs from the origin.
 
-    ``shapes``: of tensors; ``shared``: names of one tensor; ``attributes``: new values; ``rewritten``: of classes, the
-    sizes that are -1 now.
+    ``swaps``: operations in the place of modules, which comes first; ``shapes``: of tensors; ``shared``: names of one
+    tensor; ``attributes``: new values; ``rewritten``: of classes, the sizes that are -1 now.
     """
 
+    swaps: Swaps
     shapes: Mapping[str, Shape]
     shared: Sequence[Sequence[str]]
     attributes: Attributes
@@ -39,7 +42,12 @@ class Difference:
 
 
 def difference(origin: nn.Module, model: nn.Module) -> Difference:
-    """What turns ``origin`` into ``model``. Raises ArtifactError where that is more than tensors and plain values."""
+    """What turns ``origin`` into ``model``; the operations of ``model`` are put into ``origin`` on the way.
+
+    Raises ArtifactError where the difference is more than operations, tensors and plain values.
+    """
+    swaps = swapped(origin, model)
+    _swap(origin, swaps)
     fresh, modules = dict(origin.named_modules()), dict(model.named_modules())
     for path in [*fresh, *modules]:
         _same_kind(path, fresh.get(path), modules.get(path))
@@ -49,9 +57,8 @@ def difference(origin: nn.Module, model: nn.Module) -> Difference:
         _fits(name, value, old[name])
     shapes = {name: tuple(value.shape) for name, value in new.items() if value.shape != old[name].shape}
     changed = {path: _changed(path, module, modules[path]) for path, module in fresh.items()}
-    return Difference(
-        shapes, _shared(model), {path: values for path, values in changed.items() if values}, recorded(model)
-    )
+    attributes = {path: values for path, values in changed.items() if values}
+    return Difference(swaps, shapes, _shared(model), attributes, recorded(model))
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -77,6 +84,7 @@ def rebuild(
     origin: nn.Module, change: Difference, tensors: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
 ) -> None:
     """Turn a freshly built ``origin`` into the derived model, in place."""
+    _swap(origin, change.swaps)
     state = origin.state_dict()
     unlisted = {name: value for name, value in origin.named_buffers() if name not in state}
     _same_names(state, tensors)
@@ -93,6 +101,12 @@ def rebuild(
     repeat(origin, change.rewritten)
 
 
+def _swap(origin: nn.Module, swaps: Swaps) -> None:
+    """Put the operations in; the weights that they draw do not last, so global random state is left untouched."""
+    with torch.random.fork_rng(devices=[]):
+        swap(origin, swaps)
+
+
 def _own(value: Tensor) -> Tensor:
     return value.detach().cpu().contiguous().clone()
 
@@ -102,7 +116,8 @@ def _same_kind(path: str, fresh: nn.Module | None, module: nn.Module | None) -> 
         found, expected = (("no module" if m is None else type(m).__name__) for m in (module, fresh))
         raise ArtifactError(
             f"the model has {found} at {path!r} where its origin has {expected}; a timm model can be saved if only its "
-            "widths changed. If it was created with other arguments, pass them as kwargs="
+            "widths changed, or registered operations took the place of modules. If it was created with other "
+            "arguments, pass them as origin="
         )
 
 

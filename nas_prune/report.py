@@ -20,7 +20,17 @@ from nas_prune import figures
 from nas_prune.errors import ArtifactError
 from nas_prune.files import atomic_write, read_json, read_lines
 from nas_prune.pareto import pareto_svg, target_rows, targets_headline
-from nas_prune.summary import columns, duration, headline, milliseconds, share, stage_rows, table_rows, verdict
+from nas_prune.summary import (
+    columns,
+    duration,
+    headline,
+    milliseconds,
+    share,
+    stage_rows,
+    stripe_rows,
+    table_rows,
+    verdict,
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,7 @@ class RunFolder:
     samples: list[dict[str, Any]]
     results: Mapping[str, Any]
     targets: Mapping[str, Any]
+    shapley: list[dict[str, Any]]
 
     @staticmethod
     def read(folder: Path) -> "RunFolder":
@@ -53,6 +64,7 @@ class RunFolder:
             samples=read_lines(folder / "calibration" / "samples.jsonl", ArtifactError),
             results=_json(folder / "results.json"),
             targets=_json(folder / "targets.json"),
+            shapley=read_lines(folder / "shapley.jsonl", ArtifactError),
         )
 
 
@@ -70,6 +82,8 @@ def report(folder: Path) -> Path:
         columns=columns(),
         rows=table_rows(run.results),
         stages=stage_rows(run.results.get("stages") or {}),
+        stripes=stripe_rows(run.results.get("stripes")),
+        contributions=_contributions(run.shapley),
         targets=target_rows(run.targets) if run.targets.get("targets") else [],
         groups=_axis_groups(run),
         frozen=_frozen(run.axes),
@@ -129,6 +143,22 @@ def _figures(run: RunFolder) -> dict[str, str | None]:
         "stages": figures.waterfall(stage_rows(run.results.get("stages") or {})),
         "targets": pareto_svg(run.targets),
     }
+
+
+def _contributions(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """The last estimate of every candidate's contribution, the best of each choice first."""
+    if not rows:
+        return []
+    values, half = rows[-1]["values"], rows[-1].get("half_width", {})
+    ranked = sorted(values, key=lambda name: (name.rpartition(".")[0], -values[name]))
+    return [
+        {
+            "choice": name.rpartition(".")[0],
+            "candidate": name.rpartition(".")[2],
+            "Shapley value": f"{values[name]:+.4f}" + (f" ± {half[name]:.4f}" if name in half else ""),
+        }
+        for name in ranked
+    ]
 
 
 def _axis_groups(run: RunFolder) -> dict[str, list[dict[str, Any]]]:

@@ -33,9 +33,11 @@ def scored(job: Job, gated: GatedModel, predictor: Predictor) -> Scores:
             run=job.run,
             images=recipe.data,
         )
+    learnt = gated.scores()
+    gated.fold()
     if path.exists():
         return kept(job)
-    scores = _by_criterion(job, gated) if recipe.search.criterion else gated.scores()
+    scores = _by_criterion(job, gated) if recipe.search.criterion else learnt
     atomic_write(path, save({name: score.cpu().contiguous() for name, score in scores.items()}))
     return scores
 

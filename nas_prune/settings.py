@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
+from nas_prune.axes import Kind
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -87,11 +89,21 @@ class DenseSettings(TrainSettings):
     )
 
 
+class KindSettings(Settings):
+    """Which gate decides about one kind of axis, and the gate's own options."""
+
+    name: str = Field(description="weight (W-Gates), sigmoid, hard_concrete, mask, softmax, skeleton")
+    options: dict[str, Any] = Field({}, description="the gate's keyword options")
+
+
 class GateSettings(Settings):
     """Which gate decides, and the gate's own options."""
 
-    name: str = Field("weight", description="weight (W-Gates), sigmoid, hard_concrete, mask")
+    name: str = Field("weight", description="weight (W-Gates), sigmoid, hard_concrete, mask, softmax, skeleton")
     options: dict[str, Any] = Field({}, description="the gate's keyword options; `nas-prune list gates` shows them")
+    kinds: dict[Kind, KindSettings] = Field(
+        {}, description="other gates for some kinds of axis, e.g. {operation: {name: softmax}}"
+    )
 
 
 class BudgetSettings(Settings):
@@ -139,6 +151,19 @@ class PenaltySettings(Settings):
     options: dict[str, Any] = Field({}, description="the penalty's keyword options")
 
 
+class ShapleySettings(Settings):
+    """Shapley-NAS: how gates called ``shapley`` are moved, before each epoch of joint training from ``start`` on."""
+
+    start: Share = Field(0.5, description="share of the joint epochs that pass before the first step")
+    evaluations: PositiveInt = Field(500, description="at most so many forward passes over the batches per estimate")
+    batches: PositiveInt = Field(1, description="training batches that are held fixed in one estimate")
+    objective: Literal["loss", "accuracy"] = Field("loss", description="what a network is worth: -loss, or accuracy")
+    mu: Share = Field(0.8, description="momentum of the steps")
+    xi: PositiveFloat = Field(0.1, description="length of a step")
+    paper_mode: bool = Field(False, description="estimate as the public code does, its truncation bias included")
+    permutations: PositiveInt = Field(10, description="permutations per estimate in paper_mode, a batch for each")
+
+
 class SearchSettings(OptimSettings):
     """Joint training of weights and gates: warm-up (gates only), joint, freeze (chosen gates stay, weights settle)."""
 
@@ -147,6 +172,7 @@ class SearchSettings(OptimSettings):
     freeze: int = Field(1, ge=0, description="epochs with the chosen architecture fixed, so that statistics settle")
     gate_lr: PositiveFloat = Field(1e-3, description="learning rate of the gates (Adam, no weight decay)")
     penalties: list[PenaltySettings] = Field([PenaltySettings()], description="terms added to the task loss")
+    shapley: ShapleySettings = Field(ShapleySettings(), description="how gates called shapley are moved")
     selector: str = Field("ranked", description="how scores become an architecture that meets the budget")
     criterion: str | None = Field(
         None, description="score units by this criterion, e.g. taylor, instead of learning gates (one shot)"
@@ -163,6 +189,9 @@ class FinetuneSettings(TrainSettings):
     """Training of the derived model, by default with the dense parent as its teacher."""
 
     epochs: int = Field(1, ge=0, description="epochs of this stage; 0 skips it")
+    from_scratch: bool = Field(
+        False, description="forget the weights of the search: train the derived architecture anew"
+    )
     distill: Share = Field(
         0.5, description="share of the loss that imitates the dense parent; 0 switches the teacher off"
     )

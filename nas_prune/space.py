@@ -9,6 +9,10 @@
         minimum: 0.1             # share of the units that always stay
       - match: "conv1*"
         freeze: the stem sees the image
+    replace:                     # optional: modules that become a choice of candidate operations
+      - match: "layer*.conv?"
+        type: Conv2d
+        candidates: {conv_3x3: {operation: convolution}, conv_1x1: {operation: convolution, kernel: 1}}
 
 An axis that no rule matches is frozen.
 """
@@ -21,12 +25,12 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import ceil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from nas_prune.axes import Axis, Kind
+from nas_prune.axes import BITS, Axis, Kind
 from nas_prune.errors import SpaceError
 from nas_prune.registry import hint
 from nas_prune.shipped import shipped
@@ -53,12 +57,28 @@ class Rule(BaseModel):
         return (self.kinds == "all" or axis.kind in self.kinds) and any(fnmatchcase(axis.name, p) for p in patterns)
 
 
+class Replacement(BaseModel):
+    """Which modules become a choice of candidate operations, and which candidates."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    match: str | list[str] = Field("*", description="pattern over paths of modules, * and ? allowed")
+    type: str = Field("Conv2d", description="class of the modules, by its name")
+    only: dict[str, Any] = Field({}, description="attributes that they must have, e.g. {kernel_size: [3, 3]}")
+    candidates: dict[str, dict[str, Any]] = Field(min_length=2, description="name: {operation: name, **options}")
+
+
 class SpaceFile(BaseModel):
-    """What a file in ``search_spaces/`` holds."""
+    """What a file in ``search_spaces/`` holds.
+
+    ``cell``: for networks of cells (``nas_prune.cells``), what a cell is; ``replace``: modules that become choices.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     description: str = ""
+    cell: dict[str, Any] | None = None
+    replace: list[Replacement] = Field([], description="modules that become a choice of candidate operations")
     rules: list[Rule] = Field(min_length=1)
 
 
@@ -75,15 +95,23 @@ class SearchSpace:
         """The axes that may change."""
         return self.axes.free
 
+    @property
+    def choices(self) -> dict[str, tuple[str, ...]]:
+        """Choices that are open -> the axes of their candidates, of which exactly one stays."""
+        known = self.axes.choices.items()
+        return {choice: names for choice, names in known if all(self.axes[name].frozen is None for name in names)}
+
     @staticmethod
     def all(axes: Axes) -> SearchSpace:
-        """Every free axis, unit by unit, down to one unit."""
-        return SearchSpace("all", axes, dict.fromkeys(axes.free, 1))
+        """Every free axis, unit by unit, down to one unit, branches and candidates down to none."""
+        return SearchSpace(
+            "all", axes, {name: int(axis.kind not in (*BITS, "stripe")) for name, axis in axes.free.items()}
+        )
 
     @staticmethod
     def read(name: str | os.PathLike[str], axes: Axes) -> SearchSpace:
         """A space by the name of a shipped file, or by path, laid over the axes of a model."""
-        rules = read_rules(name)
+        rules = read_file(name).rules
         named: dict[str, Axis] = {}
         minimum: dict[str, int] = {}
         for key, axis in axes.items():
@@ -97,7 +125,9 @@ class SearchSpace:
             else:
                 divisor = _divisor(rule, axis)
                 named[key] = replace(axis, divisor=divisor)
-                minimum[key] = min(axis.size, max(divisor, divisor * ceil(rule.minimum * axis.size / divisor)))
+                least = min(axis.size, max(divisor, divisor * ceil(rule.minimum * axis.size / divisor)))
+                stripes = ceil(rule.minimum * axis.size)  # a convolution may lose them all
+                minimum[key] = 0 if axis.kind in BITS else stripes if axis.kind == "stripe" else least
         if not minimum:
             raise SpaceError(
                 f"search space {name} leaves nothing to change: every axis of the model is frozen or unmatched"
@@ -129,8 +159,8 @@ def spaces() -> dict[str, Path]:
     return {path.stem: path for path in sorted(shipped("search_spaces").glob("*.yaml"))}
 
 
-def read_rules(name: str | os.PathLike[str]) -> list[Rule]:
-    """The rules of a search-space file."""
+def read_file(name: str | os.PathLike[str]) -> SpaceFile:
+    """What a search-space file says, by the name of a shipped one or by path."""
     known = spaces()
     path = known.get(str(name), Path(name))
     if not path.is_file():
@@ -138,6 +168,6 @@ def read_rules(name: str | os.PathLike[str]) -> list[Rule]:
             f"no search space {str(name)!r}: neither a file nor a shipped one{hint(str(name), list(known))}"
         )
     try:
-        return SpaceFile.model_validate(yaml.safe_load(path.read_text())).rules
+        return SpaceFile.model_validate(yaml.safe_load(path.read_text()))
     except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
         raise SpaceError(f"{path} is not a search space: {error}") from error

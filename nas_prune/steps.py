@@ -9,6 +9,7 @@ from torch import nn
 from nas_prune import artifact, build
 from nas_prune import recipe as recipes
 from nas_prune.arch import Arch
+from nas_prune.bench import conditions
 from nas_prune.calibrate import Calibration
 from nas_prune.costs import Budget
 from nas_prune.derivation import derive
@@ -18,6 +19,7 @@ from nas_prune.gated import GatedModel
 from nas_prune.job import Job
 from nas_prune.joint import settle
 from nas_prune.meet import Met, meet
+from nas_prune.reform import reform, take_forms
 from nas_prune.scoring import scored
 from nas_prune.selectors import Scores, selectors
 from nas_prune.train import Stage, fit, optimizer_of, task_loss
@@ -87,6 +89,7 @@ def _measuring(job: Job, calibration: Calibration) -> Callable[[Arch], float]:
 def derived(job: Job, arch: Arch) -> tuple[nn.Module, dict[str, Any]]:
     """The small model, with the proof that it computes what the gated one does."""
     small = derive(job.model, job.space.axes, arch)
+    _reform(job, small)
     path = job.folder / "certificate.json"
     if path.exists():
         return small, read_json(path, CheckpointError)
@@ -94,6 +97,17 @@ def derived(job: Job, arch: Arch) -> tuple[nn.Module, dict[str, Any]]:
     save(job, small, "derived", arch, certificate)
     write_json(path, certificate)
     return small, certificate
+
+
+def _reform(job: Job, small: nn.Module) -> None:
+    """Give stripes the forms that are fastest here; measured once, then kept."""
+    path, how = job.folder / "stripes.json", job.recipe.latency
+    if path.exists():
+        take_forms(small, read_json(path, CheckpointError)["convolutions"])
+    elif job.space.axes.stripes:
+        images = job.images(how.batch_size)
+        rows = reform(small, images, conditions(how), seconds=how.seconds, follow=job.run.bars.follow)
+        write_json(path, {"convolutions": rows})
 
 
 def save(job: Job, model: nn.Module, name: str, arch: Arch, certificate: dict[str, Any]) -> None:

@@ -46,12 +46,39 @@ def table_rows(results: Mapping[str, Any]) -> dict[str, list[Cell]]:
         "Top-1 (%)": [_top1(model, dense) for model in models.values()],
         "MACs": [_count(model, dense, "macs") for model in models.values()],
         "Parameters": [_count(model, dense, "params") for model in models.values()],
+        **_live_rows(models, results.get("stripes")),
         "Predicted latency (ms)": [_latency(model, dense, "predicted_ms") for model in models.values()],
         "Measured latency (ms)": [_latency(model, dense, "measured_ms") for model in models.values()],
     }
     exact = Cell("—" if error is None else f"{error:.1e}")
     rows["Largest |gated - derived| output"] = [exact if key == "derived" else Cell("") for key in models]
     return rows
+
+
+def _live_rows(models: Mapping[str, Mapping[str, Any]], stripes: Mapping[str, Any] | None) -> dict[str, list[Cell]]:
+    """What the live stripes of convolutions multiply and hold, beside what is executed and stored."""
+    if not stripes:
+        return {}
+    dense = models["dense"]
+    rows = {}
+    for key, label in (("macs", "MACs of live stripes"), ("params", "Parameters in live stripes")):
+        cells = {name: {key: stripes[key]} if model and name != "dense" else model for name, model in models.items()}
+        rows[label] = [_count(cell if name != "dense" else dense, dense, key) for name, cell in cells.items()]
+    return rows
+
+
+def stripe_rows(stripes: Mapping[str, Any] | None) -> list[dict[str, str]]:
+    """One row per convolution that lost stripes: live share, the form that it took, milliseconds of every form."""
+    convolutions = (stripes or {}).get("convolutions", [])
+    return [
+        {
+            "convolution": row["module"],
+            "live": share(row["live"]),
+            "form": row["form"],
+            **{f"{form}, ms": milliseconds(value) for form, value in row["ms"].items()},
+        }
+        for row in convolutions
+    ]
 
 
 def stage_rows(stages: Mapping[str, Mapping[str, float]]) -> list[StageRow]:

@@ -1,6 +1,5 @@
 """Many targets from one search: the same scores, cut at several limits; each derived, measured, and saved by itself."""
 
-import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -39,7 +38,7 @@ def derive_targets(job: Job, targets: Sequence[str], *, tune: bool) -> dict[str,
     for limit in limits.values():
         refuse(job, calibration, limit)
     train_dense(job)
-    parent = copy.deepcopy(job.model)
+    parent = derive(job.model, job.space.axes, Arch())
     gated = build.gated(job.recipe, job.model, job.space).to(job.run.accelerator.device)
     searched(job, gated, calibration)
     teacher = baseline(job, parent) if tune else parent

@@ -35,6 +35,9 @@ def install() -> None:
 def _register() -> None:
     from timm.models import is_model, register_model
 
+    from nas_prune.cells import entry
+
+    entry.register()
     if not is_model(nas_prune_derived.__name__):
         register_model(nas_prune_derived)
 

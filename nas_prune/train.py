@@ -82,17 +82,18 @@ def fit(
     optimizers: Sequence[Optimizer],
     *,
     watch: Callable[[], Mapping[str, float]] = dict,
+    begin: Callable[[int], object] = int,
 ) -> None:
     """Train ``model`` in place for the epochs of the stage, or for what is left of them.
 
     ``loss_of(model, images, targets)`` is minimised; the first optimizer follows the schedule. ``watch`` adds columns
-    to the journal. Raises DivergedError when the loss is not finite, InterruptedRunError when a signal asks to stop.
+    to the journal; ``begin`` is called with the number of an epoch before its first step. Raises DivergedError when
+    the loss is not finite, InterruptedRunError when a signal asks to stop.
     """
     if not stage.epochs:
         return
-    accelerator = run.accelerator
-    trained, *prepared = accelerator.prepare(model, *optimizers)
-    loader = accelerator.prepare_data_loader(data.train)
+    trained, *prepared = run.accelerator.prepare(model, *optimizers)
+    loader = run.accelerator.prepare_data_loader(data.train)
     steps = min(len(loader), stage.settings.max_steps or len(loader))
     schedule = _schedule(optimizers, stage, steps)
     mix = mixer(stage.images, data.classes, stage.settings.label_smoothing) or _as_they_are
@@ -101,17 +102,24 @@ def fit(
     bar = run.bars.bar(stage.name, stage.epochs * steps, position.epoch * steps + position.step)
     with stop_signals() as stop:
         while position.epoch < stage.epochs:
-            model.train()
+            _open_epoch(model, position, begin)
             for images, labels in _batches(loader, position, steps):
                 schedule.step_update(position.epoch * steps + position.step)
                 loss = loss_of(trained, *mix(images, labels))
-                _update(accelerator, trained, loss, prepared, stage.settings.clip_grad)
+                _update(run.accelerator, trained, loss, prepared, stage.settings.clip_grad)
                 position.step += 1
                 bar.advance(_look(stage, position, loss, steps))
                 memory.close_step(position, stop)
             position = Position(position.epoch + 1)
             memory.close_epoch(position, {"train/loss": float(loss.detach()), **watch()}, data)
             memory.stop_if_asked(stop)
+
+
+def _open_epoch(model: nn.Module, position: Position, begin: Callable[[int], object]) -> None:
+    """What comes before the first step of an epoch; then the model is in training mode."""
+    if position.step == 0:
+        begin(position.epoch)
+    model.train()
 
 
 def _update(

@@ -174,7 +174,7 @@ def test_nothing_to_prune_is_an_error_that_says_why(tmp_path: Path) -> None:
         lay(Subject("scan", Scan().eval(), (3, 8, 8), "channels"))
     with pytest.raises(SpaceError, match=r"leaves nothing to change.*these could change: .* channel axes"):
         lay(find("test_resnet", img_size=32, space="heads_and_hidden", settings={}))
-    (tmp_path / "tight.yaml").write_text("rules:\n  - minimum: 1.0\n")
+    (tmp_path / "tight.yaml").write_text("rules:\n  - {kinds: [channel], minimum: 1.0}\n")
     with pytest.raises(SpaceError, match=r"the least size that search space .*tight\.yaml allows"):
         lay(find("test_resnet", img_size=32, space=str(tmp_path / "tight.yaml"), settings={}))
 

@@ -45,7 +45,7 @@ def test_a_line_that_cannot_be_expressed_freezes_the_axes_that_meet_there() -> N
 def test_a_width_read_off_the_input_is_rewritten_in_a_subclass_of_the_same_name() -> None:
     model = InputWidth()
     axes = trace(model, model.example())
-    assert {axis.kind for axis in axes.free.values()} == {"channel", "head", "head_dim"}
+    assert {axis.kind for axis in axes.free.values()} == {"channel", "head", "head_dim", "depth"}
     small = derive(model, axes, Arch.random(axes))
     kind = type(small.attention)
     assert (kind.__name__, kind.__module__) == ("Attention", InputWidth.Attention.__module__)

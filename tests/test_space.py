@@ -7,7 +7,7 @@ from zoo import traced
 
 from nas_prune.arch import Arch
 from nas_prune.errors import SpaceError
-from nas_prune.space import SearchSpace, read_rules, spaces
+from nas_prune.space import SearchSpace, read_file, spaces
 from nas_prune.tracing import Axes
 
 
@@ -41,7 +41,7 @@ def test_a_later_rule_can_thaw_what_an_earlier_one_froze(tmp_path: Path, axes: A
 
 
 def test_the_divisor_is_halved_until_there_are_enough_widths(tmp_path: Path, axes: Axes) -> None:
-    space = SearchSpace.read(written(tmp_path, "  - {divisor: 64, widths: 4}\n"), axes)
+    space = SearchSpace.read(written(tmp_path, "  - {kinds: [channel], divisor: 64, widths: 4}\n"), axes)
     for axis in space.free.values():
         assert axis.size // axis.divisor >= 4
         assert axis.size // (2 * axis.divisor) < 4
@@ -49,15 +49,15 @@ def test_the_divisor_is_halved_until_there_are_enough_widths(tmp_path: Path, axe
 
 
 def test_the_minimum_is_a_share_rounded_up_to_an_allowed_width(tmp_path: Path, axes: Axes) -> None:
-    space = SearchSpace.read(written(tmp_path, "  - {divisor: 8, widths: 4, minimum: 0.3}\n"), axes)
+    space = SearchSpace.read(written(tmp_path, "  - {kinds: [channel], divisor: 8, widths: 4, minimum: 0.3}\n"), axes)
     assert space.minimum.keys() == space.free.keys()
     for name, axis in space.free.items():
         assert space.minimum[name] >= 0.3 * axis.size > space.minimum[name] - axis.divisor
         assert space.minimum[name] % axis.divisor == 0
     whole = SearchSpace.read(written(tmp_path, "  - {minimum: 1.0}\n"), axes)
-    assert dict(whole.minimum) == {name: axis.size for name, axis in axes.free.items()}
+    assert dict(whole.minimum) == {n: 0 if axis.kind == "depth" else axis.size for n, axis in axes.free.items()}
     least = SearchSpace.read(written(tmp_path, "  - {divisor: 1, minimum: 0.0}\n"), axes)
-    assert set(least.minimum.values()) == {1}
+    assert {least.minimum[name] for name in axes.free if axes[name].kind == "channel"} == {1}
 
 
 def test_unmatched_axes_are_frozen_and_frozen_axes_keep_their_reason(tmp_path: Path, axes: Axes) -> None:
@@ -95,10 +95,10 @@ def test_a_file_that_is_no_space_is_an_error_that_names_it(tmp_path: Path, text:
     path = tmp_path / "own.yaml"
     path.write_text(text)
     with pytest.raises(SpaceError, match=r"own\.yaml is not a search space"):
-        read_rules(path)
+        read_file(path)
 
 
-@pytest.mark.parametrize("name", spaces())
+@pytest.mark.parametrize("name", [name for name in spaces() if not read_file(name).cell])
 def test_every_shipped_space_fits_a_transformer(name: str) -> None:
     axes = traced("test_vit").axes
     space = SearchSpace.read(name, axes)
@@ -107,15 +107,18 @@ def test_every_shipped_space_fits_a_transformer(name: str) -> None:
     assert Arch.random(space.axes, 0.4).check(space.axes) is None
 
 
-@pytest.mark.parametrize("name", ["channels", "everything"])
-def test_spaces_of_channels_fit_a_convolutional_net(name: str, axes: Axes) -> None:
-    assert list(SearchSpace.read(name, axes).free) == list(axes.free)
+def test_spaces_of_channels_and_of_depth_fit_a_convolutional_net(axes: Axes) -> None:
+    free = {name: list(SearchSpace.read(name, axes).free) for name in ("channels", "depth", "everything")}
+    assert free["everything"] == list(axes.free)
+    assert free["channels"] == [name for name, axis in axes.free.items() if axis.kind == "channel"]
+    assert free["depth"] == ["layer1.0.depth"]
 
 
 def test_all_is_every_free_axis_unit_by_unit(axes: Axes) -> None:
     space = SearchSpace.all(axes)
     assert space.free == axes.free
-    assert set(space.minimum.values()) == {axis.divisor for axis in space.free.values()} == {1}
+    assert {axis.divisor for axis in space.free.values()} == {1}
+    assert dict(space.minimum) == {name: int(axis.kind != "depth") for name, axis in space.free.items()}
 
 
 def test_random_architectures_respect_divisors(axes: Axes) -> None:

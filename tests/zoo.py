@@ -76,9 +76,9 @@ class Traced:
         model.load_state_dict(perturbed(model, torch.Generator().manual_seed(1)))
         return model
 
-    def random(self, keep: float, seed: int = 0) -> Arch:
-        """A random share of every free axis."""
-        return Arch.random(self.axes, keep, generator=torch.Generator().manual_seed(seed))
+    def random(self, keep: float, seed: int = 0, bits: float = 1.0) -> Arch:
+        """A random share of every free axis; ``bits``: of the branches."""
+        return Arch.random(self.axes, keep, bits=bits, generator=torch.Generator().manual_seed(seed))
 
     def single(self) -> Arch:
         """One unit of every free axis, the last one."""

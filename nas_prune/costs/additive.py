@@ -24,7 +24,7 @@ from torch import Tensor
 from nas_prune.costs.additive_fit import Array, Problem, coefficients
 from nas_prune.costs.operator_features import MEASURED, Features
 from nas_prune.costs.operator_table import OperatorTable
-from nas_prune.costs.predictor import Predictor, dense_sizes, predictors
+from nas_prune.costs.predictor import Predictor, dense_sizes, left_out, predictors
 from nas_prune.errors import CalibrationError
 from nas_prune.tracing import Axes
 
@@ -52,7 +52,7 @@ class AdditivePredictor(Predictor):
     sizes: Tensor
 
     def __init__(self, axes: Axes, dense_ms: float, table: OperatorTable | None = None) -> None:
-        super().__init__(dense_sizes(axes), dense_ms)
+        super().__init__(dense_sizes(axes), dense_ms, closed=left_out(axes))
         self.features = Features(axes, self.names, table)
         constant = [0.0] * len(self.features.groups) + [float(dense_ms)]
         self.register_buffer("coefficients", torch.tensor(constant))
@@ -65,7 +65,7 @@ class AdditivePredictor(Predictor):
     def predict(self, shares: Tensor) -> Tensor:
         """Milliseconds (b) for shares (b n)."""
         ms = torch.maximum(self._columns(shares) @ self.coefficients, IDLE * self.dense_ms)
-        return ms * (BOUND * torch.tanh(_bends(shares) @ self.correction / BOUND)).exp()
+        return ms * (BOUND * torch.tanh(self._bends(shares) @ self.correction / BOUND)).exp()
 
     def fit(self, shares: Tensor, ms: Tensor, *, generator: torch.Generator) -> None:
         """Learn from shares (b n) and measured milliseconds (b). Raises CalibrationError for fewer than eight."""
@@ -78,7 +78,7 @@ class AdditivePredictor(Predictor):
         measured = ms.double().cpu().numpy()
         chosen = int(np.argmin([_off(each, measured) for each in held_out]))
         self.coefficients.copy_(torch.from_numpy(coefficients(*tries[chosen])))
-        bends = _bends(shares.double().cpu()).numpy()
+        bends = self._bends(shares).double().cpu().numpy()
         self.correction.copy_(torch.from_numpy(_correction(bends, np.log(measured / held_out[chosen]), folds)))
         self.requires_grad_(False)
 
@@ -102,12 +102,18 @@ class AdditivePredictor(Predictor):
         """What is summed (b f), a constant last."""
         return torch.cat([self.features(self._filled(shares)), torch.ones_like(shares[:, :1])], -1)
 
+    def _bends(self, shares: Tensor) -> Tensor:
+        """What the correction is linear in (b n+2): the shares that are missing, their mean, and its square."""
+        missing = self.dense_shares - shares
+        mean = missing.mean(-1, keepdim=True)
+        return torch.cat([missing, mean, mean.square()], -1)
+
     def _problems(self, shares: Tensor, ms: Tensor) -> list[Problem]:
         """The sum of everything that is not measured; with a table, the sum with the measured operators, too."""
         groups = [*self.features.groups, "constant"]
         names = list(dict.fromkeys(groups))
         with torch.no_grad():
-            whole = torch.cat([torch.ones_like(shares[:1]), shares]).to(self.dense_ms)
+            whole = torch.cat([self.dense_shares, shares.to(self.dense_ms)])
             columns = self._columns(whole).double().cpu().numpy()
         sorts = np.array([names.index(group) for group in groups])
         known, twice = np.array([group == MEASURED for group in groups]), np.array([*self.features.twice, False])
@@ -121,13 +127,6 @@ def additive(axes: Axes, dense_ms: float, table: object | None = None) -> Additi
     """The additive predictor, with the measured operators where there are any."""
     assert table is None or isinstance(table, OperatorTable)
     return AdditivePredictor(axes, dense_ms, table)
-
-
-def _bends(shares: Tensor) -> Tensor:
-    """What the correction is linear in (b n+2): the shares that are missing, their mean, and its square."""
-    missing = 1 - shares
-    mean = missing.mean(-1, keepdim=True)
-    return torch.cat([missing, mean, mean.square()], -1)
 
 
 def _held_out(problem: Problem, tie: float, folds: Array) -> Array:

@@ -47,7 +47,7 @@ def batched(cost: CostModel, columns: Columns) -> Tensor:
 def _shares(predictor: Predictor, columns: Columns, count: int) -> Tensor:
     """Inputs of a predictor (b n)."""
     kept = [
-        columns[name] / full if name in columns else torch.ones(count)
-        for name, full in zip(predictor.names, predictor.full, strict=True)
+        columns[name] / full if name in columns else torch.full((count,), usual / full)
+        for name, full, usual in zip(predictor.names, predictor.full, predictor.usual, strict=True)
     ]
     return torch.stack([share.to(predictor.dense_ms) for share in kept], -1)

@@ -84,10 +84,12 @@ class Macs:
 
 
 def _distinct(axes: Axes) -> list[tuple[Term, ...]]:
-    """Terms of every parameter, shared ones once."""
-    captured = axes.walk.captured
+    """Terms of every parameter, shared ones once, the bits of branches that it goes with, live stripes alone."""
+    captured, bits = axes.walk.captured, axes.presence
     names = {target for name, target in captured.tensors.items() if name not in captured.buffers}
-    return [axes.tensors[name] for name in dict.fromkeys(captured.shared.get(name, name) for name in names)]
+    first = dict.fromkeys(captured.shared.get(name, name) for name in names)
+    dims = {name: (axes.striped[name], axes.tensors[name][1]) for name in first if name in axes.striped}
+    return [(*dims.get(name, axes.tensors[name]), *bits.get(name, ())) for name in first]
 
 
 def _tensor(total: Tensor | float) -> Tensor:

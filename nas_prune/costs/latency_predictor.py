@@ -6,14 +6,14 @@ log(latency / dense latency), so a prediction is always positive and scale-free;
 weight decay, which together cut the error at uneven widths of planted latencies by up to a third.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_prune.costs.cost import costs
-from nas_prune.costs.predictor import Predictor, dense_sizes, predictors
+from nas_prune.costs.predictor import Predictor, dense_sizes, left_out, predictors
 from nas_prune.tracing import Axes
 
 
@@ -21,12 +21,13 @@ from nas_prune.tracing import Axes
 class LatencyPredictor(Predictor):
     """Predicted milliseconds of the derived model; the dense model's are ``dense_ms`` exactly.
 
-    ``axes``: name -> dense size, in a fixed order; ``dense_ms``: measured latency of the dense model; ``hidden``: units
-    in each of the two hidden layers.
+    ``hidden``: units in each of the two hidden layers; the other arguments are those of Predictor.
     """
 
-    def __init__(self, axes: Mapping[str, int], dense_ms: float, *, hidden: int = 64) -> None:
-        super().__init__(axes, dense_ms)
+    def __init__(
+        self, axes: Mapping[str, int], dense_ms: float, *, closed: Collection[str] = (), hidden: int = 64
+    ) -> None:
+        super().__init__(axes, dense_ms, closed=closed)
         width = len(self.names)
         self.layers = nn.Sequential(
             nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, 1)
@@ -38,7 +39,7 @@ class LatencyPredictor(Predictor):
 
     def _logarithm(self, shares: Tensor) -> Tensor:
         """log(latency / dense latency) (b): the dense model's own time is known, so only the difference is learned."""
-        difference: Tensor = self.layers(shares) - self.layers(torch.ones_like(shares[:1]))
+        difference: Tensor = self.layers(shares) - self.layers(self.dense_shares)
         return difference.squeeze(-1)
 
     def fit(self, shares: Tensor, ms: Tensor, *, steps: int = 600, generator: torch.Generator) -> None:
@@ -59,4 +60,4 @@ class LatencyPredictor(Predictor):
 @predictors.register("lpnet")
 def lpnet(axes: Axes, dense_ms: float, table: object | None = None) -> LatencyPredictor:  # noqa: ARG001
     """LPNet over the free axes; measured operators are of no use to it."""
-    return LatencyPredictor(dense_sizes(axes), dense_ms)
+    return LatencyPredictor(dense_sizes(axes), dense_ms, closed=left_out(axes))

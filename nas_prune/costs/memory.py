@@ -127,10 +127,11 @@ def _is_view(node: Node) -> bool:
 
 
 def _outputs(axes: Axes, node: Node, scale: float) -> list[tuple[Dims, float]]:
-    """Dimensions and bytes per entry of each tensor that a node makes."""
+    """Dimensions, bits of branches among them, and bytes per entry of each tensor that a node makes."""
     terms, values = axes.walk.terms[node], node.meta.get("val")
+    bits = tuple(axes.walk.presence.get(node, ()))
     pairs = zip(terms, values or (), strict=True) if isinstance(terms, list) else [(terms, values)]
-    return [(dims, scale * value.element_size()) for dims, value in pairs if isinstance(value, Tensor)]
+    return [((*dims, *bits), scale * value.element_size()) for dims, value in pairs if isinstance(value, Tensor)]
 
 
 def _undominated(rows: Tensor) -> Tensor:

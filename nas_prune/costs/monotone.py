@@ -12,7 +12,7 @@ The mean, the quadratic form, tanh for the bounded third of the units and exp fo
 On planted latencies the mean lay between the two where the quadratic form was exact, and beat both where neither was.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 from math import log
 
@@ -23,7 +23,7 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_prune.costs.predictor import Predictor, dense_sizes, predictors
+from nas_prune.costs.predictor import Predictor, dense_sizes, left_out, predictors
 from nas_prune.tracing import Axes
 
 IDLE = 1e-4  # least share of the dense latency that a call takes, however little it computes
@@ -60,8 +60,10 @@ class MonotonePredictor(Predictor):
 
     work: Tensor
 
-    def __init__(self, axes: Mapping[str, int], dense_ms: float, *, hidden: int = 21) -> None:
-        super().__init__(axes, dense_ms)
+    def __init__(
+        self, axes: Mapping[str, int], dense_ms: float, *, closed: Collection[str] = (), hidden: int = 21
+    ) -> None:
+        super().__init__(axes, dense_ms, closed=closed)
         self.network = PositiveNetwork(len(self.names), hidden)
         size = len(self.names) + 1
         self.register_buffer("work", torch.full((size, size), 1 / size**2))
@@ -73,19 +75,19 @@ class MonotonePredictor(Predictor):
 
     def _learned(self, shares: Tensor) -> Tensor:
         """log(latency / dense latency) (b) by the network."""
-        level: Tensor = self.network(shares) - self.network(torch.ones_like(shares[:1]))
+        level: Tensor = self.network(shares) - self.network(self.dense_shares)
         return level
 
     def _worked(self, shares: Tensor) -> Tensor:
         """log(latency / dense latency) (b) by the quadratic form in (1, shares)."""
-        factors = F.pad(shares, (1, 0), value=1.0)
+        factors = F.pad(torch.cat([shares, self.dense_shares]), (1, 0), value=1.0)
         work = einsum(factors @ self.work, factors, "b i, b i -> b")
-        return (work / self.work.sum()).log()
+        return (work[:-1] / work[-1]).log()
 
     def fit(self, shares: Tensor, ms: Tensor, *, steps: int = 800, generator: torch.Generator) -> None:  # noqa: ARG002
         """Fit both models to shares (b n) and milliseconds (b), then freeze. Nothing in it is random."""
         target = ms / self.dense_ms
-        self.work.copy_(_quadratic_form(shares, target))
+        self.work.copy_(_quadratic_form(torch.cat([shares, self.dense_shares]), target))
         optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-2)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(steps):
@@ -106,10 +108,11 @@ def _bent(x: Tensor) -> Tensor:
 def _quadratic_form(shares: Tensor, target: Tensor) -> Tensor:
     """Entries >= 0 (n+1 n+1) of the form in (1, shares) with the least squared relative error, and a ridge.
 
-    ``target``: latency over dense latency (b). L-BFGS-B needs no column per pair of axes, as a solver of
-    non-negative least squares would: their number would grow with the square of the axes.
+    ``shares`` (b+1 n), the last of the dense model; ``target``: latency over dense latency (b). L-BFGS-B needs no
+    column per pair of axes, as a solver of non-negative least squares would: their number would grow with the square
+    of the axes.
     """
-    factors = np.pad(shares.double().numpy(), ((0, 1), (1, 0)), constant_values=1.0)  # the last row is the dense model
+    factors = np.pad(shares.double().cpu().numpy(), ((0, 0), (1, 0)), constant_values=1.0)
     weight = np.append(1 / target.double().numpy(), ANCHOR)
     wanted = np.append(np.ones(len(target)), ANCHOR)
     size = factors.shape[1]
@@ -129,4 +132,4 @@ def _quadratic_form(shares: Tensor, target: Tensor) -> Tensor:
 @predictors.register("monotone")
 def monotone(axes: Axes, dense_ms: float, table: object | None = None) -> MonotonePredictor:  # noqa: ARG001
     """The monotone predictor over the free axes; measured operators are of no use to it."""
-    return MonotonePredictor(dense_sizes(axes), dense_ms)
+    return MonotonePredictor(dense_sizes(axes), dense_ms, closed=left_out(axes))

@@ -67,12 +67,13 @@ class Features(nn.Module):
         super().__init__()
         free = set(names)
         moving = {var for var, name in axes.variables.items() if name in free}
-        known = [each for each in operators(axes) if _moves((*each.first, *each.second), moving)]
+        known = [each for each in operators(axes) if _moves((*each.first, *each.second, *each.present), moving)]
         pieces = [piece for piece in _pieces(axes) if _moves(piece.terms, moving)]
         columns = {column: index for index, column in enumerate(dict.fromkeys(piece.column for piece in pieces))}
         self.groups = [MEASURED] * len(known) + [sort for sort, _ in columns]
         self.pieces = Products(axes, names, [piece.terms for piece in pieces])
         self.sides = Products(axes, names, [side for each in known for side in (each.first, each.second)])
+        self.present = Products(axes, names, [each.present for each in known])
         amounts = torch.zeros(len(pieces), len(columns))
         for row, piece in enumerate(pieces):
             amounts[row, columns[piece.column]] = product(term.size for term in piece.terms)
@@ -101,7 +102,7 @@ class Features(nn.Module):
         """(b n) -> (b f): milliseconds of measured operators, amounts of everything else."""
         widths = self.sides(shares).reshape(len(shares), -1, 2) ** self.powers * self.dense
         measured = interpolated(self.ms, (self.first, self.second), (widths[..., 0], widths[..., 1]))
-        return torch.cat([measured, self.pieces(shares) @ self.amounts], -1)
+        return torch.cat([measured * self.present(shares), self.pieces(shares) @ self.amounts], -1)
 
 
 def _pieces(axes: Axes) -> Iterator[Piece]:
@@ -110,8 +111,9 @@ def _pieces(axes: Axes) -> Iterator[Piece]:
     for node in walk.captured.graph.nodes:
         if node.op != "call_function" or node not in walk.terms or operator(node).startswith(FREE):
             continue
-        read = [_first(axes, given) for given in node.all_input_nodes if walk.tensor(given) is None]
-        written = _first(axes, node)
+        bits = tuple(walk.presence.get(node, ()))
+        read = [(*_first(axes, given), *bits) for given in node.all_input_nodes if walk.tensor(given) is None]
+        written = (*_first(axes, node), *bits)
         if node in walk.products:
             name, own = _family(axes, node), node.name if len(walk.products) <= MANY else ""
             yield from (Piece(f"{name} multiply-adds", node.name, terms) for terms in walk.products[node])

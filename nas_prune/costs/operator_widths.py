@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nas_prune.tracing import Axes
-from nas_prune.tracing.terms import Cat, Prod, Term, Var, resolve
+from nas_prune.tracing.terms import Cat, Prod, Striped, Term, Var, resolve
 
 Monomials = dict[tuple[int, ...], float]
 
@@ -65,7 +65,8 @@ def monomials(axes: Axes, term: Term, index: Mapping[str, int]) -> Monomials:
         for part in term.parts:
             result = _times(result, monomials(axes, part, index))
     else:
-        name = axes.variables.get(term, "") if isinstance(term, Var) else ""
+        var = term.stripes if isinstance(term, Striped) else term  # of filters that are kept, as good as all
+        name = axes.variables.get(var, "") if isinstance(var, Var) else ""
         result[(index[name],) if name in index else ()] = 1.0
     return result
 

@@ -57,13 +57,15 @@ class Shape:
 
 @dataclass(frozen=True)
 class Operator:
-    """One node of the graph, the module it is in, its shape, and the terms of its two widths."""
+    """One node of the graph, the module it is in, its shape, the terms of its two widths, and the bits of the branches
+    that it is inside of."""
 
     node: str
     module: str
     shape: Shape
     first: tuple[Term, ...]
     second: tuple[Term, ...]
+    present: tuple[Term, ...] = ()
 
 
 Known = tuple[Shape, tuple[Term, ...], tuple[Term, ...]]
@@ -76,7 +78,8 @@ def operators(axes: Axes) -> list[Operator]:
         reader = READERS.get(operator(node))
         known = reader(axes, node) if reader is not None and _per_image(axes, node) else None
         if known is not None:
-            found.append(Operator(node.name, axes.walk.captured.owner(node), *known))
+            bits = tuple(axes.walk.presence.get(node, ()))
+            found.append(Operator(node.name, axes.walk.captured.owner(node), *known, bits))
     return found
 
 

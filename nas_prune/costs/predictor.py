@@ -5,7 +5,7 @@ for the time of sizes that nobody measured. It predicts; whether a network is fa
 forms suit different devices, so several are registered, and cross-validation chooses (``cross_validation``).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,18 +31,22 @@ class PredictionError:
 class Predictor(nn.Module):
     """Predicted milliseconds of the derived model, differentiable in the sizes; the base of every predictor.
 
-    ``axes``: name -> dense size, in a fixed order; ``dense_ms``: measured latency of the dense model. All that ``fit``
-    learns lies in parameters and buffers whose shapes follow from the constructor's arguments, so that the state of a
-    fitted predictor can be loaded into a fresh one.
+    ``axes``: name -> full size, in a fixed order; ``dense_ms``: measured latency of the dense model, in which the axes
+    ``closed`` (candidates) have no unit. All that ``fit`` learns lies in parameters and buffers whose shapes follow
+    from the constructor's arguments, so that the state of a fitted predictor can be loaded into a fresh one.
     """
 
     unit = "ms"
     dense_ms: Tensor
+    dense_shares: Tensor  # (1 n)
 
-    def __init__(self, axes: Mapping[str, int], dense_ms: float) -> None:
+    def __init__(self, axes: Mapping[str, int], dense_ms: float, *, closed: Collection[str] = ()) -> None:
         super().__init__()
         self.names, self.full = list(axes), [float(size) for size in axes.values()]
+        self.usual = [0.0 if name in closed else size for name, size in zip(self.names, self.full, strict=True)]
         self.register_buffer("dense_ms", torch.tensor(float(dense_ms)))
+        dense = [usual / full for usual, full in zip(self.usual, self.full, strict=True)]
+        self.register_buffer("dense_shares", torch.tensor([dense]), persistent=False)
 
     def forward(self, sizes: Sizes) -> Tensor:
         """Milliseconds for one architecture, given as the size of each axis; gradients reach the sizes."""
@@ -56,7 +60,7 @@ class Predictor(nn.Module):
 
     def _row(self, sizes: Sizes) -> Tensor:
         """Sizes (n) of one architecture, in the order of the axes."""
-        values = [sizes.get(name, full) for name, full in zip(self.names, self.full, strict=True)]
+        values = [sizes.get(name, usual) for name, usual in zip(self.names, self.usual, strict=True)]
         like = self.dense_ms
         if any(isinstance(value, Tensor) for value in values):
             return torch.stack([torch.as_tensor(value, dtype=like.dtype, device=like.device) for value in values])
@@ -83,8 +87,13 @@ predictors: Registry[Factory] = Registry("latency predictor")
 
 
 def dense_sizes(axes: Axes) -> dict[str, int]:
-    """Dense size of every axis that may change: what a predictor is made for."""
+    """Full size of every axis that may change: what a predictor is made for."""
     return {name: axis.size for name, axis in axes.free.items()}
+
+
+def left_out(axes: Axes) -> list[str]:
+    """The candidates that are not part of the dense model."""
+    return [name for name, axis in axes.free.items() if axis.optional]
 
 
 def compare(predicted: Tensor, ms: Tensor) -> PredictionError:

@@ -30,7 +30,7 @@ def taylor(gated: GatedModel, batches: Batches, *, power: Literal[1, 2] = 2) -> 
 
     Raises DataError without a batch, DivergedError where a loss or a gradient is not a number.
     """
-    totals = {name: torch.zeros_like(keep) for name, keep in gated.fixed(Arch()).keep().items()}
+    totals = {name: torch.zeros_like(keep) for name, keep in gated.fixed(Arch.dense(gated.axes)).keep().items()}
     count = 0
     with evaluating(gated):
         gated.training = True  # the gates alone: else norms whose gates are open skip them, and their share is lost
@@ -45,7 +45,7 @@ def taylor(gated: GatedModel, batches: Batches, *, power: Literal[1, 2] = 2) -> 
 
 def _gradients(gated: GatedModel, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Gradient of the loss with respect to each unit's gate (c), all gates being one."""
-    opened = gated.fixed(Arch())
+    opened = gated.fixed(Arch.dense(gated.axes))
     keep = {name: each.requires_grad_() for name, each in opened.keep().items()}
     with torch.enable_grad():
         loss = F.cross_entropy(opened(images), labels)

@@ -4,7 +4,8 @@ Li et al., "Weight-dependent Gates for Differentiable Neural Network Pruning" (a
 fully connected layer per gated layer, shared by its filters, a binary step, a surrogate gradient. Ours, where the
 paper is silent: weights are standardised per layer and the product divided by sqrt(n), so that scores of all layers
 live in the surrogate's window; theta ~ N(0, 0.1^2) and b = 0.5, so that all gates start open; an axis that several
-weights write (residual stage, depthwise convolution) has one gate that sees the features of all of them.
+weights write (residual stage, depthwise convolution) has one gate that sees the features of all of them; what no weight
+writes (a branch, the candidates of a choice) has a logit per unit, b alone.
 """
 
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ class WeightGate(Gate):
         self.detach_weights = detach_weights
         self.leak = leak
         self.theta = nn.ParameterList(nn.Parameter(0.1 * torch.randn(n)) for n in fan_in)
-        self.bias = nn.Parameter(torch.tensor(init))
+        self.bias = nn.Parameter(torch.tensor(init) if fan_in else torch.full((size,), init))
 
     def score(self, weight: Sequence[Tensor]) -> Tensor:
         """Scores (c) from weights [(c n_i), ...]."""
@@ -40,7 +41,7 @@ class WeightGate(Gate):
             w = w.detach() if self.detach_weights else w
             mean, deviation = _statistics(w.detach())
             total = total + (w @ theta - mean * theta.sum()) / (deviation + 1e-6)
-        return total / sqrt(sum(self.fan_in)) + self.bias
+        return total / sqrt(max(1, sum(self.fan_in))) + self.bias
 
     def open(self, score: Tensor) -> Tensor:
         """Keep values (c), each 0 or 1."""

@@ -1,8 +1,9 @@
 """Selectors: how scores and a limit become an architecture. The registry ``selectors`` knows their names."""
 
+from nas_prune.selectors.genotype import genotype
 from nas_prune.selectors.optimal import optimal
 from nas_prune.selectors.program import program
 from nas_prune.selectors.ranked import ranked
 from nas_prune.selectors.selector import Scores, Selector, selectors
 
-__all__ = ["Scores", "Selector", "optimal", "program", "ranked", "selectors"]
+__all__ = ["Scores", "Selector", "genotype", "optimal", "program", "ranked", "selectors"]

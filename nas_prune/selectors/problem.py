@@ -31,13 +31,14 @@ CHUNK = 8192  # architectures per question to the cost model: a few megabytes
 
 @dataclass(frozen=True)
 class Problem:
-    """A choice (n) holds one position per axis; positions run from the least width to the full one.
+    """A choice (n) holds one position per decision: the width of an axis, or which candidate takes a place.
 
-    ``widths`` and ``values`` (n w): per axis and position, the last one repeated; ``counts`` (n): positions there are.
+    Positions run from the least width to the full one, from the cheapest candidate to the dearest. ``sizes_at``: per
+    decision, what its positions mean, axis -> sizes (w); ``values`` (n w): what they are worth, the last one repeated;
+    ``counts`` (n): positions there are.
     """
 
-    names: tuple[str, ...]
-    widths: Tensor
+    sizes_at: tuple[dict[str, Tensor], ...]
     values: Tensor
     counts: Tensor
     cost: CostModel
@@ -59,19 +60,25 @@ class Problem:
 
     def costs(self, choices: Tensor) -> Tensor:
         """Costs (b) of choices (b n)."""
-        widths = self.widths.gather(1, choices.T)
-        parts = torch.split(widths, CHUNK, 1)
-        return torch.cat([batched(self.cost, dict(zip(self.names, part, strict=True))) for part in parts])
+        return torch.cat([batched(self.cost, self._columns(part)) for part in torch.split(choices, CHUNK)])
 
     def sizes(self, choice: Tensor) -> dict[str, float]:
-        """Width per axis of a choice (n)."""
-        widths = self.widths.gather(1, choice[:, None]).flatten()
-        return dict(zip(self.names, widths.tolist(), strict=True))
+        """Size per axis of a choice (n)."""
+        return {name: float(column) for name, column in self._columns(choice[None]).items()}
 
     def choice(self, sizes: dict[str, int]) -> Tensor:
-        """The choice (n) of allowed widths at or below these."""
-        wanted = torch.tensor([[float(sizes[name])] for name in self.names], dtype=torch.float64)
-        return torch.minimum((self.widths <= wanted).sum(1) - 1, self.dense).clamp(min=0)
+        """The choice (n) of allowed widths at or below these, and of the candidates that are kept."""
+        positions = []
+        for known in self.sizes_at:
+            wanted = torch.tensor([float(sizes[name]) for name in known], dtype=torch.float64)
+            fits = (torch.stack(list(known.values())) <= wanted[:, None]).all(0).nonzero()
+            positions.append(int(fits.max()) if len(fits) else 0)
+        return torch.tensor(positions)
+
+    def _columns(self, choices: Tensor) -> dict[str, Tensor]:
+        """Axis -> sizes (b) of choices (b n)."""
+        each = zip(self.sizes_at, choices.T, strict=True)
+        return {name: sizes[position] for known, position in each for name, sizes in known.items()}
 
     def arch(self, choice: Tensor, scores: Scores) -> Arch:
         """The architecture of a choice (n): the units of the best scores."""
@@ -82,14 +89,33 @@ class Problem:
 
 def pose(scores: Scores, cost: CostModel, limit: float, space: SearchSpace) -> Problem:
     """The problem of a selector's arguments. Raises DivergedError where a score is not a number."""
-    allowed = [widths(axis, space.minimum[name]) for name, axis in space.free.items()]
-    counts = torch.tensor([len(each) for each in allowed])
-    longest = int(counts.max())
     worth = values({name: scores[name] for name in space.free})
-    kept = torch.tensor([[*each, *[each[-1]] * (longest - len(each))] for each in allowed])
-    sums = [F.pad(worth[name].sort(descending=True).values.cumsum(0), (1, 0)) for name in space.free]
-    table = torch.stack([total[each] for total, each in zip(sums, kept, strict=True)])
-    return Problem(tuple(space.free), kept.double(), table, counts, cost, limit)
+    decisions = [_widths(axis, space.minimum[name], worth[name]) for name, axis in _alone(space).items()]
+    decisions += [_candidates(names, cost, worth) for names in space.choices.values()]
+    counts = torch.tensor([len(each) for _, each in decisions])
+    longest = int(counts.max())
+    table = torch.stack([torch.cat([each, each[-1:].expand(longest - len(each))]) for _, each in decisions])
+    return Problem(tuple(sizes for sizes, _ in decisions), table, counts, cost, limit)
+
+
+def _alone(space: SearchSpace) -> dict[str, Axis]:
+    """The axes that are no candidate of a choice."""
+    candidates = {name for names in space.choices.values() for name in names}
+    return {name: axis for name, axis in space.free.items() if name not in candidates}
+
+
+def _widths(axis: Axis, minimum: int, worth: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Widths of an axis, and the values of their best units."""
+    allowed = widths(axis, minimum)
+    sums = F.pad(worth.sort(descending=True).values.cumsum(0), (1, 0))
+    return {axis.name: torch.tensor(allowed, dtype=torch.float64)}, sums[allowed]
+
+
+def _candidates(names: tuple[str, ...], cost: CostModel, worth: Scores) -> tuple[dict[str, Tensor], Tensor]:
+    """One candidate at each position, the cheapest first, everything else being dense; and the values of them."""
+    single = torch.eye(len(names), dtype=torch.float64)
+    order = batched(cost, dict(zip(names, single, strict=True))).argsort(stable=True)
+    return dict(zip(names, single[:, order], strict=True)), torch.cat([worth[name] for name in names])[order]
 
 
 def widths(axis: Axis, minimum: int) -> list[int]:

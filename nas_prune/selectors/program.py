@@ -94,7 +94,7 @@ def _changed(choice: Tensor, positions: dict[int, Tensor]) -> Tensor:
 
 def _compare(tables: Tables, problem: Problem, tolerance: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    share = torch.rand(CHECKED, len(problem.names), generator=generator, dtype=torch.float64)
+    share = torch.rand(CHECKED, len(problem.counts), generator=generator, dtype=torch.float64)
     choices = torch.cat([(share * problem.counts).long(), problem.dense[None]])
     off = float((tables.costs(choices) - problem.costs(choices)).abs().max())
     if off > tolerance:

@@ -18,6 +18,7 @@ from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from nas_prune.errors import TraceError
+from nas_prune.ops.choice import Choice
 
 Inputs = Tensor | tuple[Any, ...]
 
@@ -27,7 +28,8 @@ class Captured:
     """The graph, which tensor of the model each of its placeholders is, and what went in.
 
     ``shared``: each name of a tensor -> the first of all names that the same tensor has (tied weights).
-    ``modules``: the same for paths of modules.
+    ``modules``: the same for paths of modules. ``choices``: path of each choice -> the name under which it is decided,
+    and its candidates in the order of the sum.
     ``inputs``: what was captured, its tensors without numbers; ``batch``: images in the inputs that the caller gave.
     """
 
@@ -36,6 +38,7 @@ class Captured:
     buffers: frozenset[str]
     shared: Mapping[str, str]
     modules: Mapping[str, str]
+    choices: Mapping[str, tuple[str, tuple[str, ...]]]
     constants: Mapping[str, Tensor]
     values: Mapping[str, Tensor]
     inputs: tuple[Any, ...]
@@ -115,7 +118,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def capture(model: nn.Module, inputs: Inputs) -> Captured:
     """Export the model in eval mode. Raises TraceError, naming what stopped the export."""
-    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    device = device_of(model)
     arguments = each_tensor(lambda value: value.to(device), at_least_two(inputs))
     try:
         with evaluating(model), _out_of_place(model), _uncollected(), warnings.catch_warnings():
@@ -135,6 +138,11 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
         buffers=frozenset(spec.arg.name for spec in specs if spec.kind is InputKind.BUFFER),
         shared=_first_names(_tensors(model)),
         modules=_first_names(model.named_modules(remove_duplicate=False)),
+        choices={
+            path: (module.shared or path, tuple(module.candidates))
+            for path, module in model.named_modules()
+            if isinstance(module, Choice)
+        },
         constants={
             spec.arg.name: program.constants[str(spec.target)]
             for spec in specs
@@ -148,6 +156,11 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
         inputs=each_tensor(lambda value: value.to("meta"), arguments),
         batch=batch_of(inputs),
     )
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model is: the device of its first tensor, the CPU if it has none."""
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
 
 @contextmanager

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from nas_prune.arch import Arch
 from nas_prune.axes import Axis, Kind, Member
-from nas_prune.tracing.terms import Cat, Prod, Term, Var, frozen_leaves, leaves, resolve
+from nas_prune.tracing.branches import Branch, branches, close
+from nas_prune.tracing.stripes import Stripes, enter, stripes
+from nas_prune.tracing.terms import Cat, Prod, Striped, Term, Var, frozen_leaves, leaves, resolve
 from nas_prune.tracing.walk import Walk
 
 
@@ -27,6 +29,9 @@ class Axes(Mapping[str, Axis]):
     walk: Walk = field(repr=False)
     variables: Mapping[Var, str] = field(repr=False)
     tensors: Mapping[str, tuple[Term, ...]] = field(repr=False)
+    branches: tuple[Branch, ...] = field(default=(), repr=False)
+    stripes: tuple[Stripes, ...] = field(default=(), repr=False)
+    striped: Mapping[str, Striped] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, name: str) -> Axis:
         return self.named[name]
@@ -39,6 +44,25 @@ class Axes(Mapping[str, Axis]):
 
     def __len__(self) -> int:
         return len(self.named)
+
+    @property
+    def choices(self) -> dict[str, tuple[str, ...]]:
+        """Name under which a choice is decided -> the axes of its candidates, in the order of the sum."""
+        found: dict[str, dict[str, None]] = {}
+        for branch in self.branches:
+            if branch.kind == "operation":
+                found.setdefault(branch.name.rpartition(".")[0], {})[branch.name] = None
+        return {choice: tuple(names) for choice, names in found.items()}
+
+    def closed(self, arch: Arch) -> list[Branch]:
+        """The branches that an architecture leaves out."""
+        return [each for each in self.branches if not arch.kept.get(each.name, range(self.named[each.name].dense))]
+
+    @property
+    def presence(self) -> dict[str, tuple[Var, ...]]:
+        """Parameter or buffer -> the bits of the branches that it is taken out with."""
+        known = self.walk.captured.tensors
+        return {known[node.name]: tuple(bits) for node, bits in self.walk.presence.items() if node.name in known}
 
     @property
     def free(self) -> dict[str, Axis]:
@@ -65,10 +89,7 @@ class Axes(Mapping[str, Axis]):
         touched = {self.variables.get(var) for var in leaves(term)} & set(arch.kept)
         if not touched:
             return None
-        keep = {
-            str(name): torch.zeros(self.named[str(name)].size).index_fill(0, torch.tensor(arch.kept[str(name)]), 1.0)
-            for name in touched
-        }
+        keep = {str(name): arch.keep(self.named[str(name)]) for name in touched}
         return self.mask(term, keep).nonzero().flatten()
 
     def width(self, term: Term, sizes: Mapping[str, Tensor | float]) -> Tensor | float:
@@ -78,15 +99,39 @@ class Axes(Mapping[str, Axis]):
             return sum(self.width(part, sizes) for part in term.parts)
         if isinstance(term, Prod):
             return product(self.width(part, sizes) for part in term.parts)
+        if isinstance(term, Striped):
+            whole, live = self.width(term.filters, sizes) * term.positions, self.width(term.stripes, sizes)
+            return torch.minimum(torch.as_tensor(whole), torch.as_tensor(live))
         name = self.variables.get(term) if isinstance(term, Var) else None
-        return sizes[name] if name is not None and name in sizes else float(term.size)
+        if name is None:
+            return float(term.size)
+        return sizes[name] if name in sizes else float(self.named[name].dense)
 
 
-def find(walk: Walk) -> Axes:
-    """Name the free and the frozen variables that occur in parameters and buffers."""
+def find(walk: Walk, *, striped: bool = False) -> Axes:
+    """Name the free and the frozen variables that occur in parameters and buffers, the bits of branches, and stripes.
+
+    Bits and stripes are entered into the record of the walk.
+    """
     tensors = {
         walk.captured.tensors[node.name]: walk.terms[node] for node in walk.terms if node.name in walk.captured.tensors
     }
+    named, variables = _widths(walk, tensors)
+    found, shaped = branches(walk), stripes(walk) if striped else []
+    close(walk, found)
+    weights = enter(walk, shaped)
+    for branch in found:
+        named[branch.name] = Axis(branch.name, branch.kind, 1, (), branch.why, optional=branch.optional)
+        variables[branch.bit] = branch.name
+    for each in shaped:
+        named[each.name] = Axis(each.name, "stripe", each.var.size, ())
+        variables[each.var] = each.name
+    free = {var: name for var, name in variables.items() if named[name].frozen is None}
+    return Axes(named, walk, free, tensors, tuple(found), tuple(shaped), weights)
+
+
+def _widths(walk: Walk, tensors: Mapping[str, tuple[Term, ...]]) -> tuple[dict[str, Axis], dict[Var, str]]:
+    """The variables in dimensions of parameters and buffers, as axes by name, and the name of each."""
     members: dict[Var, list[Member]] = {}
     for tensor, dims in tensors.items():
         for dim, term in enumerate(dims):
@@ -103,7 +148,7 @@ def find(walk: Walk) -> Axes:
         name = _unused(_name(belonging, kind), named)
         named[name] = Axis(name, kind, var.size, tuple(belonging), var.why)
         variables[var] = name
-    return Axes(named, walk, {var: name for var, name in variables.items() if var.why is None}, tensors)
+    return named, variables
 
 
 def _vector(tensors: Mapping[str, tuple[Term, ...]], member: Member) -> bool:

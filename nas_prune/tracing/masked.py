@@ -117,6 +117,12 @@ def _rms_norm(call: Mapping[str, Any], keep: Tensor) -> Tensor:
     return rms_norm(call["input"], call["weight"], eps, keep)
 
 
+def striped(weight: Tensor, keep: Tensor) -> Tensor:
+    """A weight (n c i j) times one number per stripe (n*i*j)."""
+    i, j = weight.shape[2:]
+    return weight * rearrange(keep.to(weight.dtype), "(n i j) -> n 1 i j", i=i, j=j)
+
+
 FILLS = {"mask": 0.0, "amax": -torch.inf}  # what a closed unit of an operand is replaced by
 _NORM = {"input": None, "normalized_shape": None, "weight": None, "bias": None, "eps": 1e-5}
 _BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")

@@ -4,12 +4,14 @@ It needs none of the model's code, so it tells whether the terms are right, apar
 express them. Nodes are compared one by one: what the gated node keeps must be what the sliced node computes.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
@@ -19,7 +21,8 @@ from torch.utils._pytree import tree_leaves
 from nas_prune.arch import Arch
 from nas_prune.tracing.capture import Inputs, at_least_two
 from nas_prune.tracing.found import Axes
-from nas_prune.tracing.masked import FILLS, FORMS
+from nas_prune.tracing.masked import FILLS, FORMS, striped
+from nas_prune.tracing.stripes import alive
 from nas_prune.tracing.terms import Term
 from nas_prune.tracing.walk import Site
 
@@ -62,15 +65,13 @@ def compare(
     ``state``: name -> tensor of the whole model. ``without``: leave this gate out, and stop where that shows.
     """
     arch.check(axes)
-    keep = {
-        name: torch.zeros(axes[name].size, dtype=torch.float64).index_fill(0, torch.tensor(units), 1.0)
-        for name, units in arch.kept.items()
-    }
+    keep = {name: arch.keep(axes[name]) for name in {*arch.kept, *(each.name for each in axes.closed(arch))}}
     sites: dict[Node, list[Site]] = {}
     for site in axes.walk.sites:
         if site is not without:
             sites.setdefault(site.node, []).append(site)
     given = iter(tree_leaves(at_least_two(inputs)))
+    closed = _closed(axes, arch)
     gated, sliced = Values(), Values()
     report = NodeReport("none", 0.0, 0.0, 0)
     with in_float64():
@@ -79,7 +80,7 @@ def compare(
                 gated[node], sliced[node] = _given(axes, arch, node, state, given)
             elif node.op == "call_function" and node.target.__name__ not in SKIPPED:
                 gated[node] = _run_gated(axes, node, gated, sites.get(node, []), keep)
-                sliced[node] = _run_sliced(axes, arch, node, sliced)
+                sliced[node] = _run_sliced(axes, arch, node, sliced, closed.get(node))
                 report = _worse(report, node, _difference(axes, arch, node, gated[node], sliced[node]))
             elif node.op == "output":
                 last = list(node.all_input_nodes)
@@ -146,8 +147,10 @@ def _run_gated(axes: Axes, node: Node, values: Values, sites: list[Site], keep: 
     for site in sites:
         if site.how in FILLS:
             _close(site, args, axes.mask(site.term, keep))
+        elif site.how == "stripes":
+            args[1] = striped(args[1], axes.mask(site.term, keep))
     for site in sites:
-        if site.how not in FILLS:
+        if site.how not in (*FILLS, "stripes"):
             return _masked(site, args, kwargs, axes.mask(site.term, keep))
     function = torch.ops.aten.reshape.default if node.target is torch.ops.aten.view.default else node.target
     return function(*args, **kwargs)  # type: ignore[operator]
@@ -170,8 +173,22 @@ def _masked(site: Site, args: list[Any], kwargs: Mapping[str, Any], keep: Tensor
     return FORMS[site.how]([x, None, None, *rest], kwargs, site.dim, keep), None, None
 
 
-def _run_sliced(axes: Axes, arch: Arch, node: Node, values: Values) -> Any:
+def _closed(axes: Axes, arch: Arch) -> dict[Node, dict[int, Tensor | float]]:
+    """Node -> argument -> what it is multiplied by in the sliced graph: 0 for a closed branch, live stripes."""
+    closed: dict[Node, dict[int, Tensor | float]] = defaultdict(dict)
+    for branch in axes.closed(arch):
+        closed[branch.add][branch.operand] = 0.0
+    for each in axes.stripes:
+        if each.name in arch.kept:
+            filters = axes.indices(axes.walk.of(each.node.args[1])[0], arch)
+            closed[each.node][1] = rearrange(alive(each, arch, filters).double(), "n i j -> n 1 i j")
+    return closed
+
+
+def _run_sliced(axes: Axes, arch: Arch, node: Node, values: Values, closed: Mapping[int, Tensor | float] | None) -> Any:
     args, kwargs = _arguments(node, values)
+    for argument, factor in (closed or {}).items():
+        args[argument] = args[argument] * factor
     kwargs.update(axes.walk.constants.get(node, {}))
     for literal in axes.walk.literals.get(node, ()):
         args[literal.arg] = sizes_of(axes, arch, literal.terms)

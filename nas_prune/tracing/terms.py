@@ -55,7 +55,20 @@ class Prod:
         return product(part.size for part in self.parts)
 
 
-Term = Fix | Var | Cat | Prod
+@dataclass(frozen=True, eq=False, slots=True)
+class Striped:
+    """No dimension, but a factor of a product: the stripes of so many filters that live, one per ``positions`` each."""
+
+    filters: Term
+    stripes: Var
+    positions: int
+
+    @property
+    def size(self) -> int:
+        return self.stripes.size
+
+
+Term = Fix | Var | Cat | Prod | Striped
 Dims = tuple[Term, ...]
 
 
@@ -101,6 +114,9 @@ def leaves(term: Term) -> Iterator[Var]:
     term = resolve(term)
     if isinstance(term, Var):
         yield term
+    elif isinstance(term, Striped):
+        yield from leaves(term.filters)
+        yield from leaves(term.stripes)
     elif isinstance(term, Cat | Prod):
         for part in term.parts:
             yield from leaves(part)
@@ -143,6 +159,7 @@ def split(term: Term, at: int) -> tuple[Term, Term]:
         return left, right
     if isinstance(term, Cat):
         return _split_parts(term.parts, at)
+    assert isinstance(term, Prod), "live stripes are a factor, not a dimension"
     return _split_product(term, at)
 
 

@@ -4,6 +4,7 @@ On the way a rule leaves a record, and everything later is read off that record:
 ``Site``  where a closed unit would otherwise be seen (gate here),
 ``Literal``  an argument that holds a size (recompute it when deriving),
 ``product``  the multiply-adds of the node as a product of terms (cost).
+``presence``  the bits of the branches that a node is inside of: factors of its work (cost).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Site:
     """A node that contracts, averages or compares over ``term``: the gate must act here.
 
     ``how``: what becomes of closed units of argument ``arg`` along ``dim`` (a key of ``masked.FILLS``, ``mask`` being
-    zero), or the masked form that takes the operator's place (a key of ``masked.FORMS``).
+    zero), or the masked form that takes the operator's place (a key of ``masked.FORMS``); ``stripes``: of the weight.
     ``weight``: for a convolution or linear, the term of the weight's input dimension, an equivalent place to gate.
     """
 
@@ -81,6 +82,7 @@ class Walk:
     literals: dict[Node, list[Literal]] = field(default_factory=dict)
     constants: dict[Node, dict[str, Any]] = field(default_factory=dict)
     products: dict[Node, list[tuple[Term, ...]]] = field(default_factory=dict)
+    presence: dict[Node, list[Var]] = field(default_factory=dict)
     roles: dict[tuple[str, int], Role] = field(default_factory=dict)
     kinds: list[tuple[Term, Kind]] = field(default_factory=list)
 

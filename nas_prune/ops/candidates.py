@@ -1,0 +1,179 @@
+"""Candidates for the place of one convolution of a backbone: other kernels, separable, pooling, nothing at all.
+
+Each keeps the shape of the output (odd kernels, padded by half their size) and ends in a BatchNorm2d of its own, so
+that the candidates of a sum start at one scale, whatever they compute; the backbone's own norm follows the sum. The
+operations are those of cell searches (DARTS, arXiv 1806.09055); using them inside timm's blocks is ours.
+``like`` leaves a depthwise convolution depthwise: where the channels are mixed, it is for the next layer to decide.
+"""
+
+from math import gcd
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from nas_prune.errors import SpaceError
+from nas_prune.ops.geometry import Geometry, made, same_geometry
+from nas_prune.ops.operation import Operation, operations
+
+
+@operations.register("convolution")
+class Convolution(Operation):
+    """A convolution, then a BatchNorm2d. ``norm=False``: the bare convolution, with a bias where ``bias`` says so."""
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 3,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        norm: bool = True,
+        bias: bool = False,
+    ) -> None:
+        sizes = {"in_channels": in_channels, "out_channels": out_channels, "kernel": kernel, "stride": stride}
+        super().__init__(**sizes, dilation=dilation, groups=groups, norm=norm, bias=bias)
+        _odd(kernel)
+        if in_channels % groups or out_channels % groups:
+            raise SpaceError(f"{groups} groups do not divide {in_channels} and {out_channels} channels; choose another")
+        padding = dilation * (kernel // 2)
+        self.convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, dilation, groups, bias)
+        self.norm = nn.BatchNorm2d(out_channels) if norm else nn.Identity()
+
+    @classmethod
+    def like(cls, module: nn.Module, **options: Any) -> Self:
+        """Options: ``kernel``, ``dilation``, ``groups``, ``norm``. The weights stay where none but ``norm`` changes."""
+        known = same_geometry(module, cls)
+        old = {name: getattr(known, name) for name in ("in_channels", "out_channels", "kernel", "stride")}
+        old |= {"dilation": known.dilation, "groups": known.groups}
+        bias = known.bias and not options.get("norm", True)
+        operation = made(cls, {**old, "bias": bias, **options}, module)
+        if all(operation.config[name] == value for name, value in old.items()):
+            operation.convolution.load_state_dict(module.state_dict(), strict=bias or not known.bias)
+        return operation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b i h w) -> (b o h/stride w/stride)."""
+        out: Tensor = self.norm(self.convolution(x))
+        return out
+
+
+@operations.register("separable_convolution")
+class SeparableConvolution(Operation):
+    """Each channel filtered alone, then the channels mixed pixel by pixel, then a BatchNorm2d."""
+
+    def __init__(
+        self, *, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, dilation: int = 1
+    ) -> None:
+        sizes = {"in_channels": in_channels, "out_channels": out_channels, "kernel": kernel, "stride": stride}
+        super().__init__(**sizes, dilation=dilation)
+        _odd(kernel)
+        padding = dilation * (kernel // 2)
+        self.depthwise = nn.Conv2d(in_channels, in_channels, kernel, stride, padding, dilation, in_channels, bias=False)
+        self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    @classmethod
+    def like(cls, module: nn.Module, **options: Any) -> Self:
+        """Options: ``kernel``, ``dilation``."""
+        known = same_geometry(module, cls)
+        if known.depthwise:
+            raise SpaceError(f"{module} is depthwise already; give it a convolution of another kernel")
+        sizes = {"in_channels": known.in_channels, "out_channels": known.out_channels, "stride": known.stride}
+        return made(cls, {**sizes, "kernel": known.kernel, "dilation": known.dilation, **options}, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b i h w) -> (b o h/stride w/stride)."""
+        out: Tensor = self.norm(self.pointwise(self.depthwise(x)))
+        return out
+
+
+@operations.register("average_pool")
+class AveragePool(Operation):
+    """The average of a window (what lies outside does not count), a 1x1 projection if need be, a BatchNorm2d."""
+
+    def __init__(
+        self, *, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, groups: int = 1
+    ) -> None:
+        sizes = {"in_channels": in_channels, "out_channels": out_channels, "kernel": kernel, "stride": stride}
+        super().__init__(**sizes, groups=groups)
+        _odd(kernel)
+        self.pool = nn.AvgPool2d(kernel, stride, kernel // 2, count_include_pad=False)
+        self.projection = _projection(in_channels, out_channels, groups)
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    @classmethod
+    def like(cls, module: nn.Module, **options: Any) -> Self:
+        """Option: ``kernel``."""
+        return made(cls, {**_channels(same_geometry(module, cls)), **options}, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b i h w) -> (b o h/stride w/stride)."""
+        out: Tensor = self.norm(self.projection(self.pool(x)))
+        return out
+
+
+@operations.register("max_pool")
+class MaxPool(Operation):
+    """The maximum of a window, a 1x1 projection if the channels differ, a BatchNorm2d."""
+
+    def __init__(
+        self, *, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, groups: int = 1
+    ) -> None:
+        sizes = {"in_channels": in_channels, "out_channels": out_channels, "kernel": kernel, "stride": stride}
+        super().__init__(**sizes, groups=groups)
+        _odd(kernel)
+        self.pool = nn.MaxPool2d(kernel, stride, kernel // 2)
+        self.projection = _projection(in_channels, out_channels, groups)
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    @classmethod
+    def like(cls, module: nn.Module, **options: Any) -> Self:
+        """Option: ``kernel``."""
+        return made(cls, {**_channels(same_geometry(module, cls)), **options}, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b i h w) -> (b o h/stride w/stride)."""
+        out: Tensor = self.norm(self.projection(self.pool(x)))
+        return out
+
+
+@operations.register("skip_connection")
+class SkipConnection(Operation):
+    """x itself where stride and channels allow it, otherwise a (strided) 1x1 convolution of it; then a BatchNorm2d."""
+
+    def __init__(self, *, in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__(in_channels=in_channels, out_channels=out_channels, stride=stride, groups=groups)
+        self.projection = _projection(in_channels, out_channels, groups, stride)
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    @classmethod
+    def like(cls, module: nn.Module, **options: Any) -> Self:
+        """Has no options."""
+        return made(cls, {**_channels(same_geometry(module, cls)), **options}, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b i h w) -> (b o h/stride w/stride)."""
+        out: Tensor = self.norm(self.projection(x))
+        return out
+
+
+def _channels(known: Geometry) -> dict[str, int]:
+    """Channels, stride and groups of a convolution."""
+    sizes = {"in_channels": known.in_channels, "out_channels": known.out_channels}
+    return {**sizes, "stride": known.stride, "groups": known.groups}
+
+
+def _projection(in_channels: int, out_channels: int, groups: int, stride: int = 1) -> nn.Module:
+    """A 1x1 convolution, or nothing where nothing has to change."""
+    if gcd(in_channels, out_channels) % groups:
+        raise SpaceError(f"{groups} groups do not divide {in_channels} and {out_channels} channels; choose another")
+    if in_channels == out_channels and stride == 1:
+        return nn.Identity()
+    return nn.Conv2d(in_channels, out_channels, 1, stride, groups=groups, bias=False)
+
+
+def _odd(kernel: int) -> None:
+    if kernel % 2 != 1:
+        raise SpaceError(f"a kernel of {kernel} cannot be padded evenly; choose an odd one")

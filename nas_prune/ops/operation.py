@@ -1,0 +1,60 @@
+"""Operations: modules of ours that take the place of a model's own. Each is built again from plain data.
+
+An artefact cannot hold code. So a module that was put into a timm model is recorded by its registered name and by the
+keyword arguments that built it; ``operations[name](**config)`` is the same module again, at the sizes it had before
+pruning.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from nas_prune.errors import SpaceError
+from nas_prune.registry import Registry
+
+operations: Registry[type["Operation"]] = Registry("operation")
+
+
+class Operation(nn.Module):
+    """A module that can take another one's place. Subclasses hand their keyword arguments to ``super().__init__``."""
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__()
+        self._config = config
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The keyword arguments that build it again, plain JSON values."""
+        return self._config
+
+    @classmethod
+    def like(cls, module: nn.Module, **options: Any) -> Self:
+        """One that can stand where ``module`` stands. Raises SpaceError where it cannot."""
+        raise SpaceError(
+            f"a {cls.__name__} cannot take the place of a {type(module).__name__} ({options or 'as it is'})"
+        )
+
+
+def name_of(module: nn.Module) -> str | None:
+    """The registered name of an operation, None for any other module."""
+    return next((name for name, kind in operations.items() if kind is type(module)), None)
+
+
+@operations.register("skip")
+class Skip(Operation):
+    """What is left of a block whose branches are all closed: its first argument."""
+
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        """x, whatever else the block was called with."""
+        return x
+
+
+@operations.register("zero")
+class Zero(Operation):
+    """What is left of the last module of a closed branch: zeros like its first argument."""
+
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Zeros of the shape of x."""
+        return torch.zeros_like(x)

@@ -1,0 +1,52 @@
+"""Put choices of candidate operations where the ``replace:`` rules of a search space want them, before tracing."""
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+
+from nas_prune.errors import SpaceError
+from nas_prune.expressible import trace
+from nas_prune.ops import Choice
+from nas_prune.space import Replacement, SearchSpace, SpaceFile, read_file
+
+
+def laid_out(model: nn.Module, example_inputs: Tensor, name: str) -> SearchSpace:
+    """The search space of that name or file over a model, which gets the choices that the space asks for.
+
+    Raises SpaceError where space and model do not fit.
+    """
+    file = read_file(name)
+    substitute(model, file)
+    axes = trace(model, example_inputs, stripes=any("stripe" in rule.kinds for rule in file.rules))
+    return SearchSpace.read(name, axes)
+
+
+def substitute(model: nn.Module, file: SpaceFile) -> list[str]:
+    """Replace modules in place, by the last rule that matches; returns their paths.
+
+    The first candidate is the one that the dense network has. Raises SpaceError where no rule matches a module.
+    """
+    found: dict[str, Replacement] = {}
+    for rule in file.replace:
+        found |= {path: rule for path, module in model.named_modules() if _about(rule, path, module)}
+    if file.replace and not found:
+        patterns = ", ".join(f"{rule.type} {rule.match}" for rule in file.replace)
+        raise SpaceError(f"`replace` matches no module of {type(model).__name__}: {patterns}; see its named_modules()")
+    for path, rule in found.items():
+        old = model.get_submodule(path)
+        model.set_submodule(path, Choice.like(old, candidates=rule.candidates).train(old.training))
+    return list(found)
+
+
+def _about(rule: Replacement, path: str, module: nn.Module) -> bool:
+    """Whether a rule is about a module."""
+    patterns = [rule.match] if isinstance(rule.match, str) else rule.match
+    named = type(module).__name__ == rule.type and any(fnmatchcase(path, pattern) for pattern in patterns)
+    return named and all(_plain(getattr(module, key, None)) == _plain(value) for key, value in rule.only.items())
+
+
+def _plain(value: Any) -> Any:
+    """Tuples and lists alike."""
+    return list(value) if isinstance(value, tuple | list) else dict(value) if isinstance(value, Mapping) else value
