@@ -16,12 +16,12 @@ from nas_prune.costs import Conditions, Count, Macs, Params, Runtime, Timing, co
 from nas_prune.derivation import derive
 from nas_prune.device import fingerprint
 from nas_prune.errors import DeriveError, SpaceError, TraceError, UnknownNameError
-from nas_prune.expressible import trace
 from nas_prune.folding import fold, pattern, together
 from nas_prune.registry import hint
 from nas_prune.sampling import smallest
 from nas_prune.space import SearchSpace, read_file
 from nas_prune.subject import Subject, images_of
+from nas_prune.substitute import traced
 
 SHOWN = 3  # tensors of an axis that a group names
 
@@ -67,8 +67,7 @@ class Diagnosis:
 
 def lay(subject: Subject) -> SearchSpace:
     """The search space over the traced axes; TraceError or SpaceError, with the reasons, if nothing can shrink."""
-    read_file(subject.space)
-    axes = trace(subject.model, images_of(subject))
+    axes = traced(subject.model, images_of(subject), read_file(subject.space))
     if not axes.free:
         reasons = "; ".join(f"{reason} ({len(names)} axes)" for reason, names in frozen(axes.values()).items())
         raise TraceError(f"nothing of {subject.name} can be pruned: {reasons or 'it has no axis of two units or more'}")

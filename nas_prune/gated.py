@@ -83,7 +83,8 @@ class GatedModel(nn.Module):
         for name, members in self.deciders.items():
             score = self.gate(name).score(self.weights(name))
             keep = self.gate(name).open(score)
-            best = score.detach().topk(self._least(members)).indices
+            mixed = len(members) > 1 and bool((keep.detach() > 0).any())  # a choice that mixes needs no floor
+            best = score.detach().topk(0 if mixed else self._least(members)).indices
             forced = torch.zeros_like(keep).scatter(0, best, 1.0)
             values |= self._split(members, keep + (forced * (1 - keep)).detach())
         return values

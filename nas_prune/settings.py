@@ -155,7 +155,7 @@ class ShapleySettings(Settings):
     """Shapley-NAS: how gates called ``shapley`` are moved, before each epoch of joint training from ``start`` on."""
 
     start: Share = Field(0.5, description="share of the joint epochs that pass before the first step")
-    evaluations: PositiveInt = Field(500, description="at most so many forward passes over the batches per estimate")
+    evaluations: PositiveInt = Field(500, description="forward passes per estimate, beyond those of the first walks")
     batches: PositiveInt = Field(1, description="training batches that are held fixed in one estimate")
     objective: Literal["loss", "accuracy"] = Field("loss", description="what a network is worth: -loss, or accuracy")
     mu: Share = Field(0.8, description="momentum of the steps")

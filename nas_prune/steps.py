@@ -11,6 +11,7 @@ from nas_prune import recipe as recipes
 from nas_prune.arch import Arch
 from nas_prune.bench import conditions
 from nas_prune.calibrate import Calibration
+from nas_prune.cells.genotype import write_genotype
 from nas_prune.costs import Budget
 from nas_prune.derivation import derive
 from nas_prune.errors import CheckpointError
@@ -50,6 +51,7 @@ def searched(job: Job, gated: GatedModel, calibration: Calibration) -> Met:
     recipe = job.recipe
     met = within(job, scored(job, gated, calibration.predictor), calibration, job.budget(calibration.predictor))
     met.arch.write(job.folder / "arch.json")
+    write_genotype(job.folder / "genotype.json", met.arch.kept, recipe.space)
     settle(gated, met.arch, job.data, settings=recipe.search, run=job.run, images=recipe.data)
     return met
 

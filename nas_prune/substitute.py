@@ -10,6 +10,7 @@ from nas_prune.errors import SpaceError
 from nas_prune.expressible import trace
 from nas_prune.ops import Choice
 from nas_prune.space import Replacement, SearchSpace, SpaceFile, read_file
+from nas_prune.tracing import Axes
 
 
 def laid_out(model: nn.Module, example_inputs: Tensor, name: str) -> SearchSpace:
@@ -17,10 +18,13 @@ def laid_out(model: nn.Module, example_inputs: Tensor, name: str) -> SearchSpace
 
     Raises SpaceError where space and model do not fit.
     """
-    file = read_file(name)
+    return SearchSpace.read(name, traced(model, example_inputs, read_file(name)))
+
+
+def traced(model: nn.Module, example_inputs: Tensor, file: SpaceFile) -> Axes:
+    """The axes of a model that gets the choices of a space file, with stripes if a rule is about them."""
     substitute(model, file)
-    axes = trace(model, example_inputs, stripes=any("stripe" in rule.kinds for rule in file.rules))
-    return SearchSpace.read(name, axes)
+    return trace(model, example_inputs, stripes=any("stripe" in rule.kinds for rule in file.rules))
 
 
 def substitute(model: nn.Module, file: SpaceFile) -> list[str]:

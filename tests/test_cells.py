@@ -1,7 +1,6 @@
 """Networks of cells: the spaces as data, genotypes, the supernet and what it derives to."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from nas_prune.cells.genotype import Genotype, arch_of, check, genotype_from, ge
 from nas_prune.cells.network import CellNetwork
 from nas_prune.cells.space import CellSpace, edge_name
 from nas_prune.costs import Macs
-from nas_prune.errors import ArchError, BudgetError, SpaceError, UnknownNameError
+from nas_prune.errors import ArchError, SpaceError, UnknownNameError
 from nas_prune.files import read_json
 from nas_prune.ops import Choice, Zero
 from nas_prune.selectors import selectors
@@ -250,7 +249,7 @@ def test_the_tracer_finds_the_operations_and_the_widths(traced: npr.Axes) -> Non
         assert set(widths) == {None, "model output"}  # a zero among the candidates freezes nothing
 
 
-def test_the_selector_takes_the_genotype_or_says_what_it_costs(small: npr.SearchSpace) -> None:
+def test_the_selector_takes_the_genotype_whatever_it_costs(small: npr.SearchSpace) -> None:
     known, cost = CellSpace.of(SMALL), Macs(small.axes)
     scores = scores_for(known)
     arch = selectors["genotype"](scores, cost, float(cost({})), small)
@@ -258,9 +257,7 @@ def test_the_selector_takes_the_genotype_or_says_what_it_costs(small: npr.Search
     spent = float(cost(arch.sizes(small.free)))
     assert spent == npr.count(npr.derive(create(SMALL), small.axes, arch), torch.randn(2, 3, 11, 11)).macs
     assert selectors["genotype"](scores, cost, spent, small) == arch
-    limit = 0.99 * spent
-    with pytest.raises(BudgetError, match=re.escape(f"takes {spent:.4g} MACs, the limit is {limit:.4g}.")):
-        selectors["genotype"](scores, cost, limit, small)
+    assert selectors["genotype"](scores, cost, 0.5 * spent, small) == arch
     everything = npr.SearchSpace.read("everything", small.axes)
     with pytest.raises(SpaceError, match=r'no `cell:`.*choose "optimal"'):
         selectors["genotype"](scores, cost, spent, everything)

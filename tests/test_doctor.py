@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nas_prune import cli, doctor
+from nas_prune import cli, doctor, substitute
 from nas_prune.artifact import save
 from nas_prune.axes import Axis
 from nas_prune.costs import Conditions, Macs, Params, Timing, count
@@ -25,18 +25,18 @@ from nas_prune.tracing import Axes
 TRACED: dict[tuple[int, torch.Size], Axes] = {}
 
 
-def traced_once(model: nn.Module, images: Tensor) -> Axes:
+def traced_once(model: nn.Module, images: Tensor, *, stripes: bool = False) -> Axes:
     """Axes hold no weights: what was traced for one model is true of the next one like it."""
     key = sum(parameter.numel() for parameter in model.parameters()), images.shape
     if key not in TRACED:
-        TRACED[key] = trace(model, images)
+        TRACED[key] = trace(model, images, stripes=stripes)
     return TRACED[key]
 
 
 @pytest.fixture(autouse=True)
 def trace_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most tests look at the same model."""
-    monkeypatch.setattr(doctor, "trace", traced_once)
+    monkeypatch.setattr(substitute, "trace", traced_once)
 
 
 @pytest.fixture(scope="module")
