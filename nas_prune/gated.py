@@ -170,8 +170,12 @@ class GatedModel(nn.Module):
 
     def _skeletons(self, name: str) -> list[str]:
         """The stripe axes of the convolutions that write an axis; none, if anything else writes it."""
-        known = [(f"{tensor.removesuffix('.weight')}.stripes", order) for tensor, _, order in self.writers[name]]
-        return [n for n, _ in known] if all(n in self.space.free and order is None for n, order in known) else []
+        known = [
+            (f"{tensor.removesuffix('.weight')}.stripes", order) for tensor, _, order in self.writers.get(name, ())
+        ]
+        return (
+            [n for n, _ in known] if known and all(n in self.space.free and order is None for n, order in known) else []
+        )
 
     def _least(self, members: tuple[str, ...]) -> int:
         """Units that always stay: one candidate of a choice, the least width of an axis."""

@@ -225,8 +225,10 @@ def _computed(node: Node) -> bool:
     return node.op == "call_function"
 
 
-def _shape(node: Node) -> tuple[int, ...]:
-    return tuple(node.meta["val"].shape)
+def _shape(node: Node) -> tuple[int, ...] | None:
+    """Shape of what a node gives; None where that is several tensors."""
+    shape = getattr(node.meta["val"], "shape", None)
+    return None if shape is None else tuple(shape)
 
 
 def _candidates(captured: Captured) -> Iterator[Branch]:
