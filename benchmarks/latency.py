@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import timm
@@ -32,6 +33,7 @@ from nas_prune.selectors import selectors
 from nas_prune.settings import LatencySettings
 from nas_prune.space import SearchSpace
 
+PASSES = 5  # over all networks, one after the other: what disturbs a machine for seconds disturbs one timing of each
 MODELS, RUNTIMES = ("resnet18:64", "mobilenetv3_small_100:96"), ("eager", "onnxruntime", "openvino")
 HEAD = f"{'model':<24} {'runtime':<12} {'min':>5} {'predictor':<10} {'MAPE':>7} {'Kendall':>8} {'noise':>7} {'met':>11}"
 
@@ -72,13 +74,16 @@ def met(
 
 
 def again(spec: str, batch: int, conditions: Conditions, folder: Path) -> None:
-    """In a fresh process: the shares that the derived networks take, on standard output."""
+    """In a fresh process: the shares that the derived networks take, the median of PASSES, on standard output."""
     model, space, images = prepared(spec, batch)
-    shares = []
-    for path in sorted(folder.glob("arch-*.json")):
-        pair = {"dense": model, "small": derive(model, space.axes, Arch.read(path))}
-        shares.append(measure_together(pair, images, conditions=conditions, seconds=2.0).ratio("small", "dense").median)
-    print(json.dumps(shares))
+    archs = [Arch.read(path) for path in sorted(folder.glob("arch-*.json"))]
+
+    def share(arch: Arch) -> float:
+        pair = {"dense": model, "small": derive(model, space.axes, arch)}
+        return measure_together(pair, images, conditions=conditions, seconds=1.0).ratio("small", "dense").median
+
+    passes = [[share(arch) for arch in archs] for _ in range(PASSES)]
+    print(json.dumps([median(shares) for shares in zip(*passes, strict=True)]))
 
 
 def one(spec: str, runtime: str, arguments: argparse.Namespace) -> None:

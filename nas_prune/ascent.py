@@ -11,7 +11,6 @@ standard deviation.
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,7 +54,7 @@ def ascend(gated: GatedModel, data: Data, settings: ShapleySettings, run: Run, *
         _step({name: gates[name] for name in names}, gated, named, settings)
     if run.folder is not None and run.accelerator.is_main_process:
         content = {name: float(value) for name, value in named.items()}
-        append_line(run.folder / Path(FILE), {"epoch": epoch, "values": content, **row})
+        append_line(run.folder / FILE, {"epoch": epoch, "values": content, **row})
 
 
 def _batches(data: Data, count: int, run: Run) -> list[tuple[Tensor, Tensor]]:

@@ -109,6 +109,8 @@ def here(
     return {
         "model": dict(about),
         "axes": {name: axis.size for name, axis in space.free.items()},
+        "stripes": bool(space.axes.stripes),
+        "replaced": [rule.model_dump(mode="json") for rule in space.replaced],
         "image": list(example_inputs.shape[1:]),
         "batch_size": settings.batch_size,
         "conditions": asdict(conditions(settings)),
@@ -212,7 +214,7 @@ def _samples(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Iterato
     for sizes, share, spread, predicted in zip(*columns, strict=True):
         named = dict(zip(facts["axes"], sizes, strict=True))
         ms = facts["dense_ms"] * share
-        yield {"sizes": named, "share": share, "spread": spread, "ms": ms, "predicted_ms": predicted, "held_out": True}
+        yield {"sizes": named, "share": share, "spread": spread, "ms": ms, "predicted_ms": predicted}
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ def refuse(job: Job, calibration: Calibration, budget: Budget) -> None:
         raise BudgetError(f"the dense model is within budget.target {budget.target} already; there is nothing to prune")
     if budget.cost.unit == "ms":
         refuse_unreachable(calibration, budget.limit, job.space)
-    _refuse_impossible(build.limits(job.recipe, job.space.axes, calibration.predictor), job.space)
+    _refuse_impossible(job.limits(calibration.predictor), job.space)
 
 
 def _refuse_impossible(limits: Sequence[Budget], space: SearchSpace) -> None:

@@ -12,7 +12,8 @@ from nas_prune.costs import Conditions, measure_together
 from nas_prune.derivation import derive
 from nas_prune.device import fingerprint
 from nas_prune.errors import CalibrationError
-from nas_prune.expressible import trace
+from nas_prune.space import Replacement
+from nas_prune.substitute import traced
 
 AGAIN = 8  # sub-networks that are timed again
 FITS = 0.05  # mean difference of their shares of the dense time, beyond that of two timings
@@ -27,14 +28,16 @@ def check(path: Path, *, seconds: float = 1.0) -> dict[str, Any]:
     here = {**facts, "device": fingerprint()}
     model = timm.create_model(facts["model"]["name"], **facts["model"]["kwargs"]).eval()
     images = torch.randn(facts["batch_size"], *facts["image"], generator=torch.Generator().manual_seed(0))
-    axes = trace(model, images[:1])
+    rules = [Replacement.model_validate(rule) for rule in facts["replaced"]]
+    axes = traced(model, images[:1], rules, stripes=facts["stripes"])
+    dense = derive(model, axes, Arch())
     known = tensors["share"].tolist()
     numbers = sorted({round(i) for i in torch.linspace(0, len(known) - 1, AGAIN).tolist()})
     off = []
     for number in numbers:
         widths = dict(zip(facts["axes"], tensors["sizes"][number].tolist(), strict=True))
         small = derive(model, axes, Arch({name: range(width) for name, width in widths.items()}))
-        pair = {"dense": model, "small": small}
+        pair = {"dense": dense, "small": small}
         times = measure_together(pair, images, conditions=Conditions(**facts["conditions"]), seconds=seconds)
         off.append(abs(times.ratio("small", "dense").median / known[number] - 1))
     mean = sum(off) / len(off)

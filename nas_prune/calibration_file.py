@@ -19,14 +19,14 @@ from torch import Tensor
 from nas_prune.errors import CalibrationError
 from nas_prune.files import atomic_write
 
-FORMAT = "nas_prune.calibration/1"
+FORMAT = "nas_prune.calibration/2"
 DECISIVE = ("processor", "cores", "accelerator", "system")  # the rest of a fingerprint may differ a little
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write one file, whole or not at all."""
+    """Write one file, whole or not at all. The order of ``facts["axes"]`` is that of the columns of ``sizes``."""
     tidy = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"format": FORMAT, "facts": json.dumps(facts, sort_keys=True)}
+    metadata = {"format": FORMAT, "facts": json.dumps(facts)}
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, safetensors.torch.save(tidy, metadata=metadata))
 
@@ -55,7 +55,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
     """What a calibration is true of and what is here, wherever the two differ in a way that decides about latency."""
-    for key in ("model", "axes", "image", "batch_size", "conditions"):
+    for key in ("model", "replaced", "axes", "image", "batch_size", "conditions"):
         if there[key] != here[key]:
             yield f"{key}: {_short(there[key], here[key])}"
     for key in DECISIVE:

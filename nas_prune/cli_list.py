@@ -20,6 +20,7 @@ def listings() -> dict[str, Callable[[], Rows]]:
     return {
         "recipes": lambda: [(name, _first_comment(path)) for name, path in recipes().items()],
         "spaces": _spaces,
+        "operations": _operations,
         "gates": lambda: _parts("gates"),
         "penalties": lambda: _parts("penalties"),
         "criteria": lambda: _parts("criteria"),
@@ -51,13 +52,14 @@ def _parts(kind: str, package: str | None = None) -> Rows:
 
 def _options(part: Callable[..., object]) -> str:
     keyword = [p for p in inspect.signature(part).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    return f" Options: {', '.join(f'{p.name}={p.default!r}' for p in keyword)}." if keyword else ""
+    shown = (p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in keyword)
+    return f" Options: {', '.join(shown)}." if keyword else ""
 
 
 def _idea(part: object) -> str:
     """The first line of the docstring of the part's file, which states its idea."""
     module = inspect.getmodule(part)
-    return (inspect.getdoc(module) or "").split("\n")[0] if module else ""
+    return _first(module) if module else ""
 
 
 def _first_comment(path: Path) -> str:
@@ -71,6 +73,19 @@ def _first_comment(path: Path) -> str:
 def _spaces() -> Rows:
     files = sorted(shipped("search_spaces").glob("*.yaml"))
     return [(path.stem, str(read_mapping(path, SpaceError).get("description", ""))) for path in files]
+
+
+def _operations() -> Rows:
+    """What `replace:` rules can name: the operations that can be made like a module, and what they can be told."""
+    from nas_prune.ops import operations
+
+    can = {name: kind for name, kind in operations.items() if kind.like.__qualname__ != "Operation.like"}
+    return [(name, f"{_first(kind)} {_first(kind.like)}") for name, kind in can.items()]
+
+
+def _first(part: object) -> str:
+    """The first line of a docstring."""
+    return (inspect.getdoc(part) or "").split("\n")[0]
 
 
 def _datasets() -> Rows:

@@ -67,7 +67,8 @@ class Diagnosis:
 
 def lay(subject: Subject) -> SearchSpace:
     """The search space over the traced axes; TraceError or SpaceError, with the reasons, if nothing can shrink."""
-    axes = traced(subject.model, images_of(subject), read_file(subject.space))
+    file = read_file(subject.space)
+    axes = traced(subject.model, images_of(subject), file.replace, stripes=file.stripes)
     if not axes.free:
         reasons = "; ".join(f"{reason} ({len(names)} axes)" for reason, names in frozen(axes.values()).items())
         raise TraceError(f"nothing of {subject.name} can be pruned: {reasons or 'it has no axis of two units or more'}")

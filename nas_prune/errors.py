@@ -26,6 +26,11 @@ class NasPruneError(Exception):
     exit_code = 2
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what someone else's error says; torch's go on for pages."""
+    return next(iter(str(error).splitlines()), "")
+
+
 class UnknownNameError(NasPruneError):
     """A name that no registry entry, recipe or search space has."""
 

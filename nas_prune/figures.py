@@ -95,10 +95,7 @@ def scatter(samples: Rows, rounds: Rows, target: float | None, noise: float | No
         extent = [row[key] for row in [*_named(timed), *derived] for key in ("measured_ms", "predicted_ms")]
         ends = [min(extent) * 0.95, max(extent) * 1.05]
         _diagonal(axes, ends, noise)
-        used = [row for row in _named(timed) if not row.get("held_out")]
-        held_out = [row for row in _named(timed) if row.get("held_out")]
-        _dots(axes, used, "trained on")
-        _dots(axes, held_out, "held out")
+        _dots(axes, _named(timed), "held out")
         _dots(axes, derived, "derived")
         if target is not None:
             axes.axvline(target, color=Ink.TARGET.value, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
@@ -280,20 +277,10 @@ def _beside(axes: Axes, place: tuple[float, float], text: str) -> None:
 
 
 def _dots(axes: Axes, rows: Rows, label: str) -> None:
-    ink, marker = {"trained on": (Ink.DENSE, "o"), "held out": (Ink.FINETUNE, "o"), "derived": (Ink.SEARCH, "D")}[label]
-    filled = label != "trained on"
+    ink, marker = {"held out": (Ink.FINETUNE, "o"), "derived": (Ink.SEARCH, "D")}[label]
     if rows:
-        axes.scatter(
-            [row["measured_ms"] for row in rows],
-            [row["predicted_ms"] for row in rows],
-            label=label,
-            marker=marker,
-            s=24,
-            facecolors=ink.value if filled else "none",
-            edgecolors=ink.value,
-            linewidths=1,
-            zorder=3 if filled else 2,
-        )
+        measured, predicted = ([row[key] for row in rows] for key in ("measured_ms", "predicted_ms"))
+        axes.scatter(measured, predicted, label=label, marker=marker, s=24, color=ink.value, linewidths=1, zorder=3)
 
 
 def _note(axes: Axes, place: tuple[float, float], text: str, transform: Any) -> None:

@@ -6,7 +6,7 @@ exactly nothing, and the derived model computes exactly what the gated one compu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,14 +17,12 @@ from nas_prune.arch import Arch
 from nas_prune.axes import Kind
 from nas_prune.errors import SpaceError
 from nas_prune.gates import Gate, gates
-from nas_prune.gates.mask import Mask
-from nas_prune.gates.skeleton import Skeleton, SkeletonFilters
 from nas_prune.intercept import Board, intercept, plain_copy
 from nas_prune.ops import Choice
 from nas_prune.space import SearchSpace
 from nas_prune.tracing import Axes
-from nas_prune.tracing.masked import striped
-from nas_prune.tracing.terms import Cat, Prod, Term, Var, leaves, resolve
+from nas_prune.tracing.terms import Term, leaves
+from nas_prune.tracing.writers import writers
 
 
 class GatedModel(nn.Module):
@@ -49,17 +47,15 @@ class GatedModel(nn.Module):
         if not self.space.free:
             raise SpaceError("there is nothing to gate: every axis is frozen. `axes[name].frozen` says why")
         self.backbone = model
-        self.writers = {name: _writers(self.space.axes, name) for name in self.space.free}
-        self.deciders = self.space.choices | {name: (name,) for name in self.space.free if name not in self._candidates}
+        self.writers = {name: writers(self.space.axes, name) for name in self.space.free}
+        self.deciders = self.space.choices | {name: (name,) for name in self.space.alone}
         self.gates = nn.ModuleDict()
         for name, members in self.deciders.items():
             own, extra = (kinds or {}).get(self.axes[members[0]].kind, (gate, options or {}))
             kind = gates[own] if isinstance(own, str) else own
-            if kind is Skeleton and self.axes[members[0]].kind != "stripe":
-                kind, extra = (SkeletonFilters, extra) if self._skeletons(name) else (Mask, {})
-            fan_in = [] if kind is SkeletonFilters else [features.shape[1] for features in self.weights(name)]
-            size = sum(self.axes[member].size for member in members)
-            self.gates[_key(name)] = kind(size, fan_in, **extra)
+            size, fan_in = sum(self.axes[member].size for member in members), [w.shape[1] for w in self.weights(name)]
+            made = kind.on(self.axes[members[0]].kind, size, fan_in, striped=bool(self._stripes(name)), **extra)
+            self.gates[_key(name)] = made
         mix = (gates[gate] if isinstance(gate, str) else gate).mix
         self._fixed: list[Fixed] = []
         self._board = Board()
@@ -104,15 +100,12 @@ class GatedModel(nn.Module):
 
     def arch(self) -> Arch:
         """The architecture that the gates have decided on."""
-        kept: dict[str, list[int]] = {}
+        kept: dict[str, Sequence[int]] = {}
         scores = self.scores()
-        for name in self.space.free:
+        for name in self.space.alone:
             width = max(int((scores[name] >= 0).sum()), self.space.minimum[name])
             kept[name] = scores[name].topk(width).indices.tolist()
-        for members in self.space.choices.values():
-            best = max(members, key=lambda member: float(scores[member]))
-            kept |= {member: [0] if member == best else [] for member in members}
-        return Arch(kept)
+        return Arch(kept | {name: range(chosen) for name, chosen in self.space.chosen(scores).items()})
 
     def fixed(self, arch: Arch, *, mixed: bool = False) -> Fixed:
         """The model computing ``arch``, whatever the gates say: ``with gated.fixed(arch): ...``, or called on inputs.
@@ -124,13 +117,10 @@ class GatedModel(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Move what skeletons multiply onto weights into the weights, so that a gate is 1 or 0 from here on."""
+        """Move what gates of stripes multiply onto weights into the weights, so that a gate is 1 or 0 from here on."""
         for name in (name for name, axis in self.space.free.items() if axis.kind == "stripe"):
-            gate = self.gate(name)
-            if isinstance(gate, Skeleton):
-                weight = self.backbone.get_parameter(f"{name.removesuffix('.stripes')}.weight")
-                weight.copy_(striped(weight, gate.forward([])))
-                gate.skeleton.copy_(gate.live)
+            weight = self.backbone.get_parameter(f"{name.removesuffix('.stripes')}.weight")
+            weight.copy_(self.gate(name).fold(weight))
 
     def plain(self) -> nn.Module:
         """A copy of the backbone without gates."""
@@ -139,11 +129,11 @@ class GatedModel(nn.Module):
     def weights(self, name: str) -> list[Tensor]:
         """The weights that write an axis, one matrix (c n) per member, row u holding all that belongs to unit u.
 
-        Of filters that live while a stripe of theirs does, the skeletons.
+        For a gate ``of_stripes``, what the gates of the stripes say.
         """
-        if _key(name) in self.gates and isinstance(self.gate(name), SkeletonFilters):
-            found = [self.gate(stripes).forward([]) for stripes in self._skeletons(name)]
-            return [skeleton.reshape(self.axes[name].size, -1) for skeleton in found]
+        if _key(name) in self.gates and self.gate(name).of_stripes:
+            found = [self.gate(stripes).forward([]) for stripes in self._stripes(name)]
+            return [keep.reshape(self.axes[name].size, -1) for keep in found]
         if name in self.axes and self.axes[name].kind == "stripe":
             weight = self.backbone.get_parameter(f"{name.removesuffix('.stripes')}.weight")
             return [rearrange(weight, "n c i j -> (n i j) c")]
@@ -164,18 +154,12 @@ class GatedModel(nn.Module):
             live = [name for name in choice.candidates if f"{path}.candidates.{name}" not in without]
             choice.live = live if live and self._fixed else None
 
-    @property
-    def _candidates(self) -> set[str]:
-        return {member for members in self.space.choices.values() for member in members}
-
-    def _skeletons(self, name: str) -> list[str]:
+    def _stripes(self, name: str) -> list[str]:
         """The stripe axes of the convolutions that write an axis; none, if anything else writes it."""
-        known = [
-            (f"{tensor.removesuffix('.weight')}.stripes", order) for tensor, _, order in self.writers.get(name, ())
-        ]
-        return (
-            [n for n, _ in known] if known and all(n in self.space.free and order is None for n, order in known) else []
-        )
+        written = self.writers.get(name, [])
+        names = [f"{tensor.removesuffix('.weight')}.stripes" for tensor, _, _ in written]
+        striped_alone = all(order is None for _, _, order in written) and all(each in self.space.free for each in names)
+        return names if striped_alone else []
 
     def _least(self, members: tuple[str, ...]) -> int:
         """Units that always stay: one candidate of a choice, the least width of an axis."""
@@ -238,35 +222,3 @@ class Fixed:
 def _key(name: str) -> str:
     """Axis names hold dots, module names may not."""
     return name.replace(".", "/")
-
-
-def _writers(axes: Axes, name: str) -> list[tuple[str, int, Tensor | None]]:
-    """(parameter, dimension, row order) of each weight that writes an axis; row order None: rows are the units.
-
-    No weight writes a bit, and stripes are their own rows.
-    """
-    if not axes[name].members:
-        return []
-    parameters = [member for member in axes[name].members if member.tensor not in axes.walk.captured.buffer_names]
-    members = [member for member in parameters if member.role == "write"] or parameters[:1]
-    variable = next(var for var, known in axes.variables.items() if known == name)
-    result = []
-    for member in members:
-        unit = _unit_of(axes.tensors[member.tensor][member.dim], variable)
-        order = unit.argsort(stable=True)[int((unit < 0).sum()) :]
-        identity = torch.equal(order, torch.arange(axes[name].size))
-        result.append((member.tensor, member.dim, None if identity else order))
-    return result
-
-
-def _unit_of(term: Term, variable: Var) -> Tensor:
-    """For each index of a term, the unit of ``variable`` that it belongs to, or -1."""
-    term = resolve(term)
-    if isinstance(term, Cat):
-        return torch.cat([_unit_of(part, variable) for part in term.parts])
-    if isinstance(term, Prod):
-        unit = torch.tensor([-1])
-        for factor in term.parts:
-            unit = torch.maximum(unit[:, None], _unit_of(factor, variable)[None, :]).flatten()
-        return unit
-    return torch.arange(term.size) if term is variable else torch.full((term.size,), -1)

@@ -56,6 +56,10 @@ class Job:
         """The limit of the recipe."""
         return build.budget(self.recipe, self.space.axes, predictor)
 
+    def limits(self, predictor: Predictor) -> list[Budget]:
+        """The further limits of the recipe."""
+        return build.limits(self.recipe, self.space.axes, predictor)
+
     def measure(self, models: dict[str, nn.Module], *, seconds: float) -> Timings:
         """Latency of several models in turn, as the recipe wants it measured."""
         how = self.recipe.latency

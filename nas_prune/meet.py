@@ -3,7 +3,7 @@
 The predictor says which architecture; the device says how long it really takes. After every round the limit given to
 the selector moves by the ratio of target and measurement. The slowest architecture that is within the target wins.
 
-Who stops at the first timing that fits chooses lucky timings: one that fits is taken again, and the mean decides.
+Who stops at the first timing that fits chooses lucky timings: while the mean fits, it is taken again, up to four times.
 """
 
 import math
@@ -19,6 +19,7 @@ from nas_prune.files import append_line, read_lines
 from nas_prune.selectors import Scores, Selector
 from nas_prune.space import SearchSpace
 
+TIMINGS = 4  # of an architecture that fits; one that does not is timed less often
 LOOKS = 4  # a round that selects a known architecture again costs no measurement
 FINE = 1.002  # nothing to find between two limits that are this close
 CLOSE = 0.95  # stop looking for a slower one when the best is this close below the target
@@ -59,15 +60,15 @@ class _Measurements:
         for row in read_lines(journal) if journal else []:
             self.taken.setdefault(tuple(row["key"]), []).append(float(row["measured"]))
 
-    def __call__(self, arch: Arch, *, once: bool) -> float:
-        """The first measurement, or the mean of the first two."""
-        key, wanted = tuple(arch.sizes(self.space.free).values()), 1 if once else 2
+    def __call__(self, arch: Arch, times: int) -> float:
+        """The mean of the first so many measurements."""
+        key = tuple(arch.sizes(self.space.free).values())
         taken = self.taken.setdefault(key, [])
-        while len(taken) < wanted:
+        while len(taken) < times:
             taken.append(self.cost_of(arch))
             if self.journal is not None:
                 append_line(self.journal, {"key": key, "measured": taken[-1]})
-        return sum(taken[:wanted]) / wanted
+        return sum(taken[:times]) / times
 
 
 def meet(
@@ -98,9 +99,9 @@ def meet(
         if not again and len(tried) == rounds:
             break
         if not again:
-            measured = measured_cost(arch, once=True)
-            if CLOSE * target <= measured <= target:
-                measured = measured_cost(arch, once=False)
+            measured = measured_cost(arch, 1)
+            for times in range(2, TIMINGS + 1):
+                measured = measured_cost(arch, times) if CLOSE * target <= measured <= target else measured
             tried[key] = Round(asked, float(budget.cost(arch.sizes(space.free))), measured, target), arch
         measured = tried[key][0].measured
         if CLOSE * target <= measured <= target or (measured > target and arch == _smallest(scores, space)):
@@ -140,9 +141,7 @@ def _selected(
 def _smallest(scores: Scores, space: SearchSpace) -> Arch:
     """Every axis at its minimum; of a choice, the candidate of the highest score."""
     kept = {name: scores[name].topk(space.minimum[name]).indices.tolist() for name in space.free}
-    for names in space.choices.values():
-        kept[max(names, key=lambda name: float(scores[name]))] = [0]
-    return Arch(kept)
+    return Arch(kept | {name: range(chosen) for name, chosen in space.chosen(scores).items()})
 
 
 def _best(tried: list[tuple[Round, Arch]], budget: Budget) -> Met:

@@ -28,10 +28,9 @@ def remove(model: nn.Module, axes: Axes, arch: Arch) -> None:
     for path, module in _skipped(axes, depth).items():
         model.set_submodule(path, module.train(model.get_submodule(path).training))
     without = {branch.modules[0] for branch in closed}
-    for path in axes.walk.captured.choices:
-        choice = dict(model.named_modules()).get(path)
-        if isinstance(choice, Choice):  # a choice inside a closed branch is gone
-            model.set_submodule(path, _decided(choice, path, without))
+    left = [(path, module) for path, module in model.named_modules() if isinstance(module, Choice)]
+    for path, choice in reversed(left):  # inner ones first; those in closed branches are gone
+        model.set_submodule(path, _decided(choice, path, without))
 
 
 def _skipped(axes: Axes, closed: list[Branch]) -> dict[str, nn.Module]:

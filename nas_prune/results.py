@@ -1,7 +1,9 @@
 """What a run has achieved: every model evaluated, counted and timed in turn; the content of results.json."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -18,6 +20,7 @@ from nas_prune.meet import Met
 from nas_prune.stages import stage_times
 
 FINAL = 20  # the last timing takes so many times longer than a sample of the calibration
+Figures = dict[str, dict[str, float]]
 NOISE = 1.03  # a timing repeats to a few percent
 
 
@@ -86,24 +89,29 @@ def _rows(job: Job, outcome: Outcome) -> dict[str, Any]:
     return {**rows, "gated": _row(accuracy, macs, params, float(predictor(sizes)), None)}
 
 
-def _timings(job: Job, models: dict[str, nn.Module]) -> dict[str, dict[str, float]]:
-    """All models timed in turn, each also as a share of the dense one; measured once, then kept."""
-    path = job.folder / "timings.json"
-    if not path.exists():
+def _timings(job: Job, models: dict[str, nn.Module]) -> Figures:
+    """All models timed in turn, each also as a share of the dense one."""
+
+    def measured() -> Figures:
         times = job.measure(models, seconds=FINAL * job.recipe.latency.seconds)
-        rows = {name: asdict(times[name]) | {"share": times.ratio(name, "dense").median} for name in models}
-        write_json(path, rows)
-    kept: dict[str, dict[str, float]] = read_json(path, CheckpointError)
-    return kept
+        return {name: asdict(times[name]) | {"share": times.ratio(name, "dense").median} for name in models}
+
+    return _kept(job.folder / "timings.json", measured)
 
 
-def _stages(job: Job, models: dict[str, nn.Module]) -> dict[str, dict[str, float]]:
-    """Where the milliseconds of the dense and of the derived model go (eager); measured once, then kept."""
-    path, how = job.folder / "stages.json", job.recipe.latency
+def _stages(job: Job, models: dict[str, nn.Module]) -> Figures:
+    """Where the milliseconds of the dense and of the derived model go (eager)."""
+    how, pair = job.recipe.latency, {name: models[name] for name in ("dense", "derived")}
+    images = job.images(how.batch_size)
+    measured = partial(stage_times, pair, images, seconds=5 * how.seconds, threads=how.threads)
+    return _kept(job.folder / "stages.json", measured)
+
+
+def _kept(path: Path, measured: Callable[[], Figures]) -> Figures:
+    """Figures that are measured once and then kept."""
     if not path.exists():
-        pair, seconds = {name: models[name] for name in ("dense", "derived")}, 5 * how.seconds
-        write_json(path, stage_times(pair, job.images(how.batch_size), seconds=seconds, threads=how.threads))
-    kept: dict[str, dict[str, float]] = read_json(path, CheckpointError)
+        write_json(path, measured())
+    kept: Figures = read_json(path, CheckpointError)
     return kept
 
 

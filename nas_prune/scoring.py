@@ -22,7 +22,7 @@ def scored(job: Job, gated: GatedModel, predictor: Predictor) -> Scores:
     recipe, path = job.recipe, job.folder / FILE
     if recipe.search.criterion is None:
         budget = job.budget(predictor)
-        limits = build.limits(recipe, job.space.axes, predictor)
+        limits = job.limits(predictor)
         joint = Budget("1", Limits([budget, *limits])) if limits else budget
         penalties = build.penalty_terms(recipe, joint)
         learn(

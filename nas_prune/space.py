@@ -29,6 +29,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from torch import Tensor
 
 from nas_prune.axes import BITS, Axis, Kind
 from nas_prune.errors import SpaceError
@@ -81,14 +82,23 @@ class SpaceFile(BaseModel):
     replace: list[Replacement] = Field([], description="modules that become a choice of candidate operations")
     rules: list[Rule] = Field(min_length=1)
 
+    @property
+    def stripes(self) -> bool:
+        """Whether a rule is about stripes, which are traced only then."""
+        return any("stripe" in rule.kinds for rule in self.rules)
+
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The axes with their divisors, the axes outside the space frozen, and the least width of each."""
+    """The axes with their divisors, the axes outside the space frozen, and the least width of each.
+
+    ``replaced``: the rules by which the model got its choices, before it was traced.
+    """
 
     name: str
     axes: Axes
     minimum: Mapping[str, int]
+    replaced: tuple[Replacement, ...] = ()
 
     @property
     def free(self) -> dict[str, Axis]:
@@ -101,6 +111,17 @@ class SearchSpace:
         known = self.axes.choices.items()
         return {choice: names for choice, names in known if all(self.axes[name].frozen is None for name in names)}
 
+    @property
+    def alone(self) -> dict[str, Axis]:
+        """The open axes that are no candidate of a choice."""
+        candidates = {name for names in self.choices.values() for name in names}
+        return {name: axis for name, axis in self.free.items() if name not in candidates}
+
+    def chosen(self, scores: Mapping[str, Tensor]) -> dict[str, bool]:
+        """Axis of each candidate -> whether its score is the highest of its choice."""
+        best = {max(names, key=lambda name: float(scores[name])) for names in self.choices.values()}
+        return {name: name in best for names in self.choices.values() for name in names}
+
     @staticmethod
     def all(axes: Axes) -> SearchSpace:
         """Every free axis, unit by unit, down to one unit, branches and candidates down to none."""
@@ -111,7 +132,8 @@ class SearchSpace:
     @staticmethod
     def read(name: str | os.PathLike[str], axes: Axes) -> SearchSpace:
         """A space by the name of a shipped file, or by path, laid over the axes of a model."""
-        rules = read_file(name).rules
+        file = read_file(name)
+        rules = file.rules
         named: dict[str, Axis] = {}
         minimum: dict[str, int] = {}
         for key, axis in axes.items():
@@ -132,7 +154,7 @@ class SearchSpace:
             raise SpaceError(
                 f"search space {name} leaves nothing to change: every axis of the model is frozen or unmatched"
             )
-        return SearchSpace(str(name), replace(axes, named=named), minimum)
+        return SearchSpace(str(name), replace(axes, named=named), minimum, tuple(file.replace))
 
     def stepped(self, steps: Mapping[str, int]) -> SearchSpace:
         """The same axes with other divisors, halved until an axis has two widths; the least widths follow."""
@@ -143,7 +165,7 @@ class SearchSpace:
                 step //= 2
             named[name] = replace(axis, divisor=step)
             minimum[name] = min(axis.size, step * ceil(minimum[name] / step))
-        return SearchSpace(self.name, replace(self.axes, named=named), minimum)
+        return replace(self, axes=replace(self.axes, named=named), minimum=minimum)
 
 
 def _divisor(rule: Rule, axis: Axis) -> int:

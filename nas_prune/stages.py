@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from nas_prune.costs.measure import warm_up
 from nas_prune.costs.runtimes import threads as using
 from nas_prune.intercept import plain_copy
-from nas_prune.tracing.capture import Inputs, each_tensor
+from nas_prune.tracing.capture import Inputs, device_of, each_tensor
 
 OTHER = "other"
 IDLE = (nn.Identity, nn.Dropout)  # compute nothing in eval mode
@@ -48,7 +49,7 @@ def stage_times(
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in models}
     with torch.inference_mode(), using(threads):
         for model in timed.values():
-            _warm_up(model, seconds / 10, clock)
+            warm_up(model, seconds / 10, clock)
         end = clock() + seconds * len(models)
         while clock() < end or min(map(len, rounds.values()), default=ROUNDS) < ROUNDS:
             for name, model in timed.items():
@@ -73,9 +74,9 @@ class _Staged:
 
     def __init__(self, model: nn.Module, example_inputs: Inputs, clock: Clock) -> None:
         self.model, self.marks = plain_copy(model).eval(), Marks()
-        device = next((tensor.device for tensor in (*self.model.parameters(), *self.model.buffers())), None)
-        self.inputs = each_tensor(lambda value: value.to(device or "cpu"), example_inputs)
-        self.device = device if device is not None and device.type == "cuda" else None
+        device = device_of(self.model)
+        self.inputs = each_tensor(lambda value: value.to(device), example_inputs)
+        self.device = device if device.type == "cuda" else None
         self.clock = clock if self.device is None else self._event
         for name, module in stages(self.model).items():
             mark = partial(self._mark, name)
@@ -127,11 +128,3 @@ def _medians(rounds: list[dict[str, float]], names: list[str]) -> dict[str, floa
     table = torch.tensor([[each.get(name, 0.0) for name in names] for each in rounds], dtype=torch.float64)
     medians, whole = table.quantile(0.5, dim=0), table.sum(dim=1).quantile(0.5)
     return dict(zip(names, (medians * whole / medians.sum()).tolist(), strict=True))
-
-
-def _warm_up(call: Callable[[], object], seconds: float, clock: Callable[[], float]) -> None:
-    end = clock() + seconds
-    call()
-    call()
-    while clock() < end:
-        call()

@@ -64,7 +64,7 @@ def within(job: Job, scores: Scores, calibration: Calibration, budget: Budget, *
         job.space,
         selectors[job.recipe.search.selector],
         _costing(job, calibration, budget),
-        limits=build.limits(job.recipe, job.space.axes, calibration.predictor),
+        limits=job.limits(calibration.predictor),
         rounds=job.recipe.budget.rounds,
         journal=journal or job.folder / "rounds.jsonl",
     )
@@ -91,7 +91,7 @@ def _measuring(job: Job, calibration: Calibration) -> Callable[[Arch], float]:
 def derived(job: Job, arch: Arch) -> tuple[nn.Module, dict[str, Any]]:
     """The small model, with the proof that it computes what the gated one does."""
     small = derive(job.model, job.space.axes, arch)
-    _reform(job, small)
+    reformed(job, small, job.folder)
     path = job.folder / "certificate.json"
     if path.exists():
         return small, read_json(path, CheckpointError)
@@ -101,9 +101,9 @@ def derived(job: Job, arch: Arch) -> tuple[nn.Module, dict[str, Any]]:
     return small, certificate
 
 
-def _reform(job: Job, small: nn.Module) -> None:
-    """Give stripes the forms that are fastest here; measured once, then kept."""
-    path, how = job.folder / "stripes.json", job.recipe.latency
+def reformed(job: Job, small: nn.Module, folder: Path) -> None:
+    """Give stripes the forms that are fastest here; measured once, then kept in ``folder``."""
+    path, how = folder / "stripes.json", job.recipe.latency
     if path.exists():
         take_forms(small, read_json(path, CheckpointError)["convolutions"])
     elif job.space.axes.stripes:

@@ -1,6 +1,6 @@
 """Put choices of candidate operations where the ``replace:`` rules of a search space want them, before tracing."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from nas_prune.errors import SpaceError
 from nas_prune.expressible import trace
 from nas_prune.ops import Choice
-from nas_prune.space import Replacement, SearchSpace, SpaceFile, read_file
+from nas_prune.space import Replacement, SearchSpace, read_file
 from nas_prune.tracing import Axes
 
 
@@ -18,25 +18,27 @@ def laid_out(model: nn.Module, example_inputs: Tensor, name: str) -> SearchSpace
 
     Raises SpaceError where space and model do not fit.
     """
-    return SearchSpace.read(name, traced(model, example_inputs, read_file(name)))
+    file = read_file(name)
+    return SearchSpace.read(name, traced(model, example_inputs, file.replace, stripes=file.stripes))
 
 
-def traced(model: nn.Module, example_inputs: Tensor, file: SpaceFile) -> Axes:
-    """The axes of a model that gets the choices of a space file, with stripes if a rule is about them."""
-    substitute(model, file)
-    return trace(model, example_inputs, stripes=any("stripe" in rule.kinds for rule in file.rules))
+def traced(model: nn.Module, example_inputs: Tensor, rules: Iterable[Replacement], *, stripes: bool) -> Axes:
+    """The axes of a model that gets the choices that rules ask for; with those of stripes, or without."""
+    substitute(model, rules)
+    return trace(model, example_inputs, stripes=stripes)
 
 
-def substitute(model: nn.Module, file: SpaceFile) -> list[str]:
+def substitute(model: nn.Module, rules: Iterable[Replacement]) -> list[str]:
     """Replace modules in place, by the last rule that matches; returns their paths.
 
     The first candidate is the one that the dense network has. Raises SpaceError where no rule matches a module.
     """
     found: dict[str, Replacement] = {}
-    for rule in file.replace:
+    rules = list(rules)
+    for rule in rules:
         found |= {path: rule for path, module in model.named_modules() if _about(rule, path, module)}
-    if file.replace and not found:
-        patterns = ", ".join(f"{rule.type} {rule.match}" for rule in file.replace)
+    if rules and not found:
+        patterns = ", ".join(f"{rule.type} {rule.match}" for rule in rules)
         raise SpaceError(f"`replace` matches no module of {type(model).__name__}: {patterns}; see its named_modules()")
     for path, rule in found.items():
         old = model.get_submodule(path)

@@ -20,7 +20,7 @@ from nas_prune.finetune import finetune, recalibrate
 from nas_prune.job import Job
 from nas_prune.results import FINAL, kept_promise
 from nas_prune.scoring import kept
-from nas_prune.steps import baseline, save, searched, train_dense, within
+from nas_prune.steps import baseline, reformed, save, searched, train_dense, within
 from nas_prune.verification import verify
 
 
@@ -58,6 +58,7 @@ def _one(job: Job, calibration: Calibration, limit: Budget, teacher: nn.Module, 
         return row
     met = within(job, kept(job), calibration, limit, journal=job.folder / name / "rounds.jsonl")
     small = derive(job.model, job.space.axes, met.arch)
+    reformed(job, small, job.folder / name)
     images = build.example(job.recipe, job.data, batch=2)
     certificate = verify(job.model, job.space.axes, met.arch, images).as_dict()
     recalibrate(small, job.data, job.run, job.recipe.finetune.recalibrate_batches)

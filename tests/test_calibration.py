@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from nas_prune import bench, calibration_file, pipeline, recipe
 from nas_prune.arch import Arch
+from nas_prune.artifact import load
 from nas_prune.calibrate import FILE, adopt, calibrate, here
 from nas_prune.calibration_check import check
 from nas_prune.cli import app
@@ -20,9 +21,12 @@ from nas_prune.costs import Bench
 from nas_prune.costs.operator_timing import Point
 from nas_prune.errors import BudgetError, CalibrationError
 from nas_prune.expressible import trace
+from nas_prune.files import read_lines
+from nas_prune.ops.stripe_conv import StripeConv
 from nas_prune.sampling import meeting, sample
 from nas_prune.settings import LatencySettings
 from nas_prune.space import SearchSpace
+from nas_prune.substitute import laid_out
 
 SETTINGS = LatencySettings(batch_size=2, threads=1, samples=14, seconds=0.01, predictor="additive")
 ABOUT = {"name": "test_resnet", "kwargs": {"num_classes": 10}}
@@ -94,6 +98,30 @@ def test_a_check_times_it_again(made, tmp_path: Path) -> None:
         check(impossible, seconds=0.01)
 
 
+def test_a_check_knows_choices_and_stripes(tmp_path: Path) -> None:
+    candidates = {"same": {"operation": "convolution"}, "small": {"operation": "convolution", "kernel": 1}}
+    rules = [{"kinds": ["channel", "operation", "stripe"]}]
+    path = tmp_path / "space.yaml"
+    path.write_text(json.dumps({"replace": [{"match": "layer4.0.conv2", "candidates": candidates}], "rules": rules}))
+    model, images = timm.create_model("test_resnet", num_classes=10).eval(), torch.randn(2, 3, 32, 32)
+    plain = SearchSpace.read("channels", trace(model, images))
+    calibrate(model, laid_out(model, images, str(path)), images, SETTINGS, tmp_path, about=ABOUT)
+    tensors, facts = calibration_file.read(tmp_path / FILE)
+    calibration_file.write(tmp_path / FILE, tensors, {**facts, "noise": 100.0})
+    assert check(tmp_path / FILE, seconds=0.01)["fits"] is True
+    with pytest.raises(CalibrationError, match="replaced"):
+        calibration_file.require_fit(tmp_path / FILE, facts, here(plain, images, SETTINGS, ABOUT))
+
+
+def test_columns_of_sizes_keep_their_names(made, tmp_path: Path) -> None:
+    tensors, facts = calibration_file.read(made[3] / FILE)
+    backwards = {**facts, "axes": dict(reversed(facts["axes"].items()))}
+    calibration_file.write(tmp_path / FILE, {**tensors, "sizes": tensors["sizes"].flip(1)}, backwards)
+    adopt(tmp_path / FILE, made[1], tmp_path)
+    before, after = (read_lines(folder / "samples.jsonl") for folder in (made[3], tmp_path))
+    assert before == after
+
+
 def test_the_same_calibration_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NAS_PRUNE_CACHE", str(tmp_path / "cache"))
     asked = recipe.read("smoke/quickstart", ["--latency.samples=12"])
@@ -156,6 +184,20 @@ def test_many_targets_from_one_search(tmp_path: Path) -> None:
     assert again["targets"] == content["targets"]
     with pytest.raises(BudgetError, match="cannot be met"):
         pipeline.derive_many(tmp_path / "run", ["0.01x"], tune=False)
+
+
+def test_many_targets_of_stripes(tmp_path: Path) -> None:
+    pipeline.run(recipe.read("smoke/fashion_mnist_resnet18_filter_skeleton"), tmp_path / "run", until="search")
+    pipeline.derive_many(tmp_path / "run", ["0.9x"], tune=False)
+    folder = tmp_path / "run" / "targets" / "0.9x"
+    rows = json.loads((folder / "stripes.json").read_text())["convolutions"]
+    striped = {
+        path: module.config["form"]
+        for path, module in load(folder / "derived").named_modules()
+        if isinstance(module, StripeConv)
+    }
+    assert {row["module"]: row["form"] for row in rows} == striped
+    assert striped
 
 
 def test_operators_and_stairs_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,12 @@ def test_a_missing_dataset_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "names"),
-    [("recipes", ["quickstart", "smoke/quickstart"]), ("datasets", ["digits", "folder"]), ("models", ["resnet18"])],
+    [
+        ("recipes", ["quickstart", "smoke/quickstart"]),
+        ("datasets", ["digits", "folder"]),
+        ("models", ["resnet18"]),
+        ("operations", ["separable_convolution", "max_pool"]),
+    ],
 )
 def test_list_shows_what_a_recipe_can_name(kind: str, names: list[str]) -> None:
     done = nas_prune("list", kind, *(["resnet1*"] if kind == "models" else []))

@@ -5,11 +5,14 @@ from math import ceil
 
 import numpy as np
 import pytest
+import timm
 import torch
+from scipy.optimize import nnls
 from zoo import traced
 
 from nas_prune.costs import Macs, count, predictors
 from nas_prune.costs.additive import BOUND, AdditivePredictor
+from nas_prune.costs.additive_fit import nonnegative
 from nas_prune.costs.conditions import Conditions
 from nas_prune.costs.operator_features import MEASURED, Features
 from nas_prune.costs.operator_table import OperatorTable, measure_table, plan
@@ -20,6 +23,7 @@ from nas_prune.costs.staircase import measured_divisors, steps, sweep, sweeps
 from nas_prune.errors import ArtifactError, CalibrationError
 from nas_prune.sampling import sample
 from nas_prune.space import SearchSpace
+from nas_prune.substitute import laid_out
 
 
 def widths(axes, shares):
@@ -170,6 +174,37 @@ def test_a_planted_sum_is_recovered_without_a_table():
     assert predictor.error(shares[100:], ms[100:]).mape <= 0.01
     assert float(predictor({})) == pytest.approx(float(predictor.dense_ms), rel=0.01)
     assert not any(value.requires_grad for value in predictor.parameters())
+
+
+def test_candidates_that_the_dense_network_lacks_have_a_rate_of_their_own():
+    model = timm.create_model("test_resnet").eval()
+    space = laid_out(model, torch.randn(1, 3, 64, 64), "operations")
+    rows = [sample(space, index, seed=0, jitter=0.2).sizes(space.free) for index in range(120)]
+
+    def law(o, one, two):
+        return work(o.shape) * one * two * (5e-3 if "separable_5x5" in o.node else 1e-3)
+
+    dense = {name: axis.dense for name, axis in space.free.items()}
+    predictor = AdditivePredictor(space.axes, 1.0)
+    ms = planted(space.axes, law, predictor.shares([dense, *rows]))
+    predictor = AdditivePredictor(space.axes, float(ms[0]))
+    shares = predictor.shares(rows)
+    predictor.fit(shares[:90], ms[1:91], generator=torch.Generator().manual_seed(0))
+    assert predictor.error(shares[90:], ms[91:]).mape <= 0.02
+
+
+@pytest.mark.parametrize(("timings", "columns", "tie"), [(40, 200, 0.03), (60, 30, 0.01), (30, 90, 0.3), (20, 1, 0.1)])
+def test_least_squares_are_those_of_scipy(timings, columns, tie):
+    generator = np.random.default_rng(timings)
+    left = generator.random((timings, columns)) * generator.random((timings, 1))
+    right = left @ generator.exponential(size=columns) * generator.normal(1, 0.3, timings)
+    expected = np.full(columns, right.mean() / columns)
+    spread = expected / tie
+    found = nonnegative(left, right, expected, spread)
+    rows = np.vstack([left, np.diag(1 / spread)])
+    other, _ = nnls(rows, np.concatenate([right, expected / spread]))
+    assert found == pytest.approx(other, abs=1e-9 * other.max())
+    assert (found >= 0).all()
 
 
 def test_a_table_explains_what_no_polynomial_does():

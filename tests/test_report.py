@@ -96,14 +96,13 @@ def finished_run(folder: Path) -> Path:
     error = {"mape": 0.021, "max_ape": 0.064, "spearman": 0.991, "kendall": 0.934, "held_out": 12}
     facts = {"runtime": "eager", "batch_size": 32, "threads": 2, "device": DEVICE, "dense_ms": 42.0, "error": error}
     write_json(folder / "calibration" / "calibration.json", {**facts, "noise": 0.008})
-    for index in range(60):
+    for _ in range(60):
         ms = draw.uniform(9, 42)
         row = {
             "sizes": {},
             "ms": ms,
             "spread": 0.01,
             "predicted_ms": ms * draw.gauss(1, 0.025),
-            "held_out": index % 5 == 0,
         }
         append_line(folder / "calibration" / "samples.jsonl", row)
     write_json(folder / "results.json", results())
@@ -311,7 +310,7 @@ def test_there_is_no_waterfall_without_both_models() -> None:
 
 
 def test_a_scatter_says_how_well_it_can_be_known() -> None:
-    rows = [{"ms": 4.0, "predicted_ms": 4.1, "held_out": True}, {"ms": 8.0, "predicted_ms": 8.3, "held_out": True}]
+    rows = [{"ms": 4.0, "predicted_ms": 4.1}, {"ms": 8.0, "predicted_ms": 8.3}]
     known, unknown = scatter(rows, [], None, 0.008), scatter(rows, [], None)
     assert known is not None
     assert "noise floor of a timing: 0.8 %" in known

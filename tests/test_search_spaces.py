@@ -25,7 +25,7 @@ from nas_prune.ops.stripe_conv import StripeConv
 from nas_prune.sampling import sample, smallest
 from nas_prune.selectors import selectors
 from nas_prune.settings import SearchSettings, ShapleySettings
-from nas_prune.space import SearchSpace, SpaceFile
+from nas_prune.space import Replacement, SearchSpace
 from nas_prune.substitute import laid_out, substitute
 from nas_prune.tracing.oracle import perturbed
 from nas_prune.train import Run
@@ -67,7 +67,7 @@ def chosen(name: str) -> Traced:
     """A family with choices where convolutions stood, every number of the model moved."""
     model, images = backbone(name), torch.randn(2, 3, 32, 32, dtype=torch.float64)
     rule = {"candidates": CANDIDATES, **OPERATIONS[name]}
-    assert substitute(model, SpaceFile.model_validate({"replace": [rule], "rules": [{}]}))
+    assert substitute(model, [Replacement.model_validate(rule)])
     model = model.double().eval()
     model.load_state_dict(perturbed(model, torch.Generator().manual_seed(1)))
     return Traced(model, npr.trace(model, images), images)

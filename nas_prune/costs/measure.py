@@ -168,7 +168,7 @@ def time_calls(
 
     ``clock``: tells the time in seconds. At least ROUNDS rounds are timed, however long they take.
     """
-    slow = {name: _warm_up(call, seconds / 10, clock) > SLOW for name, call in calls.items()}
+    slow = {name: warm_up(call, seconds / 10, clock) > SLOW for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
     end, rounds, look = clock() + seconds * len(calls), 0, SURE
     while rounds < ROUNDS or clock() < end:
@@ -204,7 +204,7 @@ def _known(values: Sequence[float], wanted: float) -> bool:
     return (high - low) / 2 <= wanted * median
 
 
-def _warm_up(call: Callable[[], Any], seconds: float, clock: Callable[[], float]) -> float:
+def warm_up(call: Callable[[], Any], seconds: float, clock: Callable[[], float]) -> float:
     """Run a call for some time, at least twice; seconds that the second one took."""
     end = clock() + seconds
     call()
@@ -214,6 +214,7 @@ def _warm_up(call: Callable[[], Any], seconds: float, clock: Callable[[], float]
 
 
 def _run_for(call: Callable[[], Any], seconds: float, clock: Callable[[], float]) -> None:
+    """Run a call again and again for some time."""
     end = clock() + seconds
     while clock() < end:
         call()

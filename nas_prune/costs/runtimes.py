@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from nas_prune.costs.conditions import USUAL, Conditions, Precision, Runtime
-from nas_prune.errors import NasPruneError, RunError, RuntimeMissingError
+from nas_prune.errors import NasPruneError, RunError, RuntimeMissingError, first_line
 from nas_prune.registry import Registry
-from nas_prune.tracing.capture import Inputs, each_tensor, evaluating
+from nas_prune.tracing.capture import Inputs, device_of, each_tensor, evaluating
 
 Call = Callable[[], Any]  # runs a model once, and gives its outputs when they are there
 Arguments = tuple[Any, ...]
@@ -137,10 +137,9 @@ def _prepared(model: nn.Module, example_inputs: Inputs, conditions: Conditions) 
     except NasPruneError:
         raise
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), "")
         raise RunError(
             f"{type(model).__name__} does not run under these conditions: {conditions}. {type(error).__name__}: "
-            f"{reason}. Check that `model(example_inputs)` runs in eval mode, or time it under others"
+            f"{first_line(error)}. Check that `model(example_inputs)` runs in eval mode, or time it under others"
         ) from error
     return call
 
@@ -149,7 +148,7 @@ def _copied(model: nn.Module, example_inputs: Inputs, conditions: Conditions) ->
     """A copy of the model in eval mode and of its inputs, as the conditions want them."""
     kind = runtimes[conditions.runtime]
     with evaluating(model):  # which, when it is left, drops what modules cached: that cannot be copied
-        home = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+        home = device_of(model)
     device, dtype = torch.device(kind.device or home), torch.float32 if kind.casts else conditions.dtype
 
     def converted(value: Tensor) -> Tensor:

@@ -1,14 +1,17 @@
 """What a gate is: one keep value per unit of an axis, computed from the weights that write the axis."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nas_prune.axes import Kind
 from nas_prune.registry import Registry
 
-gates: Registry[type["Gate"]] = Registry("gate")
+gates: Registry[type[Gate]] = Registry("gate")
 
 
 class Gate(nn.Module):
@@ -16,12 +19,20 @@ class Gate(nn.Module):
 
     ``size``: units of the axis. ``fan_in``: numbers per unit in each weight that writes the axis.
     A method is a subclass that says how scores come about (``score``) and how they open and close units (``open``).
+    ``of_stripes``: it reads, in place of weights, what the gates of the stripes say that its units consist of.
     """
+
+    of_stripes = False
 
     def __init__(self, size: int, fan_in: Sequence[int]) -> None:
         super().__init__()
         self.size = size
         self.fan_in = tuple(fan_in)
+
+    @classmethod
+    def on(cls, kind: Kind, size: int, fan_in: Sequence[int], *, striped: bool, **options: Any) -> Gate:  # noqa: ARG003
+        """The gate of an axis of this kind; ``striped``: its units consist of stripes that have gates of their own."""
+        return cls(size, fan_in, **options)
 
     def score(self, weight: Sequence[Tensor]) -> Tensor:
         """Scores (c) from the weights [(c n_i), ...] that write the axis; a unit is open where it is >= 0."""
@@ -34,6 +45,10 @@ class Gate(nn.Module):
     def forward(self, weight: Sequence[Tensor], x: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Keep values (c); ``x`` is for gates that look at what they gate."""
         return self.open(self.score(weight))
+
+    def fold(self, weight: Tensor) -> Tensor:
+        """The weight (n c i j) with what this gate of its stripes multiplies onto it; from then on it is 1 or 0."""
+        return weight
 
     @staticmethod
     def mix(x: Tensor, keep: Tensor) -> Tensor:

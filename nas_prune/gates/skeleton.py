@@ -11,11 +11,15 @@ own none: a filter lives while any of its stripes does, so its gate is a functio
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nas_prune.axes import Kind
 from nas_prune.gates.gate import Gate, HardStep, gates
+from nas_prune.gates.mask import Mask
+from nas_prune.tracing.masked import striped as on_stripes
 
 
 @gates.register("skeleton")
@@ -33,6 +37,13 @@ class Skeleton(Gate):
         self.skeleton = nn.Parameter(torch.ones(size))
         self.register_buffer("seen_dead", torch.zeros(size, dtype=torch.bool))
 
+    @classmethod
+    def on(cls, kind: Kind, size: int, fan_in: Sequence[int], *, striped: bool, **options: Any) -> Gate:
+        """Numbers for stripes; filters live while a stripe of theirs does; whatever else there is, stays."""
+        if kind == "stripe":
+            return cls(size, fan_in, **options)
+        return SkeletonFilters(size, [], **options) if striped else Mask(size, fan_in)
+
     @property
     def live(self) -> Tensor:
         """Which stripes live (c), bool."""
@@ -49,12 +60,21 @@ class Skeleton(Gate):
         """The skeleton (c) where it lives, elsewhere 0 without a gradient."""
         return self.skeleton.where(score.detach() > 0, 0)
 
+    @torch.no_grad()
+    def fold(self, weight: Tensor) -> Tensor:
+        """FS * weight; FS is 1 where it lives, and 0 elsewhere, from then on."""
+        folded = on_stripes(weight, self.forward([]))
+        self.skeleton.copy_(self.live)
+        return folded
+
 
 class SkeletonFilters(Gate):
     """The gate of an axis of filters whose stripes have skeletons; it learns nothing itself, and so has no name.
 
     Its ``weight`` are the skeletons of all convolutions that write the axis, [(c i*j), ...].
     """
+
+    of_stripes = True
 
     def __init__(self, size: int, fan_in: Sequence[int], *, threshold: float = 0.05) -> None:
         super().__init__(size, fan_in)

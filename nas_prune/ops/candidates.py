@@ -89,9 +89,8 @@ class SeparableConvolution(Operation):
         return out
 
 
-@operations.register("average_pool")
-class AveragePool(Operation):
-    """The average of a window (what lies outside does not count), a 1x1 projection if need be, a BatchNorm2d."""
+class Pool(Operation):
+    """A pooled window, a 1x1 projection if the channels differ, a BatchNorm2d; a subclass says how it pools."""
 
     def __init__(
         self, *, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, groups: int = 1
@@ -99,9 +98,14 @@ class AveragePool(Operation):
         sizes = {"in_channels": in_channels, "out_channels": out_channels, "kernel": kernel, "stride": stride}
         super().__init__(**sizes, groups=groups)
         _odd(kernel)
-        self.pool = nn.AvgPool2d(kernel, stride, kernel // 2, count_include_pad=False)
+        self.pool = self.window(kernel, stride)
         self.projection = _projection(in_channels, out_channels, groups)
         self.norm = nn.BatchNorm2d(out_channels)
+
+    @staticmethod
+    def window(kernel: int, stride: int) -> nn.Module:
+        """What pools, padded by half the kernel."""
+        raise NotImplementedError
 
     @classmethod
     def like(cls, module: nn.Module, **options: Any) -> Self:
@@ -112,31 +116,26 @@ class AveragePool(Operation):
         """x (b i h w) -> (b o h/stride w/stride)."""
         out: Tensor = self.norm(self.projection(self.pool(x)))
         return out
+
+
+@operations.register("average_pool")
+class AveragePool(Pool):
+    """The average of a window; what lies outside does not count."""
+
+    @staticmethod
+    def window(kernel: int, stride: int) -> nn.Module:
+        """An average over what lies inside."""
+        return nn.AvgPool2d(kernel, stride, kernel // 2, count_include_pad=False)
 
 
 @operations.register("max_pool")
-class MaxPool(Operation):
-    """The maximum of a window, a 1x1 projection if the channels differ, a BatchNorm2d."""
+class MaxPool(Pool):
+    """The maximum of a window."""
 
-    def __init__(
-        self, *, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, groups: int = 1
-    ) -> None:
-        sizes = {"in_channels": in_channels, "out_channels": out_channels, "kernel": kernel, "stride": stride}
-        super().__init__(**sizes, groups=groups)
-        _odd(kernel)
-        self.pool = nn.MaxPool2d(kernel, stride, kernel // 2)
-        self.projection = _projection(in_channels, out_channels, groups)
-        self.norm = nn.BatchNorm2d(out_channels)
-
-    @classmethod
-    def like(cls, module: nn.Module, **options: Any) -> Self:
-        """Option: ``kernel``."""
-        return made(cls, {**_channels(same_geometry(module, cls)), **options}, module)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (b i h w) -> (b o h/stride w/stride)."""
-        out: Tensor = self.norm(self.projection(self.pool(x)))
-        return out
+    @staticmethod
+    def window(kernel: int, stride: int) -> nn.Module:
+        """A maximum."""
+        return nn.MaxPool2d(kernel, stride, kernel // 2)
 
 
 @operations.register("skip_connection")

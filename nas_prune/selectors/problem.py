@@ -90,18 +90,12 @@ class Problem:
 def pose(scores: Scores, cost: CostModel, limit: float, space: SearchSpace) -> Problem:
     """The problem of a selector's arguments. Raises DivergedError where a score is not a number."""
     worth = values({name: scores[name] for name in space.free})
-    decisions = [_widths(axis, space.minimum[name], worth[name]) for name, axis in _alone(space).items()]
+    decisions = [_widths(axis, space.minimum[name], worth[name]) for name, axis in space.alone.items()]
     decisions += [_candidates(names, cost, worth) for names in space.choices.values()]
     counts = torch.tensor([len(each) for _, each in decisions])
     longest = int(counts.max())
     table = torch.stack([torch.cat([each, each[-1:].expand(longest - len(each))]) for _, each in decisions])
     return Problem(tuple(sizes for sizes, _ in decisions), table, counts, cost, limit)
-
-
-def _alone(space: SearchSpace) -> dict[str, Axis]:
-    """The axes that are no candidate of a choice."""
-    candidates = {name for names in space.choices.values() for name in names}
-    return {name: axis for name, axis in space.free.items() if name not in candidates}
 
 
 def _widths(axis: Axis, minimum: int, worth: Tensor) -> tuple[dict[str, Tensor], Tensor]:

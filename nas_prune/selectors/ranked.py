@@ -38,10 +38,7 @@ def ranked(scores: Scores, cost: CostModel, limit: float, space: SearchSpace) ->
 def _widths(scores: Scores, threshold: float, space: SearchSpace) -> dict[str, float]:
     """Width of every axis at one threshold; of a choice, the candidate of the highest score stays."""
     kept = {name: float(_width(scores, threshold, axis, space.minimum[name])) for name, axis in space.free.items()}
-    for names in space.choices.values():
-        best = max(names, key=lambda name: float(scores[name]))
-        kept |= {name: float(name == best) for name in names}
-    return kept
+    return kept | {name: float(chosen) for name, chosen in space.chosen(scores).items()}
 
 
 def _width(scores: Scores, threshold: float, axis: Axis, minimum: int) -> int:

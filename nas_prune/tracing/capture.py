@@ -17,7 +17,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from nas_prune.errors import TraceError
+from nas_prune.errors import TraceError, first_line
 from nas_prune.ops.choice import Choice
 
 Inputs = Tensor | tuple[Any, ...]
@@ -125,9 +125,8 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
             warnings.simplefilter("ignore")
             program = torch.export.export(model, arguments, strict=False).run_decompositions({})
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), "")
         raise TraceError(
-            f"{type(model).__name__} cannot be captured as a graph: {type(error).__name__}: {reason}. "
+            f"{type(model).__name__} cannot be captured as a graph: {type(error).__name__}: {first_line(error)}. "
             f"Check that `model(example_inputs)` runs in eval mode and does not branch on the values of tensors"
         ) from error
     kinds = (InputKind.PARAMETER, InputKind.BUFFER)
