@@ -60,9 +60,11 @@ def met(
     generator = torch.Generator().manual_seed(round(1e6 * share))
     scores = {name: torch.rand(axis.size, generator=generator) for name, axis in space.free.items()}
 
+    calm = {"dense": calibration.calm_ms}
+
     def cost(arch: Arch) -> float:
         pair = {"dense": model, "small": derive(model, space.axes, arch)}
-        times = measure_together(pair, images, conditions=conditions, seconds=1.0)
+        times = measure_together(pair, images, conditions=conditions, seconds=0.5, calm=calm)
         return times.ratio("small", "dense").median * calibration.dense_ms
 
     budget = Budget(f"{share:.4f}x", calibration.predictor)
@@ -76,11 +78,13 @@ def met(
 def again(spec: str, batch: int, conditions: Conditions, folder: Path) -> None:
     """In a fresh process: the shares that the derived networks take, the median of PASSES, on standard output."""
     model, space, images = prepared(spec, batch)
+    calm = {"dense": json.loads((folder / "calibration.json").read_text())["calm_ms"]}
     archs = [Arch.read(path) for path in sorted(folder.glob("arch-*.json"))]
 
     def share(arch: Arch) -> float:
         pair = {"dense": model, "small": derive(model, space.axes, arch)}
-        return measure_together(pair, images, conditions=conditions, seconds=1.0).ratio("small", "dense").median
+        times = measure_together(pair, images, conditions=conditions, seconds=0.5, calm=calm)
+        return times.ratio("small", "dense").median
 
     passes = [[share(arch) for arch in archs] for _ in range(PASSES)]
     print(json.dumps([median(shares) for shares in zip(*passes, strict=True)]))

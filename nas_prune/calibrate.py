@@ -36,11 +36,13 @@ from nas_prune.sampling import sample
 from nas_prune.settings import LatencySettings
 from nas_prune.space import SearchSpace
 
+KNOWN = 3  # samples after which it is known what the dense model takes
+CALM = 0.2  # share of the timings that are thought to be undisturbed
 REPEATED = 6  # so many sub-networks are timed again at the end: the noise floor
 FILE = "calibration.safetensors"
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
-TimePair = Callable[[Arch], tuple[Ratio, float]]
+TimePair = Callable[[Arch, Mapping[str, float]], tuple[Ratio, float]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Calibration:
     """A predictor, how wrong it and the others were out of sample, and what was measured.
 
     ``errors``: by name of the predictor, each sub-network predicted by one that had not seen it; ``interval``: 95 % of
-    the chosen one's mean error; ``noise``: mean difference between two timings of one sub-network, as a share.
+    the chosen one's mean error; ``noise``: mean difference between two timings of one sub-network, as a share;
+    ``dense_ms``, ``calm_ms``: of the dense model, in the median, and while nothing disturbed the machine.
     """
 
     predictor: Predictor
@@ -57,6 +60,7 @@ class Calibration:
     interval: tuple[float, float]
     noise: float
     dense_ms: float
+    calm_ms: float
     smallest_ms: float
 
     @property
@@ -84,9 +88,10 @@ def calibrate(
 
     dense = derive(model, space.axes, Arch())  # of a choice, the first candidate alone
 
-    def time_pair(arch: Arch) -> tuple[Ratio, float]:
+    def time_pair(arch: Arch, calm: Mapping[str, float]) -> tuple[Ratio, float]:
         pair = {"dense": dense, "small": derive(model, space.axes, arch)}
-        times = measure_together(pair, example_inputs, conditions=conditions(settings), seconds=settings.seconds)
+        how, seconds = conditions(settings), settings.seconds
+        times = measure_together(pair, example_inputs, conditions=how, seconds=seconds, calm=calm)
         return times.ratio("small", "dense"), times["dense"].median_ms
 
     plan = [*range(settings.samples), *range(3, settings.samples, 4)[:REPEATED]]
@@ -136,9 +141,8 @@ def adopt(path: Path, space: SearchSpace, folder: Path) -> Calibration:
     predictor.requires_grad_(False)
     errors = {name: PredictionError(**error) for name, error in facts["errors"].items()}
     low, high = facts["interval"]
-    result = Calibration(
-        *(predictor, facts["predictor"], errors, (low, high), facts["noise"], facts["dense_ms"], facts["smallest_ms"])
-    )
+    measured = (facts[name] for name in ("noise", "dense_ms", "calm_ms", "smallest_ms"))
+    result = Calibration(predictor, facts["predictor"], errors, (low, high), *measured)
     write_lines(folder / "samples.jsonl", list(_samples(tensors, facts)))
     write_json(folder / "calibration.json", facts | {"error": asdict(result.error)} | facts["conditions"])
     return result
@@ -163,7 +167,7 @@ def _measured(
     for position in progress(range(len(rows), len(plan)), "timing sub-networks"):
         index = plan[position]
         arch = arch_of(index)
-        ratio, dense_ms = time_pair(arch)
+        ratio, dense_ms = time_pair(arch, {"dense": _calm_ms(rows)} if len(rows) >= KNOWN else {})
         row = {
             "sizes": {name: len(units) for name, units in arch.kept.items()},
             "share": ratio.median,
@@ -194,11 +198,17 @@ def _fitted(
         "interval": list(chosen.interval),
         "noise": _noise(rows),
         "dense_ms": dense_ms,
+        "calm_ms": _calm_ms(rows),
         "smallest_ms": dense_ms * samples[0]["share"],
     }
     state = {f"predictor.{name}": tensor for name, tensor in chosen.predictor.state_dict().items()}
     spread = torch.tensor([row["spread"] for row in samples])
     return state | {"sizes": sizes, "share": measured, "spread": spread, "predicted_ms": chosen.predicted}
+
+
+def _calm_ms(rows: Sequence[dict[str, Any]]) -> float:
+    """What the dense model takes while nothing disturbs the machine."""
+    return float(torch.tensor([row["dense_ms"] for row in rows]).quantile(CALM))
 
 
 def _noise(rows: Sequence[dict[str, Any]]) -> float:

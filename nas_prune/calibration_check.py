@@ -38,7 +38,8 @@ def check(path: Path, *, seconds: float = 1.0) -> dict[str, Any]:
         widths = dict(zip(facts["axes"], tensors["sizes"][number].tolist(), strict=True))
         small = derive(model, axes, Arch({name: range(width) for name, width in widths.items()}))
         pair = {"dense": dense, "small": small}
-        times = measure_together(pair, images, conditions=Conditions(**facts["conditions"]), seconds=seconds)
+        how = Conditions(**facts["conditions"])
+        times = measure_together(pair, images, conditions=how, seconds=seconds, calm={"dense": facts["calm_ms"]})
         off.append(abs(times.ratio("small", "dense").median / known[number] - 1))
     mean = sum(off) / len(off)
     different = list(calibration_file.differences(facts, here))

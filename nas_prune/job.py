@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ class Job:
     model: nn.Module
     space: SearchSpace
     seconds: dict[str, float]
+    calm: dict[str, float] = field(default_factory=dict)  # milliseconds of the dense model while nothing disturbs
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -61,9 +62,9 @@ class Job:
         return build.limits(self.recipe, self.space.axes, predictor)
 
     def measure(self, models: dict[str, nn.Module], *, seconds: float) -> Timings:
-        """Latency of several models in turn, as the recipe wants it measured."""
-        how = self.recipe.latency
-        return measure_together(models, self.images(how.batch_size), conditions=conditions(how), seconds=seconds)
+        """Latency of several models, of which one is ``dense``, in turn, as the recipe wants it measured."""
+        how, images = self.recipe.latency, self.images(self.recipe.latency.batch_size)
+        return measure_together(models, images, conditions=conditions(how), seconds=seconds, calm=self.calm)
 
 
 def open_folder(recipe: Recipe, folder: Path, *, resume: bool, force: bool) -> None:

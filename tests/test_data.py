@@ -80,6 +80,7 @@ def test_fashion_mnist_is_bordered_to_32_and_resized_to_other_sizes() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 on, of every worker process
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one core
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_batch_depends_on_seed_and_epoch_alone(workers: int) -> None:
     settings = DataSettings(name="generated", batch_size=16, workers=workers, **AUGMENTED)

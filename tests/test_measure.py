@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from nas_prune.costs import Conditions, Timing, Timings, measure, measure_together
-from nas_prune.costs.measure import ROUNDS, SURE, interval, share, time_calls
+from nas_prune.costs.measure import ROUNDS, SURE, interval, share, time_calls, undisturbed
 from nas_prune.costs.runtimes import available, missing, prepare
 from nas_prune.errors import NasPruneError, RunError, RuntimeMissingError, UnknownNameError
 
@@ -303,3 +303,13 @@ def test_conditions_are_plain_data():
     assert Conditions(**json.loads(json.dumps(conditions.as_dict()))) == conditions
     assert str(conditions) == "openvino, 2 threads, bfloat16"
     assert str(Conditions(channels_last=True)) == "eager, channels last"
+
+
+@pytest.mark.parametrize(("dense", "chosen"), [([10, 7, 9], 0), ([13, 10.5, 9], 1), ([13, 12, 11, 14, 9], 2)])
+def test_disturbed_timings_are_taken_again(dense: list[float], chosen: int) -> None:
+    moments = [Timings({"dense": (ms,) * 6, "small": (number,) * 6}) for number, ms in enumerate(dense)]
+    coming = iter(moments)
+    assert undisturbed(lambda: next(coming), {"dense": 10.0}) is moments[chosen]
+    left = len(list(coming))
+    assert left == {0: 2, 1: 1, 2: 1}[chosen]  # four timings at most
+    assert undisturbed(lambda: moments[0], {}) is moments[0]

@@ -1,11 +1,13 @@
 """Stripes, operations and depth: exact alone and mixed with widths, counted, chosen, saved; what moves their gates."""
 
+import os
 from functools import cache
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+import torch.multiprocessing as mp
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -15,7 +17,7 @@ import nas_prune as npr
 from nas_prune.arch import Arch
 from nas_prune.ascent import ascend
 from nas_prune.costs import Macs, Params, count
-from nas_prune.data import from_loaders
+from nas_prune.data import Data, from_loaders
 from nas_prune.errors import ArchError, BudgetError, SpaceError
 from nas_prune.gated import GatedModel
 from nas_prune.gates.skeleton import Skeleton, SkeletonFilters
@@ -235,12 +237,18 @@ def two_classes(images: int = 96) -> DataLoader[tuple[Tensor, ...]]:
     return DataLoader(TensorDataset(x, labels), batch_size=48)
 
 
-def test_shapley_gates_are_moved_by_contribution_alone(tmp_path: Path) -> None:
+def weighed_by_contribution() -> tuple[GatedModel, SearchSpace, Data]:
+    """A small net whose operations Shapley values decide about, the same one every time."""
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=2)
     space = laid_out(model, torch.randn(1, 3, 32, 32), "operations")
     gated = GatedModel(model, space, "mask", kinds={"operation": ("shapley", {})})
-    data, run = from_loaders(two_classes(), two_classes(), classes=2), Run(Accelerator(cpu=True), folder=tmp_path)
+    return gated, space, from_loaders(two_classes(), two_classes(), classes=2)
+
+
+def test_shapley_gates_are_moved_by_contribution_alone(tmp_path: Path) -> None:
+    gated, space, data = weighed_by_contribution()
+    run = Run(Accelerator(cpu=True), folder=tmp_path)
     before = {name: gated.gate(name).alpha.clone() for name in space.choices}
     state = {name: value.clone() for name, value in gated.backbone.state_dict().items()}
     assert not list(gated.gates.parameters())
@@ -253,6 +261,31 @@ def test_shapley_gates_are_moved_by_contribution_alone(tmp_path: Path) -> None:
     assert torch.equal(again.gate(next(iter(space.choices))).alpha, gated.gate(next(iter(space.choices))).alpha)
     ascend(gated, data, ShapleySettings(paper_mode=True, permutations=2), run, epoch=1)
     assert (tmp_path / "shapley.jsonl").read_text().count("evaluations") == 2
+
+
+def _ascended(rank: int, folder: str, processes: int) -> None:
+    """One step, as one of several processes; writes the architecture weights."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511", "ACCELERATE_USE_CPU": "true"}
+    torch.set_num_threads(1)
+    gated, space, data = weighed_by_contribution()
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == processes
+    ascend(gated, data, ShapleySettings(evaluations=40), Run(accelerator, folder=Path(folder)), epoch=0)
+    torch.save({name: gated.gate(name).alpha for name in space.choices}, f"{folder}/{processes}-{rank}.pt")
+    if processes > 1:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_step_that_one_takes(tmp_path: Path) -> None:
+    for processes in (1, 2):
+        mp.spawn(_ascended, (str(tmp_path), processes), nprocs=processes)
+    alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    for name, alpha in alone.items():
+        assert torch.equal(first[name], second[name])
+        assert torch.allclose(first[name], alpha, atol=1e-6)
+    assert (tmp_path / "shapley.jsonl").read_text().count("\n") == 2  # one row per step, whatever its processes
 
 
 def test_widths_depth_and_operations_in_one_search() -> None:

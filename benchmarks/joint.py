@@ -1,0 +1,48 @@
+"""Do widths, depth and operations decided together beat widths alone, at the same measured latency?
+
+python benchmarks/joint.py [--seeds 3] [--target 0.5x] [--out FOLDER] [more recipe settings, e.g. --precision=bf16]
+
+Recipe ``fashion_mnist/resnet18_shapley_operations``, and the same with the space ``channels`` and gates on weights:
+the same dense training, steps of search and epochs of fine-tuning. With --out a benchmark that was stopped goes on.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from nas_prune import pipeline, recipe
+
+RECIPE = "fashion_mnist/resnet18_shapley_operations"
+SPACES = {"widths": ["--space=channels", "--gate.kinds={}"], "together": []}
+
+
+def main() -> None:
+    """A line per space and seed, then the means."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--target", default="0.5x")
+    parser.add_argument("--out", type=Path)
+    arguments, more = parser.parse_known_args()
+    top1: dict[str, list[float]] = {name: [] for name in SPACES}
+    with tempfile.TemporaryDirectory() as parent:
+        for seed in range(arguments.seeds):
+            for name, changes in SPACES.items():
+                settings = [f"--seed={seed}", f"--budget.target={arguments.target}", *changes, *more]
+                folder = (arguments.out or Path(parent)) / f"{name}-{seed}"
+                results: dict[str, Any] = pipeline.run(recipe.read(RECIPE, settings), folder)
+                small = results["finetuned"]
+                top1[name].append(small["top1"])
+                print(
+                    f"{name:<9} seed {seed}: top-1 {small['top1']:.2f} % (dense, as many epochs "
+                    f"{results['dense']['top1']:.2f} %), measured {results['measured_share']:.3f}x, "
+                    f"macs {small['macs'] / results['dense']['macs']:.3f}x",
+                    flush=True,
+                )
+    for name, values in top1.items():
+        print(f"{name:<9} {mean(values):.2f} ± {stdev(values) if len(values) > 1 else 0:.2f} %")
+
+
+if __name__ == "__main__":
+    main()
