@@ -3,9 +3,9 @@
 python benchmarks/latency.py [--model resnet18:64 ...] [--runtime eager ...] [--samples 200] [--targets 20]
 
 For each: sub-networks are timed and the best predictor is fitted (how long that takes, how wrong it is on networks that
-it has not seen, beside how much two timings of one network differ); random targets between 0.2x and 0.9x are met by
-select, derive, measure, adjust; then a fresh process times every derived network in turn with the dense one. Last, the
-slopes of the monotone predictor at 10,000 random points, and what a predictor adds to a training step.
+it has not seen, beside how much two timings of one network differ); random targets, from 0.2x or the smallest network
+to 0.9x, are met by select, derive, measure, adjust; then a fresh process times every derived network in turn with the
+dense one, five times. Last, the slopes of the monotone predictor at 10,000 random points, and what a predictor adds to a training step.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 from nas_prune.arch import Arch
 from nas_prune.calibrate import Calibration, calibrate
 from nas_prune.costs import Budget, Conditions, measure_together, predictors
+from nas_prune.costs.measure import time_calls, undisturbed
+from nas_prune.costs.runtimes import prepare_all, threads
 from nas_prune.derivation import derive
 from nas_prune.errors import BudgetError
 from nas_prune.expressible import trace
@@ -80,13 +83,14 @@ def again(spec: str, batch: int, conditions: Conditions, folder: Path) -> None:
     model, space, images = prepared(spec, batch)
     calm = {"dense": json.loads((folder / "calibration.json").read_text())["calm_ms"]}
     archs = [Arch.read(path) for path in sorted(folder.glob("arch-*.json"))]
+    pairs = [{"dense": model, "small": derive(model, space.axes, arch)} for arch in archs]
+    ready = [prepare_all(pair, images, conditions) for pair in pairs]
 
-    def share(arch: Arch) -> float:
-        pair = {"dense": model, "small": derive(model, space.axes, arch)}
-        times = measure_together(pair, images, conditions=conditions, seconds=0.5, calm=calm)
-        return times.ratio("small", "dense").median
+    def share(calls: Mapping[str, Callable[[], Any]]) -> float:
+        return undisturbed(lambda: time_calls(calls, 0.5), calm).ratio("small", "dense").median
 
-    passes = [[share(arch) for arch in archs] for _ in range(PASSES)]
+    with threads(conditions.threads):
+        passes = [[share(calls) for calls in ready] for _ in range(PASSES)]
     print(json.dumps([median(shares) for shares in zip(*passes, strict=True)]))
 
 
@@ -96,18 +100,19 @@ def one(spec: str, runtime: str, arguments: argparse.Namespace) -> None:
     conditions = Conditions(how.runtime, how.threads)
     model, space, images = prepared(spec, how.batch_size)
     generator = torch.Generator().manual_seed(0)
-    wanted = [0.2 + 0.7 * float(torch.rand((), generator=generator)) for _ in range(arguments.targets)]
+    drawn = torch.rand(arguments.targets, generator=generator).tolist()
     with tempfile.TemporaryDirectory() as parent:
         folder, start = Path(parent), time.monotonic()
         calibration = calibrate(model, space, images, how, folder, about={"name": spec, "kwargs": {"num_classes": 10}})
         minutes = (time.monotonic() - start) / 60
-        reachable = [share for share in wanted if share * calibration.dense_ms > 1.02 * calibration.smallest_ms]
-        found = [met(model, space, images, calibration, conditions, share) for share in reachable]
+        least = max(0.2, 1.02 * calibration.smallest_ms / calibration.dense_ms)
+        wanted = [least + (0.9 - least) * share for share in drawn]
+        found = [met(model, space, images, calibration, conditions, share) for share in wanted]
         for number, arch in enumerate(found):
             (arch or Arch()).write(folder / f"arch-{number:02d}.json")
         words = [sys.executable, __file__, "--again", parent, "--model", spec, "--runtime", runtime]
         shares = json.loads(subprocess.check_output([*words, "--batch", str(arguments.batch)], text=True))
-    off = [share / target - 1 for share, target in zip(shares, reachable, strict=True)]
+    off = [share / target - 1 for share, target in zip(shares, wanted, strict=True)]
     allowed = max(0.03, calibration.noise)
     error, kept = calibration.error, sum(excess <= allowed for excess in off)
     print(

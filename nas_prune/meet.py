@@ -3,13 +3,15 @@
 The predictor says which architecture; the device says how long it really takes. After every round the limit given to
 the selector moves by the ratio of target and measurement. The slowest architecture that is within the target wins.
 
-Who stops at the first timing that fits chooses lucky timings: while the mean fits, it is taken again, up to four times.
+Who stops at the first timing that fits chooses lucky timings: while the mean fits, it is taken again, until the mean is
+known to 1 % (its standard error), five times at most.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from nas_prune.arch import Arch
@@ -19,7 +21,8 @@ from nas_prune.files import append_line, read_lines
 from nas_prune.selectors import Scores, Selector
 from nas_prune.space import SearchSpace
 
-TIMINGS = 4  # of an architecture that fits; one that does not is timed less often
+LEAST, MOST = 3, 5  # timings of an architecture that fits; one that does not is timed less often
+KNOWN = 0.01  # standard error of a mean that needs no further timing, as a share
 LOOKS = 4  # a round that selects a known architecture again costs no measurement
 FINE = 1.002  # nothing to find between two limits that are this close
 CLOSE = 0.95  # stop looking for a slower one when the best is this close below the target
@@ -56,19 +59,35 @@ class _Measurements:
 
     def __init__(self, cost_of: Callable[[Arch], float], space: SearchSpace, journal: Path | None) -> None:
         self.cost_of, self.space, self.journal = cost_of, space, journal
-        self.taken: dict[tuple[int, ...], list[float]] = {}
+        self.journalled: dict[tuple[int, ...], list[float]] = {}
         for row in read_lines(journal) if journal else []:
-            self.taken.setdefault(tuple(row["key"]), []).append(float(row["measured"]))
+            self.journalled.setdefault(tuple(row["key"]), []).append(float(row["measured"]))
 
-    def __call__(self, arch: Arch, times: int) -> float:
-        """The mean of the first so many measurements."""
+    def __call__(self, arch: Arch, target: float) -> float:
+        """The mean of as many measurements as it takes to know whether the architecture fits the target."""
         key = tuple(arch.sizes(self.space.free).values())
-        taken = self.taken.setdefault(key, [])
-        while len(taken) < times:
-            taken.append(self.cost_of(arch))
-            if self.journal is not None:
-                append_line(self.journal, {"key": key, "measured": taken[-1]})
-        return sum(taken[:times]) / times
+        journalled = self.journalled.pop(key, [])
+        taken: list[float] = []
+        while not taken or (fits(mean(taken), target) and not _known(taken)):
+            taken.append(journalled.pop(0) if journalled else self._measured(key, arch))
+        return mean(taken)
+
+    def _measured(self, key: tuple[int, ...], arch: Arch) -> float:
+        """One more measurement."""
+        measured = self.cost_of(arch)
+        if self.journal is not None:
+            append_line(self.journal, {"key": key, "measured": measured})
+        return measured
+
+
+def fits(measured: float, target: float) -> bool:
+    """Whether a cost is within the target, and close to it."""
+    return CLOSE * target <= measured <= target
+
+
+def _known(taken: Sequence[float]) -> bool:
+    """Whether the mean is known well enough."""
+    return len(taken) == MOST or (len(taken) >= LEAST and stdev(taken) / math.sqrt(len(taken)) <= KNOWN * mean(taken))
 
 
 def meet(
@@ -99,12 +118,10 @@ def meet(
         if not again and len(tried) == rounds:
             break
         if not again:
-            measured = measured_cost(arch, 1)
-            for times in range(2, TIMINGS + 1):
-                measured = measured_cost(arch, times) if CLOSE * target <= measured <= target else measured
+            measured = measured_cost(arch, target)
             tried[key] = Round(asked, float(budget.cost(arch.sizes(space.free))), measured, target), arch
         measured = tried[key][0].measured
-        if CLOSE * target <= measured <= target or (measured > target and arch == _smallest(scores, space)):
+        if fits(measured, target) or (measured > target and arch == _smallest(scores, space)):
             break
         low, high = (max(low, asked), high) if measured <= target else (low, min(high, asked))
         if high < low * FINE or (measured <= target and arch == Arch.dense(space.free)):
