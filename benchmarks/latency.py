@@ -5,7 +5,8 @@ python benchmarks/latency.py [--model resnet18:64 ...] [--runtime eager ...] [--
 For each: sub-networks are timed and the best predictor is fitted (how long that takes, how wrong it is on networks that
 it has not seen, beside how much two timings of one network differ); random targets, from 0.2x or the smallest network
 to 0.9x, are met by select, derive, measure, adjust; then a fresh process times every derived network in turn with the
-dense one, five times. Last, the slopes of the monotone predictor at 10,000 random points, and what a predictor adds to a training step.
+dense one, five times. Last, the slopes of the monotone predictor at 10,000 random points, and what a predictor adds to
+a training step.
 """
 
 import argparse
