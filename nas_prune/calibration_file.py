@@ -19,7 +19,7 @@ from torch import Tensor
 from nas_prune.errors import CalibrationError
 from nas_prune.files import atomic_write
 
-FORMAT = "nas_prune.calibration/2"
+FORMAT = "nas_prune.calibration/3"
 DECISIVE = ("processor", "cores", "accelerator", "system")  # the rest of a fingerprint may differ a little
 
 
@@ -82,7 +82,7 @@ def cached(here: Mapping[str, Any]) -> Path:
     """Where a calibration with these facts is kept for the next run; $NAS_PRUNE_CACHE, or the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     root = Path(os.environ.get("NAS_PRUNE_CACHE") or Path(home) / "nas_prune")
-    key = hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()[:20]
+    key = hashlib.sha256(json.dumps([FORMAT, here], sort_keys=True).encode()).hexdigest()[:20]
     return root / "calibrations" / f"{key}.safetensors"
 
 
