@@ -94,9 +94,11 @@ class GatedModel(nn.Module):
 
     def sizes(self) -> dict[str, Tensor]:
         """Open units per axis in the last forward pass; gradients reach the gates."""
-        kinds = {name: self.axes[name].kind for name in self._board.keep}  # skeletons of stripes may exceed one
-        said = self._board.keep.items()
-        return {name: (keep.abs().clamp(max=1) if kinds[name] == "stripe" else keep).sum() for name, keep in said}
+
+        def counted(name: str, keep: Tensor) -> Tensor:
+            return keep.abs().clamp(max=1) if self.axes[name].kind == "stripe" else keep  # a skeleton may exceed one
+
+        return {name: counted(name, keep).sum() for name, keep in self._board.keep.items()}
 
     def arch(self) -> Arch:
         """The architecture that the gates have decided on."""
@@ -119,7 +121,7 @@ class GatedModel(nn.Module):
     def fold(self) -> None:
         """Move what gates of stripes multiply onto weights into the weights, so that a gate is 1 or 0 from here on."""
         for name in (name for name, axis in self.space.free.items() if axis.kind == "stripe"):
-            weight = self.backbone.get_parameter(f"{name.removesuffix('.stripes')}.weight")
+            weight = self._striped(name)
             weight.copy_(self.gate(name).fold(weight))
 
     def plain(self) -> nn.Module:
@@ -135,8 +137,7 @@ class GatedModel(nn.Module):
             found = [self.gate(stripes).forward([]) for stripes in self._stripes(name)]
             return [keep.reshape(self.axes[name].size, -1) for keep in found]
         if name in self.axes and self.axes[name].kind == "stripe":
-            weight = self.backbone.get_parameter(f"{name.removesuffix('.stripes')}.weight")
-            return [rearrange(weight, "n c i j -> (n i j) c")]
+            return [rearrange(self._striped(name), "n c i j -> (n i j) c")]
         result = []
         for tensor, dim, order in self.writers.get(name, ()):
             rows = self.backbone.get_parameter(tensor).movedim(dim, 0).flatten(1)
@@ -153,6 +154,10 @@ class GatedModel(nn.Module):
             assert isinstance(choice, Choice)
             live = [name for name in choice.candidates if f"{path}.candidates.{name}" not in without]
             choice.live = live if live and self._fixed else None
+
+    def _striped(self, name: str) -> nn.Parameter:
+        """The weight (n c i j) that an axis of stripes is about."""
+        return self.backbone.get_parameter(f"{name.removesuffix('.stripes')}.weight")
 
     def _stripes(self, name: str) -> list[str]:
         """The stripe axes of the convolutions that write an axis; none, if anything else writes it."""

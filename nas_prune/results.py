@@ -51,7 +51,7 @@ def evaluated(job: Job, outcome: Outcome) -> dict[str, Any]:
         "certificate": outcome.certificate,
         "calibration": {"predictor": outcome.calibration.name, "trusted": job.recipe.latency.trust_calibration},
         "short": outcome.met.short,
-        "stripes": _stripes(job, outcome),
+        "stripes": _stripes(job, rows["gated"]),
         "stages": _stages(job, outcome.models),
         "rounds": [
             {"predicted_ms": step.predicted, "measured_ms": step.measured, "target_ms": step.target}
@@ -64,14 +64,12 @@ def evaluated(job: Job, outcome: Outcome) -> dict[str, Any]:
     return results
 
 
-def _stripes(job: Job, outcome: Outcome) -> dict[str, Any] | None:
+def _stripes(job: Job, gated: Mapping[str, Any]) -> dict[str, Any] | None:
     """Where convolutions lost stripes: multiply-adds and parameters of the live ones, and the form each one took."""
     path = job.folder / "stripes.json"
     if not path.exists():
         return None
-    sizes = outcome.met.arch.sizes(job.space.free)
-    live = {name: round(float(cost(job.space.axes)(sizes))) for name, cost in (("macs", Macs), ("params", Params))}
-    return {**live, **read_json(path, CheckpointError)}
+    return {"macs": gated["macs"], "params": gated["params"], **read_json(path, CheckpointError)}
 
 
 def _rows(job: Job, outcome: Outcome) -> dict[str, Any]:

@@ -79,9 +79,10 @@ def _costing(job: Job, calibration: Calibration, budget: Budget) -> Callable[[Ar
 
 def _measuring(job: Job, calibration: Calibration) -> Callable[[Arch], float]:
     """Milliseconds of a derived architecture: its share of the dense model in turn with it, times the dense model's."""
+    dense = derive(job.model, job.space.axes, Arch())  # without gates
 
     def cost(arch: Arch) -> float:
-        pair = {"dense": derive(job.model, job.space.axes, Arch()), "small": derive(job.model, job.space.axes, arch)}
+        pair = {"dense": dense, "small": derive(job.model, job.space.axes, arch)}
         times = job.measure(pair, seconds=ROUND * job.recipe.latency.seconds)
         return calibration.dense_ms * times.ratio("small", "dense").median
 

@@ -1,6 +1,6 @@
 """Put choices of candidate operations where the ``replace:`` rules of a search space want them, before tracing."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -22,19 +22,18 @@ def laid_out(model: nn.Module, example_inputs: Tensor, name: str) -> SearchSpace
     return SearchSpace.read(name, traced(model, example_inputs, file.replace, stripes=file.stripes))
 
 
-def traced(model: nn.Module, example_inputs: Tensor, rules: Iterable[Replacement], *, stripes: bool) -> Axes:
+def traced(model: nn.Module, example_inputs: Tensor, rules: Sequence[Replacement], *, stripes: bool) -> Axes:
     """The axes of a model that gets the choices that rules ask for; with those of stripes, or without."""
     substitute(model, rules)
     return trace(model, example_inputs, stripes=stripes)
 
 
-def substitute(model: nn.Module, rules: Iterable[Replacement]) -> list[str]:
+def substitute(model: nn.Module, rules: Sequence[Replacement]) -> list[str]:
     """Replace modules in place, by the last rule that matches; returns their paths.
 
     The first candidate is the one that the dense network has. Raises SpaceError where no rule matches a module.
     """
     found: dict[str, Replacement] = {}
-    rules = list(rules)
     for rule in rules:
         found |= {path: rule for path, module in model.named_modules() if _about(rule, path, module)}
     if rules and not found:

@@ -59,12 +59,9 @@ def _live_rows(models: Mapping[str, Mapping[str, Any]], stripes: Mapping[str, An
     """What the live stripes of convolutions multiply and hold, beside what is executed and stored."""
     if not stripes:
         return {}
-    dense = models["dense"]
-    rows = {}
-    for key, label in (("macs", "MACs of live stripes"), ("params", "Parameters in live stripes")):
-        cells = {name: {key: stripes[key]} if model and name != "dense" else model for name, model in models.items()}
-        rows[label] = [_count(cell if name != "dense" else dense, dense, key) for name, cell in cells.items()]
-    return rows
+    dense, labels = models["dense"], {"MACs of live stripes": "macs", "Parameters in live stripes": "params"}
+    cells = [model if model is dense or not model else stripes for model in models.values()]
+    return {label: [_count(cell, dense, key) for cell in cells] for label, key in labels.items()}
 
 
 def stripe_rows(stripes: Mapping[str, Any] | None) -> list[dict[str, str]]:

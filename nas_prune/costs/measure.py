@@ -179,7 +179,6 @@ def time_calls(
     calls: Mapping[str, Callable[[], Any]],
     seconds: float,
     *,
-    wanted: float = WANTED,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timings:
     """Warm up, then time one call of each in turn, until all are known well enough or the time is used.
@@ -197,7 +196,7 @@ def time_calls(
         rounds += 1
         if rounds == look:
             look += math.ceil(rounds / 5)  # a look takes time, and each is another chance to stop by luck
-            if all(_known(values, wanted) for values in times.values()):
+            if all(_known(values) for values in times.values()):
                 break
     return Timings({name: tuple(values) for name, values in times.items()})
 
@@ -217,9 +216,9 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return float(ordered[rank - 1]), float(np.median(ordered)), float(ordered[-rank])
 
 
-def _known(values: Sequence[float], wanted: float) -> bool:
+def _known(values: Sequence[float]) -> bool:
     low, median, high = interval(values)
-    return (high - low) / 2 <= wanted * median
+    return (high - low) / 2 <= WANTED * median
 
 
 def warm_up(call: Callable[[], Any], seconds: float, clock: Callable[[], float]) -> float:
