@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from nas_prune import artifact
 from nas_prune.arch import Arch
-from nas_prune.costs import Macs, Params, count
+from nas_prune.costs import Macs, Params, count, counted
 from nas_prune.derivation import derive
 from nas_prune.errors import ExactnessError
 from nas_prune.expressible import trace
@@ -121,9 +121,9 @@ def _eager(row: dict[str, Any], double: nn.Module, axes: Axes, archs: list[Arch]
 def _counted(axes: Axes, arch: Arch, small: nn.Module, images: Tensor) -> None:
     """What is predicted is what is counted."""
     real = count(small, images)
-    macs, params = (round(float(cost(axes)(arch.sizes(axes)))) for cost in (Macs, Params))
-    _require(params == real.params, f"{params} parameters predicted, {real.params} counted")
-    _require(macs == real.macs, f"{macs} MACs predicted, {real.macs} counted")
+    said = counted(axes, arch.sizes(axes))
+    _require(said.params == real.params, f"{said.params} parameters predicted, {real.params} counted")
+    _require(said.macs == real.macs, f"{said.macs} MACs predicted, {real.macs} counted")
 
 
 def _reload(small: nn.Module, origin: tuple[str, dict[str, Any]], arch: Arch, images: Tensor) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from nas_prune.calibrate import Calibration
-from nas_prune.costs import Budget, Macs, Params, count
+from nas_prune.costs import Budget, count, counted
 from nas_prune.device import fingerprint
 from nas_prune.errors import CheckpointError
 from nas_prune.evaluate import top1
@@ -79,12 +79,12 @@ def _rows(job: Job, outcome: Outcome) -> dict[str, Any]:
     timings, image = _timings(job, outcome.models), job.images(1)
     rows: dict[str, Any] = {}
     for name, model in outcome.models.items():
-        counted, predicted = count(model, image), float(predictor({} if name == "dense" else sizes))
-        rows[name] = _row(top1(model, job.data, accelerator), counted.macs, counted.params, predicted, timings[name])
+        real, predicted = count(model, image), float(predictor({} if name == "dense" else sizes))
+        rows[name] = _row(top1(model, job.data, accelerator), real.macs, real.params, predicted, timings[name])
     with outcome.gated.fixed(outcome.met.arch):
         accuracy = top1(outcome.gated, job.data, accelerator)
-    macs, params = (int(cost(axes)(sizes)) for cost in (Macs, Params))
-    return {**rows, "gated": _row(accuracy, macs, params, float(predictor(sizes)), None)}
+    left = counted(axes, sizes)
+    return {**rows, "gated": _row(accuracy, left.macs, left.params, float(predictor(sizes)), None)}
 
 
 def _timings(job: Job, models: dict[str, nn.Module]) -> Figures:

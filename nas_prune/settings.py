@@ -173,7 +173,7 @@ class SearchSettings(OptimSettings):
     gate_lr: PositiveFloat = Field(1e-3, description="learning rate of the gates (Adam, no weight decay)")
     penalties: list[PenaltySettings] = Field([PenaltySettings()], description="terms added to the task loss")
     shapley: ShapleySettings = Field(ShapleySettings(), description="how gates called shapley are moved")
-    selector: str = Field("ranked", description="how scores become an architecture that meets the budget")
+    selector: str = Field("optimal", description="how scores become an architecture that meets the budget")
     criterion: str | None = Field(
         None, description="score units by this criterion, e.g. taylor, instead of learning gates (one shot)"
     )

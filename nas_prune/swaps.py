@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nas_prune.errors import ArtifactError, UnknownNameError
-from nas_prune.ops import Operation, operations
+from nas_prune.ops import Operation, name_of, operations
 from nas_prune.origin import LARGEST, is_moderate, is_plain
 from nas_prune.rewrite import original
 
@@ -64,7 +64,7 @@ def _alike(old: nn.Module, new: Operation) -> bool:
 
 def _record(path: str, operation: Operation) -> dict[str, Any]:
     kind = original(type(operation))
-    name = next((name for name, known in operations.items() if known is kind), None)
+    name = name_of(kind)
     if name is None:
         raise ArtifactError(
             f"the {kind.__name__} at {path!r} is not a registered operation, so that no file could name it; "

@@ -10,7 +10,7 @@ from nas_prune import build
 from nas_prune.arch import Arch
 from nas_prune.calibrate import Calibration
 from nas_prune.calibrated import calibrated, refuse
-from nas_prune.costs import Budget, Macs, Params, Timings
+from nas_prune.costs import Budget, Timings, counted
 from nas_prune.costs.budget import parse_target
 from nas_prune.derivation import derive
 from nas_prune.errors import CheckpointError
@@ -79,9 +79,8 @@ def _one(job: Job, calibration: Calibration, limit: Budget, teacher: nn.Module, 
 def _figures(job: Job, calibration: Calibration, limit: Budget, arch: Arch) -> dict[str, Any]:
     """What is exact or predicted."""
     sizes = arch.sizes(job.space.free)
-    macs, parameters = (round(float(cost(job.space.axes)(sizes))) for cost in (Macs, Params))
-    predicted = float(calibration.predictor(sizes))
-    return {"target": limit.target, "macs": macs, "params": parameters, "predicted_ms": predicted}
+    left, predicted = counted(job.space.axes, sizes), float(calibration.predictor(sizes))
+    return {"target": limit.target, "macs": left.macs, "params": left.params, "predicted_ms": predicted}
 
 
 def _measured(limit: Budget, times: Timings) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from nas_prune.costs.budget import Budget
 from nas_prune.costs.conditions import Conditions, Runtime
 from nas_prune.costs.cost import CostModel, Sizes, costs
 from nas_prune.costs.cross_validation import Chosen, best, candidates, validate
-from nas_prune.costs.graph import Count, Macs, Params, count
+from nas_prune.costs.graph import Count, Macs, Params, count, counted
 from nas_prune.costs.latency_predictor import LatencyPredictor
 from nas_prune.costs.limits import Limits
 from nas_prune.costs.measure import Ratio, Timing, Timings, measure, measure_together
@@ -42,6 +42,7 @@ __all__ = [
     "candidates",
     "costs",
     "count",
+    "counted",
     "measure",
     "measure_table",
     "measure_together",

@@ -83,6 +83,12 @@ class Macs:
         return _tensor(total * self.share)
 
 
+def counted(axes: Axes, sizes: Sizes) -> Count:
+    """MACs and parameters of the model that is derived at these sizes, without deriving it."""
+    macs, params = (round(float(cost(axes)(sizes))) for cost in (Macs, Params))
+    return Count(macs, params)
+
+
 def _distinct(axes: Axes) -> list[tuple[Term, ...]]:
     """Terms of every parameter, shared ones once, the bits of branches that it goes with, live stripes alone."""
     captured, bits = axes.walk.captured, axes.presence

@@ -19,7 +19,7 @@ Description = Mapping[str, Any]  # {"operation": registered name, **its keyword 
 
 def described(operation: nn.Module) -> dict[str, Any]:
     """An operation as plain data. Raises SpaceError for a module that is not a registered operation."""
-    name = name_of(operation)
+    name = name_of(type(operation))
     if name is None or not isinstance(operation, Operation):
         raise SpaceError(f"a {type(operation).__name__} is not a registered operation; put one of {list(operations)}")
     return {"operation": name, **operation.config}

@@ -37,9 +37,9 @@ class Operation(nn.Module):
         )
 
 
-def name_of(module: nn.Module) -> str | None:
-    """The registered name of an operation, None for any other module."""
-    return next((name for name, kind in operations.items() if kind is type(module)), None)
+def name_of(kind: type) -> str | None:
+    """The registered name of a class of operations, None for any other class."""
+    return next((name for name, known in operations.items() if known is kind), None)
 
 
 @operations.register("skip")
