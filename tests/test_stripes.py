@@ -286,9 +286,9 @@ def test_a_skeleton_lives_and_dies_as_in_the_paper() -> None:
     gate, penalty = Skeleton(54, [3], threshold=delta).double(), penalties["skeleton"](None, alpha=alpha)
     gated = SimpleNamespace(gates=nn.ModuleDict({"stripes": gate}))
     optimizer = torch.optim.SGD(gate.parameters(), lr=0.2)
-    skeleton = torch.ones(54, dtype=torch.float64)
     shares = []
     for _ in range(9):
+        skeleton = gate.skeleton.detach().clone()  # each step from where the gate is: rounding grows from step to step
         optimizer.zero_grad()
         (50 * skeleton_loss(weight, gate([]), x) + penalty(gated)).backward()
         optimizer.step()
