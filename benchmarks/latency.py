@@ -106,7 +106,7 @@ def one(spec: str, runtime: str, arguments: argparse.Namespace) -> None:
         folder, start = Path(parent), time.monotonic()
         calibration = calibrate(model, space, images, how, folder, about={"name": spec, "kwargs": {"num_classes": 10}})
         minutes = (time.monotonic() - start) / 60
-        least = max(0.2, 1.02 * calibration.smallest_ms / calibration.dense_ms)
+        least = max(0.2, 1.05 * calibration.smallest_ms / calibration.dense_ms)
         wanted = [least + (0.9 - least) * share for share in drawn]
         found = [met(model, space, images, calibration, conditions, share) for share in wanted]
         for number, arch in enumerate(found):

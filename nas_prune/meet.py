@@ -4,7 +4,8 @@ The predictor says which architecture; the device says how long it really takes.
 the selector moves by the ratio of target and measurement. The slowest architecture that is within the target wins.
 
 Who stops at the first timing that fits chooses lucky timings: while the mean fits, it is taken again, until the mean is
-known to 1 % (its standard error), five times at most.
+known to 1 % (its standard error), five times at most. What counts is the mean plus its standard error: an architecture
+whose mean just fits is a coin toss for whoever times it next.
 """
 
 import math
@@ -64,13 +65,13 @@ class _Measurements:
             self.journalled.setdefault(tuple(row["key"]), []).append(float(row["measured"]))
 
     def __call__(self, arch: Arch, target: float) -> float:
-        """The mean of as many measurements as it takes to know whether the architecture fits the target."""
+        """The cost after as many measurements as it takes to know whether the architecture fits the target."""
         key = tuple(arch.sizes(self.space.free).values())
         journalled = self.journalled.pop(key, [])
         taken: list[float] = []
         while not taken or (fits(mean(taken), target) and not _known(taken)):
             taken.append(journalled.pop(0) if journalled else self._measured(key, arch))
-        return mean(taken)
+        return mean(taken) + _standard_error(taken)
 
     def _measured(self, key: tuple[int, ...], arch: Arch) -> float:
         """One more measurement."""
@@ -87,7 +88,12 @@ def fits(measured: float, target: float) -> bool:
 
 def _known(taken: Sequence[float]) -> bool:
     """Whether the mean is known well enough."""
-    return len(taken) == MOST or (len(taken) >= LEAST and stdev(taken) / math.sqrt(len(taken)) <= KNOWN * mean(taken))
+    return len(taken) == MOST or (len(taken) >= LEAST and _standard_error(taken) <= KNOWN * mean(taken))
+
+
+def _standard_error(taken: Sequence[float]) -> float:
+    """Of the mean; zero where a single measurement cannot tell."""
+    return stdev(taken) / math.sqrt(len(taken)) if len(taken) > 1 else 0.0
 
 
 def meet(

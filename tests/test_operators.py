@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import nnls
 from zoo import traced
 
-from nas_prune.costs import Macs, count, predictors
+from nas_prune.costs import Macs, Params, count, predictors
 from nas_prune.costs.additive import BOUND, AdditivePredictor
 from nas_prune.costs.additive_fit import nonnegative
 from nas_prune.costs.conditions import Conditions
@@ -248,6 +248,24 @@ def test_a_planted_block_is_found(block):
     (slopes,) = torch.autograd.grad(predictor.predict(points).sum(), points)
     assert float(slopes.min()) >= -0.2 * float(slopes.max())
     assert float(slopes.max()) > 0
+
+
+@pytest.mark.parametrize("cache", [2.0, 8.0])
+def test_weights_that_no_cache_holds_are_found(cache):
+    """Past the cache a megabyte takes eight times as long: a kink that no polynomial in the sizes has."""
+    axes, shares = traced("resnet18").axes, samples("resnet18", 150)
+
+    def law(shares):
+        sizes = [widths(axes, row) for row in shares]
+        megabytes = torch.tensor([4 * float(Params(axes)(each)) / 2**20 for each in sizes])
+        return 1 + megabytes + 7 * (megabytes - cache).clamp_min(0)
+
+    predictor = AdditivePredictor(axes, float(law(torch.ones(1, len(axes.free)))))
+    predictor.fit(shares[:100], law(shares[:100]), generator=torch.Generator().manual_seed(0))
+    assert predictor.error(shares[100:], law(shares[100:])).mape <= 0.01
+    without = len(predictor.coefficients) - 1 - len(predictor.features.memory.caches)
+    kinks = dict(zip(predictor.features.memory.caches.tolist(), predictor.coefficients[without:-1], strict=True))
+    assert max(kinks, key=lambda size: float(kinks[size])) == cache
 
 
 def test_a_correction_learns_what_no_sum_is():

@@ -1,6 +1,7 @@
 """Laws of the search: selections fit their limit, the budget is met as measured, pressure closes gates."""
 
 import random
+from itertools import cycle
 
 import pytest
 import timm
@@ -91,6 +92,20 @@ def test_lucky_timings_are_not_believed(space, scores):
         return real(met.arch) / budget.limit - 1
 
     assert sum(off() > 0.03 for _ in range(60)) <= 1
+
+
+def test_a_mean_that_just_fits_is_not_believed(space, scores):
+    """Timings of 0.97 and 1.02 of the target in turn: the mean of five is 0.99, give or take 0.012."""
+    budget = Budget("0.5x", Macs(space.axes))
+    first = ranked(scores, budget.cost, budget.limit, space)
+    timings = cycle([0.97, 1.02])
+
+    def cost(arch):
+        return next(timings) * budget.limit if arch == first else float(budget.cost(arch.sizes(space.free)))
+
+    met = meet(scores, budget, space, ranked, cost)
+    assert met.arch != first
+    assert met.rounds[0].measured > budget.limit
 
 
 def test_a_target_that_no_round_meets_is_an_error_with_the_closest_figure(space, scores):

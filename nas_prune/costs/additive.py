@@ -7,9 +7,10 @@ operators timed alone is wrong by a factor that depends on the operator: caches,
 
 fitted to whole networks that were timed. A coefficient is drawn towards one rate for all columns of its sort (a table
 is right up to one factor, a multiply-add costs the same in each dense convolution), as far as the timings let it.
-Where there is no table the columns are multiply-adds and memory traffic, polynomials in the sizes. Either way, the
-sum never decreases in a size. On top comes a correction of at most 15 %, linear in the shares. How near the rates,
-whether with the table, and whether with the correction: whatever predicts timings best that it was not fitted to.
+Where there is no table the columns are multiply-adds and memory traffic, polynomials in the sizes. Weights count as a
+whole, too, and by how much they exceed what a cache may hold. In every case the sum never decreases in a size. On top
+comes a correction of at most 15 %, linear in the shares. How near the rates, whether with the table, and whether with
+the correction: whatever predicts timings best that it was not fitted to.
 
 So is the block: a device that computes 16 channels at a time takes as long for 17 as for 32, and then sizes count as
 rounded up to whole blocks (ResNet-18 in ONNX Runtime: 2.4 % off instead of 6.2 %). Gradients pass as if they were not.

@@ -2,8 +2,8 @@
 
 An operator is a column of measured milliseconds, if the table knows it; and its multiply-adds, the elements that it
 reads and those that it writes. All other nodes (norms, activations, sums, pools) are one column per sort: the elements
-they read and write. Views cost nothing. That a kernel waits for arithmetic or for memory is the roofline (Williams et
-al., 2009); the sum of both is ours.
+they read and write. Views cost nothing. The weights are columns of their own: all of them, and what no cache holds.
+That a kernel waits for arithmetic or for memory is the roofline (Williams et al., 2009); the sum of both is ours.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,6 +17,7 @@ from torch.fx import Node
 from nas_prune.costs.operator_table import MOST, Grid, OperatorTable, interpolated, padded
 from nas_prune.costs.operator_widths import Products
 from nas_prune.costs.operators import Operator, operators
+from nas_prune.costs.weight_memory import WeightMemory
 from nas_prune.tracing import Axes
 from nas_prune.tracing.terms import Dims, Term, Var, leaves
 from nas_prune.tracing.walk import operator
@@ -70,7 +71,8 @@ class Features(nn.Module):
         known = [each for each in operators(axes) if _moves((*each.first, *each.second, *each.present), moving)]
         pieces = [piece for piece in _pieces(axes) if _moves(piece.terms, moving)]
         columns = {column: index for index, column in enumerate(dict.fromkeys(piece.column for piece in pieces))}
-        self.groups = [MEASURED] * len(known) + [sort for sort, _ in columns]
+        self.memory = WeightMemory(axes, names, list(_weights(axes)))
+        self.groups = [MEASURED] * len(known) + [sort for sort, _ in columns] + self.memory.groups
         self.pieces = Products(axes, names, [piece.terms for piece in pieces])
         self.sides = Products(axes, names, [side for each in known for side in (each.first, each.second)])
         self.present = Products(axes, names, [each.present for each in known])
@@ -96,13 +98,15 @@ class Features(nn.Module):
             row[: len(grid.first), : len(grid.second)] = grid.ms
         self.register_buffer("ms", ms)
         measured = {each.node for each, grid in zip(known, grids, strict=True) if grid is not None}
-        self.twice = [False] * len(known) + [node in measured for node in nodes]
+        counted = [node in measured for node in nodes]
+        self.twice = [False] * len(known) + counted + [False] * len(self.memory.groups)
 
     def forward(self, shares: Tensor) -> Tensor:
         """(b n) -> (b f): milliseconds of measured operators, amounts of everything else."""
         widths = self.sides(shares).reshape(len(shares), -1, 2) ** self.powers * self.dense
         measured = interpolated(self.ms, (self.first, self.second), (widths[..., 0], widths[..., 1]))
-        return torch.cat([measured * self.present(shares), self.pieces(shares) @ self.amounts], -1)
+        amounts = self.pieces(shares) @ self.amounts
+        return torch.cat([measured * self.present(shares), amounts, self.memory(shares)], -1)
 
 
 def _pieces(axes: Axes) -> Iterator[Piece]:
@@ -122,6 +126,14 @@ def _pieces(axes: Axes) -> Iterator[Piece]:
         else:
             sort = next((sort for sort, words in SORTS.items() if any(w in operator(node) for w in words)), "other")
             yield from (Piece(sort, "", dims) for dims in (*read, written))
+
+
+def _weights(axes: Axes) -> Iterator[tuple[Term, ...]]:
+    """The terms of every tensor of weights that is multiplied with something, and whether its operator is there."""
+    walk = axes.walk
+    for node in walk.products:
+        bits = tuple(walk.presence.get(node, ()))
+        yield from ((*_first(axes, given), *bits) for given in node.all_input_nodes if walk.tensor(given) is not None)
 
 
 def _family(axes: Axes, node: Node) -> str:
