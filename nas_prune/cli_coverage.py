@@ -106,7 +106,8 @@ def summary(rows: Sequence[Row]) -> str:
 
 def page(rows: Sequence[Row]) -> str:
     """The table in Markdown."""
-    head = ["module", "model", "pixels", "free", "frozen", "MACs", "graph", "eager", "reload", "timm", "export", "s"]
+    head = ["module", "model", "pixels", "free", "depth", "frozen", "MACs"]
+    head += ["graph", "eager", "reload", "timm", "export", "s"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
     notes = [f"* {row['module']}, {check}: {text}" for row in rows for check, text in row["problems"].items()]
@@ -119,10 +120,11 @@ def page(rows: Sequence[Row]) -> str:
 
 INTRODUCTION = """# Coverage: the smallest model of every timm model module
 
-Written by `nas-prune coverage`. Each model has random weights. *free* and *frozen* count axes; *MACs* is what is left
-at keep 0.5 on every free axis; *graph* and *eager* are the largest relative differences between gated and derived in
-float64 over keep 0.25, 0.5 and 0.75, node by node in the captured graph, and as eager models; *reload* means saved and
-loaded by `nas_prune.load` and `timm.create_model("local-dir:...")` to the same bits; *timm* that forward_intermediates,
+Written by `nas-prune coverage`. Each model has random weights. *free* and *frozen* count axes, *depth* the free ones
+that are residual branches; *MACs* is what is left at keep 0.5 on every free axis; *graph* is the largest relative
+difference between gated and derived in float64, node by node in the captured graph, at keep 0.5; *eager* the same of
+the eager models, over keep 0.25, 0.5 and 0.75, and 0.5 with half of the branches gone; *reload* means saved and loaded
+by `nas_prune.load` and `timm.create_model("local-dir:...")` to the same bits; *timm* that forward_intermediates,
 feature_info, reset_classifier, get_classifier and group_matcher hold; *export* that `torch.export` works for any batch;
 *s* is seconds for all of it on one core."""
 
@@ -134,7 +136,7 @@ def _cells(row: Row) -> list[str]:
     def error(check: str) -> str:
         return "no" if check in row["problems"] else f"{row[f'{check}_error']:.0e}" if f"{check}_error" in row else "-"
 
-    counts = [str(row.get(name, "-")) for name in ("free", "frozen")]
+    counts = [str(row.get(name, "-")) for name in ("free", "depth", "frozen")]
     share = f"{row['macs']:.2f}x" if "macs" in row else "-"
     return [
         *(row["module"], row["model"], str(row["size"][-1]), *counts, share, error("graph"), error("eager")),

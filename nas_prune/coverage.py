@@ -30,7 +30,7 @@ from nas_prune.tracing.capture import output_tensors
 from nas_prune.tracing.oracle import compare, perturbed
 from nas_prune.verification import TOLERANCE, allowed, control_error, eager_error
 
-KEEPS = (0.25, 0.5, 0.75)
+KEEPS = ((0.25, 1.0), (0.5, 1.0), (0.75, 1.0), (0.5, 0.5))  # of the units, and of the residual branches
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,13 @@ def examine(case: Case) -> dict[str, Any]:
     row["params"] = sum(p.numel() for p in model.parameters())
     axes = _timed(row, "trace_s", lambda: trace(model, images))
     row["free"], row["frozen"] = len(axes.free), len(axes) - len(axes.free)
+    row["depth"] = sum(axis.kind == "depth" for axis in axes.free.values())
     reasons = [axis.frozen.split(" in ")[0] for axis in axes.values() if axis.frozen]  # without the module's path
     row["reasons"] = dict(Counter(reasons).most_common(6))
-    archs = [Arch.random(axes, keep, generator=torch.Generator().manual_seed(i)) for i, keep in enumerate(KEEPS)]
+    archs = [
+        Arch.random(axes, keep, bits=bits, generator=torch.Generator().manual_seed(i))
+        for i, (keep, bits) in enumerate(KEEPS)
+    ]
     middle = archs[1]
     row["macs"] = _share(Macs(axes), axes, middle)
     row["params_kept"] = _share(Params(axes), axes, middle)

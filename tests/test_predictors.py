@@ -10,7 +10,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nas_prune.costs import LatencyPredictor, MonotonePredictor, Predictor, best, candidates, predictors, validate
+from nas_prune.costs import (
+    Budget,
+    LatencyPredictor,
+    MonotonePredictor,
+    Predictor,
+    best,
+    candidates,
+    predictors,
+    validate,
+)
 from nas_prune.costs.predictor import compare
 from nas_prune.errors import ArtifactError, RecipeError, UnknownNameError
 from nas_prune.expressible import trace
@@ -235,6 +244,16 @@ def test_a_registered_predictor_is_chosen_for_a_traced_model(traced):
     assert chosen.predictor.names == list(traced.free)
     assert chosen.errors["lpnet"].mape < 0.05
     assert float(chosen.predictor({})) == pytest.approx(dense_ms, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lpnet", "monotone", "additive"])
+def test_a_relative_target_is_a_share_of_the_dense_model_as_it_was_measured(traced, name):
+    """Samples that were all timed 5 % too slow do not move what the dense model takes."""
+    shares = sampled(40, len(traced.free), seed=1)
+    dense_ms = float(planted(torch.ones_like(shares[:1])))
+    predictor = predictors[name](traced, dense_ms, None)
+    predictor.fit(shares, 1.05 * planted(shares), generator=seeded())
+    assert Budget("0.5x", predictor).limit == pytest.approx(0.5 * dense_ms, rel=1e-4)
 
 
 def test_candidates_are_the_registered_predictors(traced):
