@@ -45,8 +45,9 @@ def check(recipe: Recipe) -> None:
             raise RecipeError(f"{section}.optimizer: timm has no {name.optimizer!r}{hint(name.optimizer, known)}")
     if recipe.search.criterion is not None and recipe.search.criterion not in criteria:
         raise RecipeError(f"search.criterion: no {recipe.search.criterion!r}{hint(recipe.search.criterion, criteria)}")
-    if recipe.search.selector not in selectors:
-        raise RecipeError(f"search.selector: no {recipe.search.selector!r}{hint(recipe.search.selector, selectors)}")
+    selector = recipe.search.fitting_selector
+    if selector not in selectors:
+        raise RecipeError(f"search.selector: no {selector!r}{hint(selector, selectors)}")
 
 
 def _bind(key: str, part: Callable[..., object], given: tuple[object, ...], options: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from nas_prune.errors import CalibrationError
 from nas_prune.files import atomic_write
 
-FORMAT = "nas_prune.calibration/4"
+FORMAT = "nas_prune.calibration/5"
 DECISIVE = ("processor", "cores", "accelerator", "system")  # the rest of a fingerprint may differ a little
 
 

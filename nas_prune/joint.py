@@ -51,7 +51,7 @@ def search(
     predicted = cost_of or (lambda arch: float(budget.cost(arch.sizes(gated.space.free))))
     scores = gated.scores()
     gated.fold()
-    arch = meet(scores, budget, gated.space, selectors[settings.selector], predicted).arch
+    arch = meet(scores, budget, gated.space, selectors[settings.fitting_selector], predicted).arch
     settle(gated, arch, data, settings=settings, run=run)
     return arch
 

@@ -173,11 +173,20 @@ class SearchSettings(OptimSettings):
     gate_lr: PositiveFloat = Field(1e-3, description="learning rate of the gates (Adam, no weight decay)")
     penalties: list[PenaltySettings] = Field([PenaltySettings()], description="terms added to the task loss")
     shapley: ShapleySettings = Field(ShapleySettings(), description="how gates called shapley are moved")
-    selector: str = Field("optimal", description="how scores become an architecture that meets the budget")
+    selector: str | None = Field(
+        None,
+        description="how scores become an architecture that meets the budget; left out: price for those that gates "
+        "have learnt, optimal for those of a criterion",
+    )
     criterion: str | None = Field(
         None, description="score units by this criterion, e.g. taylor, instead of learning gates (one shot)"
     )
     criterion_batches: PositiveInt = Field(20, description="training batches that the criterion looks at")
+
+    @property
+    def fitting_selector(self) -> str:
+        """The selector that was asked for, or the one that fits where the scores come from."""
+        return self.selector or ("optimal" if self.criterion else "price")
 
     @property
     def epochs(self) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nas_prune.costs.heap import keep_freed_memory
 from nas_prune.costs.measure import warm_up
 from nas_prune.costs.runtimes import threads as using
 from nas_prune.intercept import plain_copy
@@ -45,6 +46,7 @@ def stage_times(
     run in one of the models takes 0 ms there. Copies are timed: the models stay as they are. A GPU is timed by its own
     events, not by ``clock`` (in seconds).
     """
+    keep_freed_memory()
     timed = {name: _Staged(model, example_inputs, clock) for name, model in models.items()}
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in models}
     with torch.inference_mode(), using(threads):

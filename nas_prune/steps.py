@@ -20,6 +20,7 @@ from nas_prune.gated import GatedModel
 from nas_prune.job import Job
 from nas_prune.joint import settle
 from nas_prune.meet import Met, meet
+from nas_prune.ops import first_alone
 from nas_prune.reform import reform, take_forms
 from nas_prune.scoring import scored
 from nas_prune.selectors import Scores, selectors
@@ -30,10 +31,11 @@ ROUND = 5  # a round of the search is timed so many times longer than a sample o
 
 
 def train_dense(job: Job) -> None:
-    """The backbone, before the search."""
+    """The backbone, before the search; of choices, the candidate that the dense network has."""
     settings = job.recipe.dense
     stage = Stage("dense", settings.epochs, settings, job.recipe.data)
-    fit(job.run, stage, job.model, job.data, task_loss(settings), [optimizer_of(job.model, settings)])
+    with first_alone(job.model):
+        fit(job.run, stage, job.model, job.data, task_loss(settings), [optimizer_of(job.model, settings)])
 
 
 def baseline(job: Job, parent: nn.Module) -> nn.Module:
@@ -62,7 +64,7 @@ def within(job: Job, scores: Scores, calibration: Calibration, budget: Budget, *
         scores,
         budget,
         job.space,
-        selectors[job.recipe.search.selector],
+        selectors[job.recipe.search.fitting_selector],
         _costing(job, calibration, budget),
         limits=job.limits(calibration.predictor),
         rounds=job.recipe.budget.rounds,

@@ -14,7 +14,7 @@ from nas_prune import trace
 from nas_prune.arch import Arch
 from nas_prune.errors import SpaceError, UnknownNameError
 from nas_prune.gated import GatedModel
-from nas_prune.ops import Choice, build, described, name_of, operations
+from nas_prune.ops import Choice, build, described, first_alone, name_of, operations
 from nas_prune.ops.local_similarity import NEIGHBOURS, cost_volume, local_similarity, self_reassemble
 from nas_prune.ops.structured_conv import StructuredConvolution, bases, coefficients, placements, unstructured
 from nas_prune.ops.structured_sparse import StructuredSparseConvolution
@@ -155,6 +155,26 @@ def test_a_choice_is_the_sum_of_its_candidates() -> None:
     structured, dense, skip = choice.candidates.values()
     assert list(choice.candidates) == list(SUM)
     assert torch.equal(choice(x), structured(x) + dense(x) + skip(x))
+
+
+def test_the_first_candidate_trains_alone_as_the_dense_network() -> None:
+    torch.manual_seed(0)
+    plain = {"operation": "convolution", "in_channels": 4, "out_channels": 4, "kernel": 3}
+    choice = Choice(candidates={"wide": plain, "narrow": {**plain, "kernel": 1}})
+    choice.candidates["narrow"].convolution.requires_grad_(False)  # by somebody else, and stays so
+    before = {name: value.clone() for name, value in choice.state_dict().items()}
+    images = torch.randn(2, 4, 8, 8)
+    with first_alone(choice):
+        assert torch.equal(choice(images), choice.candidates["wide"](images))
+        optimizer = torch.optim.SGD([each for each in choice.parameters() if each.requires_grad], 0.1, weight_decay=0.1)
+        choice(images).square().sum().backward()
+        optimizer.step()
+    changed = {name for name, value in choice.state_dict().items() if not torch.equal(value, before[name])}
+    assert "candidates.wide.convolution.weight" in changed
+    assert all(name.startswith("candidates.wide.") for name in changed)
+    learning = {name for name, each in choice.named_parameters() if each.requires_grad}
+    assert choice.live is None
+    assert learning == {name for name, _ in choice.named_parameters()} - {"candidates.narrow.convolution.weight"}
 
 
 def test_a_choice_of_given_operations_keeps_their_weights() -> None:

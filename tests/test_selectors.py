@@ -13,8 +13,10 @@ from nas_prune.arch import Arch
 from nas_prune.axes import Axis
 from nas_prune.costs import Budget, Limits, Macs, Params, Predictor
 from nas_prune.errors import BudgetError, DivergedError
-from nas_prune.selectors import Scores, optimal, program, ranked, selectors
+from nas_prune.selectors import Scores, optimal, price, program, ranked, selectors
 from nas_prune.selectors.problem import pose, values, widths
+from nas_prune.selectors.ranked import above, best_units
+from nas_prune.settings import SearchSettings
 from nas_prune.space import SearchSpace
 
 TRADING = [name for name in selectors if name != "genotype"]  # that one is about cells; see test_cells
@@ -36,10 +38,20 @@ class Coupled:
     many = __call__
 
 
-def space_of(axes: list[Axis], minimum: dict[str, int] | None = None) -> SearchSpace:
+class Unmodelled(SimpleNamespace):
+    """Axes that belong to no model, all free."""
+
+    free: dict[str, Axis]
+    choices: dict[str, tuple[str, ...]]
+
+    def __getitem__(self, name: str) -> Axis:
+        return self.free[name]
+
+
+def space_of(axes: list[Axis], minimum: dict[str, int] | None = None, **choices: tuple[str, ...]) -> SearchSpace:
     """A search space of axes that belong to no model."""
     free = {axis.name: axis for axis in axes}
-    return SearchSpace("toy", SimpleNamespace(free=free, choices={}), minimum or {a.name: a.divisor for a in axes})
+    return SearchSpace("toy", Unmodelled(free=free, choices=choices), minimum or {a.name: a.divisor for a in axes})
 
 
 def instance(seed: int, most: int = 5) -> tuple[Scores, Coupled, float, SearchSpace]:
@@ -258,3 +270,68 @@ def test_a_program_that_cannot_be_written_or_does_not_end_names_the_other_select
     macs = Macs(resnet.axes)
     with pytest.raises(BudgetError, match=r"no proved optimum in 0.001 s .* \"optimal\""):
         program(random_scores(resnet), macs, 0.5 * float(macs({})), resnet, seconds=0.001)
+
+
+def shared(one: Arch, other: Arch) -> float:
+    """Share of the units of one architecture that another keeps, too."""
+    both = sum(len(set(units) & set(other.kept[name])) for name, units in one.kept.items())
+    return both / sum(map(len, one.kept.values()))
+
+
+def test_what_gates_have_decided_is_taken_where_it_fits_and_changed_little_where_it_nearly_does(
+    resnet: SearchSpace,
+) -> None:
+    cost, scores = Macs(resnet.axes), random_scores(resnet)
+    own = best_units(scores, above(scores, 0.0, resnet))
+    used = spent(own, cost, resnet)
+    assert 0.05 * float(cost({})) < used < 0.95 * float(cost({}))
+    assert price(scores, cost, used, resnet) == price(scores, cost, 1.04 * used, resnet) == own
+    cut, extended = (price(scores, cost, share * used, resnet) for share in (0.9, 1.15))
+    assert shared(own, cut) > 0.9
+    assert shared(extended, own) > 0.9
+
+
+def test_kinds_of_axes_have_scales_of_their_own() -> None:
+    axes = [Axis("a", "channel", 8, ()), Axis("b", "depth", 1, ()), Axis("c", "depth", 1, ())]
+    space = space_of(axes, {"a": 1, "b": 0, "c": 0})
+    cost = Coupled({}, {"a": 1.0, "b": 8.0, "c": 8.0})
+    scores = {"a": torch.linspace(-1, 1, 8), "b": torch.tensor([1.0]), "c": torch.tensor([3.0])}
+    sizes = [price(scores, cost, limit, space).sizes(space.free) for limit in (20.0, 19.0, 11.5)]
+    assert sizes[0] == {"a": 4, "b": 1, "c": 1}  # its own
+    assert sizes[1] == {"a": 3, "b": 1, "c": 1}
+    assert sizes[2] == {"a": 3, "b": 0, "c": 1}
+    louder = {**scores, "b": 100 * scores["b"], "c": 100 * scores["c"]}
+    assert [price(louder, cost, limit, space).sizes(space.free) for limit in (20.0, 19.0, 11.5)] == sizes
+
+
+def test_of_candidates_that_score_alike_the_cheaper_one_stays() -> None:
+    axes = [Axis("cheap", "operation", 1, ()), Axis("dear", "operation", 1, ()), Axis("a", "channel", 8, ())]
+    space = space_of(axes, {"a": 1, "cheap": 0, "dear": 0}, choice=("cheap", "dear"))
+    free = space.free
+    cost = Coupled({("cheap", "a"): 1.0, ("dear", "a"): 4.0}, {})
+    alike = {"cheap": torch.tensor([1.0]), "dear": torch.tensor([1.01]), "a": torch.linspace(-0.1, 1, 8)}
+    assert price(alike, cost, 7.2, space).sizes(free) == {"cheap": 1, "dear": 0, "a": 7}
+    better = {**alike, "dear": torch.tensor([1.0]), "cheap": torch.tensor([-1.0])}
+    assert price(better, cost, 28.0, space).sizes(free) == {"cheap": 0, "dear": 1, "a": 7}
+    assert price(better, cost, 3.9, space).sizes(free)["cheap"] == 1
+
+
+def test_what_one_price_leaves_over_goes_to_the_best_units_that_fit() -> None:
+    axes = [Axis("a", "channel", 8, ()), Axis("b", "channel", 8, ())]
+    cost = Coupled({}, {"a": 1.0, "b": 50.0})
+    scores = {"a": torch.linspace(-3, -2, 8), "b": torch.tensor([-1.9] * 4 + [1.0] * 4)}
+    task = scores, cost, 240.0, space_of(axes)
+    assert ranked(*task).sizes(task[3].free) == {"a": 1, "b": 4}
+    assert price(*task).sizes(task[3].free) == {"a": 8, "b": 4}
+
+
+def test_scores_choose_their_selector() -> None:
+    assert SearchSettings().fitting_selector == "price"
+    assert SearchSettings(criterion="taylor").fitting_selector == "optimal"
+    assert SearchSettings(criterion="taylor", selector="ranked").fitting_selector == "ranked"
+
+
+def test_scores_that_are_no_numbers_are_an_error(resnet: SearchSpace) -> None:
+    scores = random_scores(resnet) | {"conv1": torch.full((64,), torch.nan)}
+    with pytest.raises(DivergedError, match="axis conv1"):
+        price(scores, Macs(resnet.axes), 1e9, resnet)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from nas_prune.costs.conditions import USUAL, Conditions, Precision, Runtime
+from nas_prune.costs.heap import keep_freed_memory
 from nas_prune.errors import NasPruneError, RunError, RuntimeMissingError, first_line
 from nas_prune.registry import Registry
 from nas_prune.tracing.capture import Inputs, device_of, each_tensor, evaluating
@@ -88,8 +89,12 @@ def prepare(model: nn.Module, example_inputs: Inputs, conditions: Conditions = U
 def prepare_all(
     models: Mapping[str, nn.Module], example_inputs: Inputs, conditions: Conditions = USUAL
 ) -> dict[str, Call]:
-    """``prepare`` for models that are timed together. What torch.compile compiled before, it forgets here."""
+    """``prepare`` for models that are timed together, in a process that keeps the memory that a call has freed.
+
+    What torch.compile compiled before, it forgets here.
+    """
     _refuse(conditions)
+    keep_freed_memory()
     compiling = _compiling(len(models)) if conditions.runtime == "compile" else nullcontext()
     with compiling, threads(conditions.threads), torch.inference_mode(False), torch.no_grad():
         return {name: _prepared(model, example_inputs, conditions) for name, model in models.items()}

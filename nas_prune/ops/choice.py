@@ -4,7 +4,8 @@ As in DARTS (arXiv 1806.09055), but without weights of its own: the gates of the
 ``derive`` leaves the candidates that they keep. The sum is a plain ``+`` in the order of the candidates.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -78,6 +79,26 @@ class Choice(Operation):
         for part in others:
             total = total + part
         return total
+
+
+@contextmanager
+def first_alone(model: nn.Module) -> Iterator[None]:
+    """The dense network: every choice computes its first candidate only, and the others do not learn."""
+    choices = [module for module in model.modules() if isinstance(module, Choice)]
+    others = [each for choice in choices for each in list(choice.candidates.values())[1:]]
+    waiting = [parameter for each in others for parameter in each.parameters() if parameter.requires_grad]
+    before = [choice.live for choice in choices]
+    try:
+        for choice in choices:
+            choice.live = list(choice.candidates)[:1]
+        for parameter in waiting:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for choice, live in zip(choices, before, strict=True):
+            choice.live = live
+        for parameter in waiting:
+            parameter.requires_grad_(True)
 
 
 def _split(description: Description) -> tuple[type[Operation], dict[str, Any]]:

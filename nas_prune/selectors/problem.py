@@ -22,8 +22,8 @@ from nas_prune.axes import Axis
 from nas_prune.costs import CostModel
 from nas_prune.costs.batched import batched
 from nas_prune.costs.limits import Limits
-from nas_prune.errors import BudgetError, DivergedError
-from nas_prune.selectors.selector import Scores
+from nas_prune.errors import BudgetError
+from nas_prune.selectors.selector import Scores, finite
 from nas_prune.space import SearchSpace
 
 CHUNK = 8192  # architectures per question to the cost model: a few megabytes
@@ -120,10 +120,7 @@ def widths(axis: Axis, minimum: int) -> list[int]:
 
 def values(scores: Scores) -> dict[str, Tensor]:
     """What keeping each unit is worth (c), in float64: never negative, and comparable across axes."""
-    for name, score in scores.items():
-        if not bool(score.isfinite().all()):
-            raise DivergedError(f"scores of axis {name} are not finite numbers; lower the learning rate of the gates")
-    exact = {name: score.detach().double().cpu() for name, score in scores.items()}
+    exact = finite(scores)
     every = torch.cat(list(exact.values()))
     if bool((every >= 0).all()):
         return exact

@@ -4,6 +4,8 @@ Every axis keeps at least its minimum width, and takes only widths that its divi
 one scale across layers by construction, so one threshold (zero, if training met the budget exactly) is fair to all.
 """
 
+from collections.abc import Mapping
+
 import torch
 
 from nas_prune.arch import Arch, allowed_width
@@ -19,7 +21,7 @@ def ranked(scores: Scores, cost: CostModel, limit: float, space: SearchSpace) ->
     """The lowest threshold whose architecture is within the limit, found by bisection over the scores."""
     thresholds = torch.unique(torch.cat([scores[name].flatten() for name in space.free])).tolist()
     low, high = -1, len(thresholds)  # the threshold at ``low`` keeps too much, the one at ``high`` fits
-    smallest = _widths(scores, float("inf"), space)
+    smallest = above(scores, float("inf"), space)
     if float(cost(smallest)) > limit:
         raise BudgetError(
             f"no architecture of search space {space.name} is within {limit:.4g} {cost.unit}: "
@@ -27,16 +29,20 @@ def ranked(scores: Scores, cost: CostModel, limit: float, space: SearchSpace) ->
         )
     while high - low > 1:
         middle = (low + high) // 2
-        if float(cost(_widths(scores, thresholds[middle], space))) <= limit:
+        if float(cost(above(scores, thresholds[middle], space))) <= limit:
             high = middle
         else:
             low = middle
-    widths = smallest if high == len(thresholds) else _widths(scores, thresholds[high], space)
-    return Arch({name: scores[name].topk(int(width)).indices.tolist() for name, width in widths.items()})
+    return best_units(scores, smallest if high == len(thresholds) else above(scores, thresholds[high], space))
 
 
-def _widths(scores: Scores, threshold: float, space: SearchSpace) -> dict[str, float]:
-    """Width of every axis at one threshold; of a choice, the candidate of the highest score stays."""
+def best_units(scores: Scores, sizes: Mapping[str, float]) -> Arch:
+    """The architecture that keeps the units of the highest scores, as many as the sizes say."""
+    return Arch({name: scores[name].topk(int(size)).indices.tolist() for name, size in sizes.items()})
+
+
+def above(scores: Scores, threshold: float, space: SearchSpace) -> dict[str, float]:
+    """Size of every axis at one threshold; of a choice, the candidate of the highest score stays."""
     kept = {name: float(_width(scores, threshold, axis, space.minimum[name])) for name, axis in space.free.items()}
     return kept | {name: float(chosen) for name, chosen in space.chosen(scores).items()}
 

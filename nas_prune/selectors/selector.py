@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nas_prune.arch import Arch
 from nas_prune.costs import CostModel
+from nas_prune.errors import DivergedError
 from nas_prune.registry import Registry
 from nas_prune.space import SearchSpace
 
@@ -22,3 +23,11 @@ class Selector(Protocol):
 
 
 selectors: Registry[Selector] = Registry("selector")
+
+
+def finite(scores: Scores) -> dict[str, Tensor]:
+    """The scores in float64 on the CPU. Raises DivergedError where one is not a finite number."""
+    for name, score in scores.items():
+        if not bool(score.isfinite().all()):
+            raise DivergedError(f"scores of axis {name} are not finite numbers; lower the learning rate of the gates")
+    return {name: score.detach().double().cpu() for name, score in scores.items()}

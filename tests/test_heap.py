@@ -1,0 +1,33 @@
+"""Freed memory stays with a process that times models: what a call takes must not depend on who ran before."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+COUNT = """
+import resource, torch
+from nas_prune.costs import heap
+if {keep}: heap.keep_freed_memory()
+def call():
+    return sum(float(each[0]) for each in [torch.ones(2**20) for _ in range(12)])  # 4 MiB each, all there at once
+for _ in range(5):
+    call()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(50):
+    call()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(*, keep: bool) -> int:
+    """Page faults of 50 calls in a process of their own."""
+    return int(subprocess.check_output([sys.executable, "-c", COUNT.format(keep=keep)], text=True))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's mallopt")
+def test_a_process_that_keeps_its_memory_does_not_fetch_it_anew() -> None:
+    pages = 12 * 4 * 2**20 // resource.getpagesize()
+    assert faults(keep=True) < 2 * pages  # once, not in each of 50 calls
+    assert faults(keep=False) > 20 * pages
