@@ -1,8 +1,8 @@
 """Freed memory stays with a process that times models: what a call takes must not depend on who ran before."""
 
-import resource
 import subprocess
 import sys
+from mmap import PAGESIZE
 
 import pytest
 
@@ -28,6 +28,6 @@ def faults(*, keep: bool) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's mallopt")
 def test_a_process_that_keeps_its_memory_does_not_fetch_it_anew() -> None:
-    pages = 12 * 4 * 2**20 // resource.getpagesize()
+    pages = 12 * 4 * 2**20 // PAGESIZE
     assert faults(keep=True) < 2 * pages  # once, not in each of 50 calls
     assert faults(keep=False) > 20 * pages

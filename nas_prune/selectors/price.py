@@ -33,6 +33,7 @@ from nas_prune.selectors.selector import Scores, finite, selectors
 from nas_prune.space import SearchSpace
 
 CLOSE = 0.95  # share of the limit that the gates' own decision must use to be taken as it is
+LEAST = 1e-6  # of what everything costs
 LOWEST, HIGHEST = 1e-9, 1e9  # prices, times that of the training: everything stays, nothing that can go
 HALVINGS = 60  # of the range of prices, on a logarithmic scale: to a ratio of 1 + 4e-17
 
@@ -76,11 +77,12 @@ def _at(worth: Scores, cost: CostModel, space: SearchSpace) -> Callable[[float],
     """What is left of every axis, by price."""
     own = above(worth, 1.0, space)
     costs = [_costs_of(names, cost, own) for names in space.choices.values()]
+    least = LEAST * _spent(cost, own)  # where no candidate costs anything, the best one stays
 
     def at(price: float) -> Sizes:
         sizes = above(worth, price, space)
         for names, each in zip(space.choices.values(), costs, strict=True):
-            gain = each.max() * torch.cat([worth[name] for name in names]) - price * each
+            gain = each.max().clamp(min=least) * torch.cat([worth[name] for name in names]) - price * each
             sizes |= {name: float(index == int(gain.argmax())) for index, name in enumerate(names)}
         return sizes
 
