@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,8 +26,6 @@ from torch import Tensor, nn
 from nas_prune.arch import Arch
 from nas_prune.calibrate import Calibration, calibrate
 from nas_prune.costs import Budget, Conditions, measure_together, predictors
-from nas_prune.costs.measure import time_calls, undisturbed
-from nas_prune.costs.runtimes import prepare_all, threads
 from nas_prune.derivation import derive
 from nas_prune.errors import BudgetError
 from nas_prune.expressible import trace
@@ -57,41 +54,46 @@ def settings(runtime: str, arguments: argparse.Namespace) -> LatencySettings:
     return LatencySettings.model_validate({**asked, "batch_size": arguments.batch})
 
 
+def share(dense: nn.Module, small: nn.Module, images: Tensor, conditions: Conditions, calm_ms: float) -> float:
+    """The share of the dense model's time that a small one takes.
+
+    Of new copies, alone in memory: where tensors lie is worth some percent of a small model's time.
+    """
+    pair = {"dense": dense, "small": small}
+    times = measure_together(pair, images, conditions=conditions, seconds=0.5, calm={"dense": calm_ms})
+    return times.ratio("small", "dense").median
+
+
 def met(
-    model: nn.Module, space: SearchSpace, images: Tensor, calibration: Calibration, conditions: Conditions, share: float
+    model: nn.Module,
+    space: SearchSpace,
+    images: Tensor,
+    calibration: Calibration,
+    conditions: Conditions,
+    wanted: float,
 ) -> Arch | None:
     """The architecture that measures within a share of the dense model's time, by random scores."""
-    generator = torch.Generator().manual_seed(round(1e6 * share))
+    generator = torch.Generator().manual_seed(round(1e6 * wanted))
     scores = {name: torch.rand(axis.size, generator=generator) for name, axis in space.free.items()}
 
-    calm = {"dense": calibration.calm_ms}
-
     def cost(arch: Arch) -> float:
-        pair = {"dense": model, "small": derive(model, space.axes, arch)}
-        times = measure_together(pair, images, conditions=conditions, seconds=0.5, calm=calm)
-        return times.ratio("small", "dense").median * calibration.dense_ms
+        small = derive(model, space.axes, arch)
+        return calibration.dense_ms * share(model, small, images, conditions, calibration.calm_ms)
 
-    budget = Budget(f"{share:.4f}x", calibration.predictor)
+    budget = Budget(f"{wanted:.4f}x", calibration.predictor)
     try:
         return meet(scores, budget, space, selectors["optimal"], cost).arch
     except BudgetError as error:
-        print(f"  {share:.3f}x: {error}")
+        print(f"  {wanted:.3f}x: {error}")
         return None
 
 
 def again(spec: str, batch: int, conditions: Conditions, folder: Path) -> None:
     """In a fresh process: the shares that the derived networks take, the median of PASSES, on standard output."""
     model, space, images = prepared(spec, batch)
-    calm = {"dense": json.loads((folder / "calibration.json").read_text())["calm_ms"]}
-    archs = [Arch.read(path) for path in sorted(folder.glob("arch-*.json"))]
-    pairs = [{"dense": model, "small": derive(model, space.axes, arch)} for arch in archs]
-    ready = [prepare_all(pair, images, conditions) for pair in pairs]
-
-    def share(calls: Mapping[str, Callable[[], Any]]) -> float:
-        return undisturbed(lambda: time_calls(calls, 0.5), calm).ratio("small", "dense").median
-
-    with threads(conditions.threads):
-        passes = [[share(calls) for calls in ready] for _ in range(PASSES)]
+    calm_ms = json.loads((folder / "calibration.json").read_text())["calm_ms"]
+    small = [derive(model, space.axes, Arch.read(path)) for path in sorted(folder.glob("arch-*.json"))]
+    passes = [[share(model, each, images, conditions, calm_ms) for each in small] for _ in range(PASSES)]
     print(json.dumps([median(shares) for shares in zip(*passes, strict=True)]))
 
 
@@ -107,13 +109,13 @@ def one(spec: str, runtime: str, arguments: argparse.Namespace) -> None:
         calibration = calibrate(model, space, images, how, folder, about={"name": spec, "kwargs": {"num_classes": 10}})
         minutes = (time.monotonic() - start) / 60
         least = max(0.2, 1.05 * calibration.smallest_ms / calibration.dense_ms)
-        wanted = [least + (0.9 - least) * share for share in drawn]
-        found = [met(model, space, images, calibration, conditions, share) for share in wanted]
+        wanted = [least + (0.9 - least) * each for each in drawn]
+        found = [met(model, space, images, calibration, conditions, each) for each in wanted]
         for number, arch in enumerate(found):
             (arch or Arch()).write(folder / f"arch-{number:02d}.json")
         words = [sys.executable, __file__, "--again", parent, "--model", spec, "--runtime", runtime]
         shares = json.loads(subprocess.check_output([*words, "--batch", str(arguments.batch)], text=True))
-    off = [share / target - 1 for share, target in zip(shares, wanted, strict=True)]
+    off = [real / target - 1 for real, target in zip(shares, wanted, strict=True)]
     allowed = max(0.03, calibration.noise)
     error, kept = calibration.error, sum(excess <= allowed for excess in off)
     print(
