@@ -11,6 +11,7 @@ from math import prod as product
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas_prune.costs.cost import Sizes, costs
@@ -32,7 +33,9 @@ def count(model: nn.Module, example_inputs: Inputs) -> Count:
 
     A multiply-add is two of the operations that torch.utils.flop_counter counts.
     """
-    with torch.no_grad(), evaluating(model), _frozen(model), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    plain = sdpa_kernel(SDPBackend.MATH)  # before torch 2.15 the kernels for CPUs are not counted
+    with torch.no_grad(), evaluating(model), _frozen(model), plain, counter:
         model(*as_tuple(example_inputs))
     return Count(counter.get_total_flops() // 2, sum(p.numel() for p in model.parameters()))
 
