@@ -24,12 +24,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nas_prune.arch import Arch
-from nas_prune.axes import Axis
 from nas_prune.costs import CostModel
 from nas_prune.costs.batched import batched
-from nas_prune.errors import BudgetError
+from nas_prune.selectors.problem import widths
 from nas_prune.selectors.ranked import above, best_units
-from nas_prune.selectors.selector import Scores, finite, selectors
+from nas_prune.selectors.selector import Scores, finite, out_of_reach, selectors
 from nas_prune.space import SearchSpace
 
 CLOSE = 0.95  # share of the limit that the gates' own decision must use to be taken as it is
@@ -50,14 +49,12 @@ def price(scores: Scores, cost: CostModel, limit: float, space: SearchSpace) -> 
     exact = finite({name: scores[name] for name in space.free})
     worth = _worth(exact, space)
     at = _at(worth, cost, space)
-    if CLOSE * limit <= _spent(cost, at(1.0)) <= limit:
-        return best_units(exact, at(1.0))
+    own, smallest = at(1.0), at(HIGHEST)
+    if CLOSE * limit <= _spent(cost, own) <= limit:
+        return best_units(exact, own)
+    if _spent(cost, smallest) > limit:
+        raise out_of_reach(_spent(cost, smallest), cost, limit, space)
     low, high = LOWEST, HIGHEST
-    if _spent(cost, at(high)) > limit:
-        raise BudgetError(
-            f"no architecture of search space {space.name} is within {limit:.4g} {cost.unit}: "
-            f"its smallest one takes {_spent(cost, at(high)):.4g}. Raise the budget, or lower `minimum` in the space"
-        )
     for _ in range(HALVINGS):
         middle = sqrt(low * high)
         low, high = (low, middle) if _spent(cost, at(middle)) <= limit else (middle, high)
@@ -100,21 +97,16 @@ def _costs_of(names: Sequence[str], cost: CostModel, own: Mapping[str, float]) -
 def _filled(sizes: Sizes, worth: Scores, cost: CostModel, limit: float, space: SearchSpace) -> Sizes:
     """Sizes after the best unit that still fits was added, with as many as its axis needs, until they are close."""
     best = {name: worth[name].sort(descending=True).values for name in space.alone}
+    allowed = {name: widths(axis, space.minimum[name]) for name, axis in space.alone.items()}
     while _spent(cost, sizes) < CLOSE * limit:
-        wider = {name: _next_width(axis, sizes[name]) for name, axis in space.alone.items()}
-        order = sorted((name for name in wider if wider[name] > sizes[name]), key=lambda n: -best[n][int(sizes[n])])
-        trials = (sizes | {name: wider[name]} for name in order)
+        wider = {name: [width for width in each if width > sizes[name]] for name, each in allowed.items()}
+        order = sorted((name for name in wider if wider[name]), key=lambda name: -best[name][int(sizes[name])])
+        trials = (sizes | {name: float(wider[name][0])} for name in order)
         fitting = next((trial for trial in trials if _spent(cost, trial) <= limit), None)
         if fitting is None:
             break
         sizes = fitting
     return sizes
-
-
-def _next_width(axis: Axis, width: float) -> float:
-    """The least allowed width above this one; this one, if it is full."""
-    step = min(axis.divisor, axis.size)
-    return float(min(axis.size, step * (int(width) // step + 1)))
 
 
 def _spent(cost: CostModel, sizes: Sizes) -> float:

@@ -11,8 +11,7 @@ import torch
 from nas_prune.arch import Arch, allowed_width
 from nas_prune.axes import Axis
 from nas_prune.costs import CostModel
-from nas_prune.errors import BudgetError
-from nas_prune.selectors.selector import Scores, selectors
+from nas_prune.selectors.selector import Scores, out_of_reach, selectors
 from nas_prune.space import SearchSpace
 
 
@@ -23,10 +22,7 @@ def ranked(scores: Scores, cost: CostModel, limit: float, space: SearchSpace) ->
     low, high = -1, len(thresholds)  # the threshold at ``low`` keeps too much, the one at ``high`` fits
     smallest = above(scores, float("inf"), space)
     if float(cost(smallest)) > limit:
-        raise BudgetError(
-            f"no architecture of search space {space.name} is within {limit:.4g} {cost.unit}: "
-            f"its smallest one takes {float(cost(smallest)):.4g}. Raise the budget, or lower `minimum` in the space"
-        )
+        raise out_of_reach(float(cost(smallest)), cost, limit, space)
     while high - low > 1:
         middle = (low + high) // 2
         if float(cost(above(scores, thresholds[middle], space))) <= limit:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nas_prune.arch import Arch
 from nas_prune.costs import CostModel
-from nas_prune.errors import DivergedError
+from nas_prune.errors import BudgetError, DivergedError
 from nas_prune.registry import Registry
 from nas_prune.space import SearchSpace
 
@@ -31,3 +31,11 @@ def finite(scores: Scores) -> dict[str, Tensor]:
         if not bool(score.isfinite().all()):
             raise DivergedError(f"scores of axis {name} are not finite numbers; lower the learning rate of the gates")
     return {name: score.detach().double().cpu() for name, score in scores.items()}
+
+
+def out_of_reach(smallest: float, cost: CostModel, limit: float, space: SearchSpace) -> BudgetError:
+    """The error for a limit below what the smallest architecture costs."""
+    return BudgetError(
+        f"no architecture of search space {space.name} is within {limit:.4g} {cost.unit}: "
+        f"its smallest one takes {smallest:.4g}. Raise the budget, or lower `minimum` in the space"
+    )
