@@ -103,10 +103,16 @@ class Features(nn.Module):
 
     def forward(self, shares: Tensor) -> Tensor:
         """(b n) -> (b f): milliseconds of measured operators, amounts of everything else."""
+        amounts = self.pieces(shares) @ self.amounts
+        return torch.cat([self._measured(shares), amounts, self.memory(shares)], -1)
+
+    def _measured(self, shares: Tensor) -> Tensor:
+        """(b n) -> (b k): milliseconds of the operators in the table, 0 of the others."""
+        if not bool(self.ms.any()):  # no table, as is usual; to look up nothing would take more than all the rest
+            return shares.new_zeros(len(shares), len(self.ms))
         widths = self.sides(shares).reshape(len(shares), -1, 2) ** self.powers * self.dense
         measured = interpolated(self.ms, (self.first, self.second), (widths[..., 0], widths[..., 1]))
-        amounts = self.pieces(shares) @ self.amounts
-        return torch.cat([measured * self.present(shares), amounts, self.memory(shares)], -1)
+        return measured * self.present(shares)
 
 
 def _pieces(axes: Axes) -> Iterator[Piece]:

@@ -90,7 +90,7 @@ def _multiplied(values: Tensor, indices: Tensor) -> Tensor:
     padded = (
         torch.cat([values, torch.ones_like(values[:, :1])], -1) if values.shape[1] else values.new_ones(len(values), 1)
     )
-    result = padded[:, indices[:, 0]]
+    result = padded.index_select(1, indices[:, 0])  # four times as fast as padded[:, ...]
     for column in range(1, indices.shape[1]):
-        result = result * padded[:, indices[:, column]]
+        result = result * padded.index_select(1, indices[:, column])
     return result

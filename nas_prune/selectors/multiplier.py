@@ -24,13 +24,20 @@ def climb(problem: Problem, starts: Tensor, prices: Tensor) -> Tensor:
     for _ in range(SWEEPS):
         before = choices.clone()
         for axis, count in enumerate(problem.counts.tolist()):
-            trials = choices.repeat_interleave(count, 0)
-            trials[:, axis] = torch.arange(count).repeat(len(choices))
-            costs = problem.costs(trials).reshape(-1, count)
+            costs = _costs_along(problem, choices, axis, count)
             choices[:, axis] = (problem.values[axis, :count] - prices[:, None] * costs).argmax(1)
         if torch.equal(choices, before):
             break
     return choices
+
+
+def _costs_along(problem: Problem, choices: Tensor, axis: int, count: int) -> Tensor:
+    """Costs (b count) of choices (b n) with every position of one axis; choices that agree elsewhere are asked once."""
+    others = choices.index_fill(1, torch.tensor([axis]), 0)
+    distinct, which = torch.unique(others, dim=0, return_inverse=True)
+    trials = distinct.repeat_interleave(count, 0)
+    trials[:, axis] = torch.arange(count).repeat(len(distinct))
+    return problem.costs(trials).reshape(-1, count)[which]
 
 
 def unit_price(problem: Problem) -> float:

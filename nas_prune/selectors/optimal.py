@@ -37,8 +37,9 @@ def optimal(scores: Scores, cost: CostModel, limit: float, space: SearchSpace) -
     least = cheapest(problem)
     if float(cost(problem.sizes(least)).detach()) > limit:
         raise unreachable(problem, least, space)
+    starts = _starts(problem, least, scores, space)
     for bound in (limit, limit * (1 - ROUNDING)):
-        choice = solve(replace(problem, limit=bound), _starts(problem, scores, space))
+        choice = solve(replace(problem, limit=bound), starts)
         if float(cost(problem.sizes(choice)).detach()) <= limit:
             return problem.arch(choice, scores)
     return problem.arch(least, scores)
@@ -57,9 +58,9 @@ def solve(problem: Problem, starts: Tensor) -> Tensor:
     return refined[int(problem.value(refined).argmax())]
 
 
-def _starts(problem: Problem, scores: Scores, space: SearchSpace) -> Tensor:
+def _starts(problem: Problem, least: Tensor, scores: Scores, space: SearchSpace) -> Tensor:
     """The choices (s n) that the search starts from: the cheapest, the ranked one, the widest uniform one that fits."""
-    starts = [cheapest(problem)]
+    starts = [least]
     ratios = torch.linspace(0, 1, RATIOS, dtype=torch.float64)
     uniform = (ratios[:, None] * problem.dense).round().long()
     fits = problem.costs(uniform) <= problem.limit
