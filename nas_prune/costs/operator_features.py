@@ -111,8 +111,8 @@ class Features(nn.Module):
         if not bool(self.ms.any()):  # no table, as is usual; to look up nothing would take more than all the rest
             return shares.new_zeros(len(shares), len(self.ms))
         widths = self.sides(shares).reshape(len(shares), -1, 2) ** self.powers * self.dense
-        measured = interpolated(self.ms, (self.first, self.second), (widths[..., 0], widths[..., 1]))
-        return measured * self.present(shares)
+        present: Tensor = self.present(shares)
+        return present * interpolated(self.ms, (self.first, self.second), (widths[..., 0], widths[..., 1]))
 
 
 def _pieces(axes: Axes) -> Iterator[Piece]:
