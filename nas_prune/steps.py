@@ -20,7 +20,7 @@ from nas_prune.gated import GatedModel
 from nas_prune.job import Job
 from nas_prune.joint import settle
 from nas_prune.meet import Met, meet
-from nas_prune.ops import first_alone
+from nas_prune.ops import first_alone, inherit
 from nas_prune.reform import reform, take_forms
 from nas_prune.scoring import scored
 from nas_prune.selectors import Scores, selectors
@@ -31,11 +31,12 @@ ROUND = 5  # a round of the search is timed so many times longer than a sample o
 
 
 def train_dense(job: Job) -> None:
-    """The backbone, before the search; of choices, the candidate that the dense network has."""
+    """The backbone, before the search; of a choice, the first candidate alone, and then the others start from it."""
     settings = job.recipe.dense
     stage = Stage("dense", settings.epochs, settings, job.recipe.data)
     with first_alone(job.model):
         fit(job.run, stage, job.model, job.data, task_loss(settings), [optimizer_of(job.model, settings)])
+    inherit(job.model)
 
 
 def baseline(job: Job, parent: nn.Module) -> nn.Module:

@@ -133,6 +133,18 @@ def test_hard_concrete_is_deterministic_in_eval_and_hits_both_ends() -> None:
     assert gate.score([])[0].item() == pytest.approx(-torch.tensor(closed / (1 - closed)).log().item(), abs=1e-5)
 
 
+def test_hard_concrete_moves_at_its_pace() -> None:
+    slow, fast = HardConcrete(1, [1], init=3.0), HardConcrete(1, [1], init=3.0, pace=10.0)
+    start = slow.score([]).item()
+    assert fast.score([]).item() == pytest.approx(start)
+    for gate in (slow, fast):
+        optimizer = torch.optim.Adam(gate.parameters(), lr=0.01)
+        gate.score([]).sum().backward()
+        optimizer.step()
+    assert slow.score([]).item() == pytest.approx(start - 0.01, abs=1e-4)
+    assert fast.score([]).item() == pytest.approx(start - 0.1, abs=1e-4)
+
+
 def test_sigmoid_starts_open_and_sharpens_with_temperature() -> None:
     assert float(Sigmoid(4, [1])([]).detach().min()) > 0.95
     assert float(Sigmoid(4, [1], init=-1.0, temperature=0.1)([]).detach().max()) < 1e-4

@@ -14,7 +14,7 @@ from nas_prune import trace
 from nas_prune.arch import Arch
 from nas_prune.errors import SpaceError, UnknownNameError
 from nas_prune.gated import GatedModel
-from nas_prune.ops import Choice, build, described, first_alone, name_of, operations
+from nas_prune.ops import Choice, build, described, first_alone, inherit, name_of, operations
 from nas_prune.ops.local_similarity import NEIGHBOURS, cost_volume, local_similarity, self_reassemble
 from nas_prune.ops.structured_conv import StructuredConvolution, bases, coefficients, placements, unstructured
 from nas_prune.ops.structured_sparse import StructuredSparseConvolution
@@ -175,6 +175,66 @@ def test_the_first_candidate_trains_alone_as_the_dense_network() -> None:
     learning = {name for name, each in choice.named_parameters() if each.requires_grad}
     assert choice.live is None
     assert learning == {name for name, _ in choice.named_parameters()} - {"candidates.narrow.convolution.weight"}
+
+
+def heirs(first: dict[str, object], other: dict[str, object]) -> tuple[nn.Module, nn.Module]:
+    """Two candidates of one choice in float64, the first one trained, the other with what it inherits from it."""
+    torch.manual_seed(0)
+    choice = Choice(candidates={"first": {**WIDE, **first}, "other": {**WIDE, **other}}).double()
+    used(choice.candidates["first"].train(), torch.randn(4, CHANNELS, 9, 8).double())
+    inherit(choice)
+    return choice.eval().candidates["first"], choice.candidates["other"]
+
+
+CONV, SPLIT = {"operation": "convolution"}, {"operation": "separable_convolution"}
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "size"),
+    [
+        (CONV, {**CONV, "kernel": 7}, 9),  # the new taps are 0
+        (CONV, {**CONV, "kernel": 1}, 1),  # of one pixel, only the middle of a kernel sees anything
+        ({**CONV, "stride": 2}, {**CONV, "stride": 2, "kernel": 5}, 9),
+        ({**CONV, "dilation": 2}, {**CONV, "kernel": 5}, 9),  # every second tap
+        ({**CONV, "groups": 4}, {**CONV, "groups": 2}, 9),
+        ({**CONV, "norm": False, "bias": True}, {**CONV, "norm": False, "bias": True, "kernel": 5}, 9),
+        ({**CONV, "kernel": 1}, {**SPLIT, "kernel": 5}, 9),
+        ({**CONV, "groups": CHANNELS}, {**SPLIT, "kernel": 5}, 9),
+    ],
+)
+def test_a_candidate_that_can_starts_as_the_first_one(
+    first: dict[str, object], other: dict[str, object], size: int
+) -> None:
+    trained, heir = heirs(first, other)
+    x = torch.randn(3, CHANNELS, size, size).double()
+    assert close(heir(x), trained(x))
+
+
+def test_what_a_candidate_cannot_have_is_lost_and_no_more() -> None:
+    trained, heir = heirs(CONV, {**CONV, "groups": 2})
+    weight = trained.get_parameter("convolution.weight")
+    assert torch.equal(heir.get_parameter("convolution.weight"), torch.cat([weight[:4, :4], weight[4:, 4:]]))
+    trained, heir = heirs(CONV, SPLIT)
+    weight = trained.get_parameter("convolution.weight")
+    nearest = heir.get_parameter("pointwise.weight") * heir.get_parameter("depthwise.weight").transpose(0, 1)
+    lost = sum(torch.linalg.svdvals(weight[:, i].flatten(1))[1:].square().sum() for i in range(CHANNELS))
+    assert float((weight - nearest).detach().square().sum()) == pytest.approx(float(lost.detach()))
+    kept = {**heir.state_dict()}
+    heir.inherit(build(DESCRIPTIONS["max_pool"]))
+    assert all(torch.equal(kept[name], value) for name, value in heir.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["dense", "bare", "dilated", "grouped", "separable", "max_pool"])
+def test_an_operation_alone_computes_the_same(name: str) -> None:
+    operation, x = build(DESCRIPTIONS[name]).double(), torch.randn(3, CHANNELS, 9, 8).double()
+    alone = used(operation, x).alone()
+    norms = [each for each in alone.modules() if isinstance(each, nn.BatchNorm2d)]
+    assert close(alone(x), operation(x))
+    assert not alone.training
+    assert alone is operation or not norms
+    again = build(described(alone)).double()
+    again.load_state_dict(alone.state_dict())
+    assert torch.equal(again.eval()(x), alone(x))
 
 
 def test_a_choice_of_given_operations_keeps_their_weights() -> None:

@@ -1,7 +1,7 @@
 """Operations: what can take the place of a module, one file each. The registry ``operations`` knows their names."""
 
 from nas_prune.ops.candidates import AveragePool, Convolution, MaxPool, SeparableConvolution, SkipConnection
-from nas_prune.ops.choice import Choice, build, described, first_alone
+from nas_prune.ops.choice import Choice, build, described, first_alone, inherit
 from nas_prune.ops.darts import CellConvolution, CellPool, CellSeparable, CellSkip
 from nas_prune.ops.local_similarity import LocalSimilarity
 from nas_prune.ops.operation import Operation, Skip, Zero, name_of, operations
@@ -30,6 +30,7 @@ __all__ = [
     "build",
     "described",
     "first_alone",
+    "inherit",
     "name_of",
     "operations",
     "stripe_macs",

@@ -4,15 +4,21 @@ Each keeps the shape of the output (odd kernels, padded by half their size) and 
 that the candidates of a sum start at one scale, whatever they compute; the backbone's own norm follows the sum. The
 operations are those of cell searches (DARTS, arXiv 1806.09055); using them inside timm's blocks is ours.
 ``like`` leaves a depthwise convolution depthwise: where the channels are mixed, it is for the next layer to decide.
+``inherit`` starts a convolution, separable or not, as near as it can come to the one that was trained in its place.
 """
 
+import copy
+from collections.abc import Mapping
 from math import gcd
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from nas_prune.errors import SpaceError
 from nas_prune.ops.geometry import Geometry, made, same_geometry
+from nas_prune.ops.inherited import in_groups, separated, with_taps
 from nas_prune.ops.operation import Operation, operations
 
 
@@ -53,6 +59,25 @@ class Convolution(Operation):
             operation.convolution.load_state_dict(module.state_dict(), strict=bias or not known.bias)
         return operation
 
+    @torch.no_grad()
+    def inherit(self, other: Operation) -> None:
+        """From a convolution: the nearest kernel of this size, dilation and grouping, its bias and its norm."""
+        if isinstance(other, Convolution):
+            self.convolution.weight.copy_(_nearest(other, self.config))
+            if self.convolution.bias is not None:
+                bias = other.convolution.bias
+                self.convolution.bias.copy_(bias if bias is not None else torch.zeros_like(self.convolution.bias))
+            _same_norm(self.norm, other.norm)
+
+    def alone(self) -> "Convolution":
+        """With the norm folded into the weights."""
+        if not (isinstance(self.norm, nn.BatchNorm2d) and isinstance(self.convolution, nn.Conv2d)):
+            return self  # of stripes, or without a norm
+        with torch.device("meta"):
+            folded = Convolution(**{**self.config, "norm": False, "bias": True})
+        folded.convolution = _folded(self.convolution, self.norm)
+        return folded.train(self.training)
+
     def forward(self, x: Tensor) -> Tensor:
         """x (b i h w) -> (b o h/stride w/stride)."""
         out: Tensor = self.norm(self.convolution(x))
@@ -61,27 +86,55 @@ class Convolution(Operation):
 
 @operations.register("separable_convolution")
 class SeparableConvolution(Operation):
-    """Each channel filtered alone, then the channels mixed pixel by pixel, then a BatchNorm2d."""
+    """Each channel filtered alone, then the channels mixed pixel by pixel, then a BatchNorm2d.
+
+    ``norm=False``: a bias in place of the norm.
+    """
 
     def __init__(
-        self, *, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, dilation: int = 1
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 3,
+        stride: int = 1,
+        dilation: int = 1,
+        norm: bool = True,
     ) -> None:
         sizes = {"in_channels": in_channels, "out_channels": out_channels, "kernel": kernel, "stride": stride}
-        super().__init__(**sizes, dilation=dilation)
+        super().__init__(**sizes, dilation=dilation, norm=norm)
         _odd(kernel)
         padding = dilation * (kernel // 2)
         self.depthwise = nn.Conv2d(in_channels, in_channels, kernel, stride, padding, dilation, in_channels, bias=False)
-        self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels)
+        self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=not norm)
+        self.norm = nn.BatchNorm2d(out_channels) if norm else nn.Identity()
 
     @classmethod
     def like(cls, module: nn.Module, **options: Any) -> Self:
-        """Options: ``kernel``, ``dilation``."""
+        """Options: ``kernel``, ``dilation``, ``norm``."""
         known = same_geometry(module, cls)
         if known.depthwise:
             raise SpaceError(f"{module} is depthwise already; give it a convolution of another kernel")
         sizes = {"in_channels": known.in_channels, "out_channels": known.out_channels, "stride": known.stride}
         return made(cls, {**sizes, "kernel": known.kernel, "dilation": known.dilation, **options}, module)
+
+    @torch.no_grad()
+    def inherit(self, other: Operation) -> None:
+        """From a convolution: the nearest separable kernel of this size and dilation, and its norm."""
+        if isinstance(other, Convolution):
+            depthwise, pointwise = separated(_nearest(other, {**self.config, "groups": 1}))
+            self.depthwise.weight.copy_(depthwise)
+            self.pointwise.weight.copy_(pointwise)
+            _same_norm(self.norm, other.norm)
+
+    def alone(self) -> "SeparableConvolution":
+        """With the norm folded into the weights of the mixing."""
+        if not isinstance(self.norm, nn.BatchNorm2d):
+            return self
+        with torch.device("meta"):
+            folded = SeparableConvolution(**{**self.config, "norm": False})
+        folded.depthwise, folded.pointwise = self.depthwise, _folded(self.pointwise, self.norm)
+        return folded.train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (b i h w) -> (b o h/stride w/stride)."""
@@ -171,6 +224,29 @@ def _projection(in_channels: int, out_channels: int, groups: int, stride: int = 
     if in_channels == out_channels and stride == 1:
         return nn.Identity()
     return nn.Conv2d(in_channels, out_channels, 1, stride, groups=groups, bias=False)
+
+
+def _nearest(other: Convolution, config: Mapping[str, Any]) -> Tensor:
+    """The weight nearest to another one's that this kernel, dilation and grouping allow."""
+    weight = with_taps(other.convolution.weight, other.config["dilation"], config["kernel"], config["dilation"])
+    return in_groups(weight, other.config["groups"], config["groups"])
+
+
+def _same_norm(norm: nn.Module, other: nn.Module) -> None:
+    """Scale, shift and statistics of another BatchNorm2d."""
+    if isinstance(norm, nn.BatchNorm2d) and isinstance(other, nn.BatchNorm2d):
+        norm.load_state_dict(other.state_dict())
+
+
+@torch.no_grad()
+def _folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """A convolution with a bias that computes what both do in eval mode."""
+    folded = copy.deepcopy(convolution)
+    folded.weight, folded.bias = fuse_conv_bn_weights(
+        *(convolution.weight, convolution.bias, norm.running_mean, norm.running_var),
+        *(norm.eps, norm.weight, norm.bias),
+    )
+    return folded
 
 
 def _odd(kernel: int) -> None:

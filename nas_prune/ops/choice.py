@@ -101,6 +101,14 @@ def first_alone(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+def inherit(model: nn.Module) -> None:
+    """Let the other candidates of every choice start from the weights of the first one, which the dense network has."""
+    for choice in [module for module in model.modules() if isinstance(module, Choice)]:
+        first, *others = choice.candidates.values()
+        for candidate in others:
+            candidate.inherit(first)
+
+
 def _split(description: Description) -> tuple[type[Operation], dict[str, Any]]:
     """The class of a described operation, and its options."""
     if not isinstance(description, Mapping) or not isinstance(description.get("operation"), str):
