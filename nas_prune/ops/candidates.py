@@ -7,7 +7,6 @@ operations are those of cell searches (DARTS, arXiv 1806.09055); using them insi
 ``inherit`` starts a convolution, separable or not, as near as it can come to the one that was trained in its place.
 """
 
-import copy
 from collections.abc import Mapping
 from math import gcd
 from typing import Any, Self
@@ -239,13 +238,13 @@ def _same_norm(norm: nn.Module, other: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """A convolution with a bias that computes what both do in eval mode."""
-    folded = copy.deepcopy(convolution)
-    folded.weight, folded.bias = fuse_conv_bn_weights(
-        *(convolution.weight, convolution.bias, norm.running_mean, norm.running_var),
-        *(norm.eps, norm.weight, norm.bias),
-    )
+def _folded(convolution: Any, norm: Any) -> nn.Conv2d:
+    """A convolution with a bias that computes what a convolution and a BatchNorm2d do in eval mode."""
+    c = convolution
+    with torch.device("meta"):
+        folded = nn.Conv2d(c.in_channels, c.out_channels, c.kernel_size, c.stride, c.padding, c.dilation, c.groups)
+    statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    folded.weight, folded.bias = fuse_conv_bn_weights(c.weight, c.bias, *statistics)
     return folded
 
 

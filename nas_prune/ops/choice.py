@@ -106,6 +106,8 @@ def inherit(model: nn.Module) -> None:
     for choice in [module for module in model.modules() if isinstance(module, Choice)]:
         first, *others = choice.candidates.values()
         for candidate in others:
+            assert isinstance(candidate, Operation)
+            assert isinstance(first, Operation)
             candidate.inherit(first)
 
 
