@@ -8,7 +8,7 @@ nothing but their input. Names stay, so whoever indexes blocks finds them.
 from torch import nn
 
 from nas_prune.arch import Arch
-from nas_prune.ops import Choice, Operation, Skip, Zero
+from nas_prune.ops import Choice, Skip, Zero
 from nas_prune.ops.stripe_conv import StripeConv
 from nas_prune.tracing import Axes
 from nas_prune.tracing.branches import Branch, passes
@@ -57,7 +57,4 @@ def _decided(choice: Choice, path: str, closed: set[str]) -> nn.Module:
     kept = {name: each for name, each in choice.candidates.items() if f"{path}.candidates.{name}" not in closed}
     if len(kept) == len(choice.candidates):
         return choice
-    if len(kept) > 1:
-        return Choice.of(kept, choice.shared)
-    last = next(iter(kept.values()), Zero())
-    return last.alone() if isinstance(last, Operation) else last
+    return Choice.of(kept, choice.shared) if len(kept) > 1 else next(iter(kept.values()), Zero())

@@ -224,19 +224,6 @@ def test_what_a_candidate_cannot_have_is_lost_and_no_more() -> None:
     assert all(torch.equal(kept[name], value) for name, value in heir.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["dense", "bare", "dilated", "grouped", "separable", "max_pool"])
-def test_an_operation_alone_computes_the_same(name: str) -> None:
-    operation, x = build(DESCRIPTIONS[name]).double(), torch.randn(3, CHANNELS, 9, 8).double()
-    alone = used(operation, x).alone()
-    norms = [each for each in alone.modules() if isinstance(each, nn.BatchNorm2d)]
-    assert close(alone(x), operation(x))
-    assert not alone.training
-    assert alone is operation or not norms
-    again = build(described(alone)).double()
-    again.load_state_dict(alone.state_dict())
-    assert torch.equal(again.eval()(x), alone(x))
-
-
 def test_a_choice_of_given_operations_keeps_their_weights() -> None:
     torch.manual_seed(0)
     given = {name: build(description) for name, description in SUM.items()}

@@ -1,8 +1,9 @@
 """Candidates for the place of one convolution of a backbone: other kernels, separable, pooling, nothing at all.
 
-Each keeps the shape of the output (odd kernels, padded by half their size) and ends in a BatchNorm2d of its own, so
-that the candidates of a sum start at one scale, whatever they compute; the backbone's own norm follows the sum. The
-operations are those of cell searches (DARTS, arXiv 1806.09055); using them inside timm's blocks is ours.
+Each keeps the shape of the output (odd kernels, padded by half their size). It ends in a BatchNorm2d of its own, so
+that the candidates of a sum start at one scale, whatever they compute; the backbone's own norm follows the sum. Where
+all are convolutions and inherit their scale, ``norm=False`` spares it. The operations are those of cell searches
+(DARTS, arXiv 1806.09055); using them inside timm's blocks is ours.
 ``like`` leaves a depthwise convolution depthwise: where the channels are mixed, it is for the next layer to decide.
 ``inherit`` starts a convolution, separable or not, as near as it can come to the one that was trained in its place.
 """
@@ -13,7 +14,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from nas_prune.errors import SpaceError
 from nas_prune.ops.geometry import Geometry, made, same_geometry
@@ -68,15 +68,6 @@ class Convolution(Operation):
                 self.convolution.bias.copy_(bias if bias is not None else torch.zeros_like(self.convolution.bias))
             _same_norm(self.norm, other.norm)
 
-    def alone(self) -> "Convolution":
-        """With the norm folded into the weights."""
-        if not (isinstance(self.norm, nn.BatchNorm2d) and isinstance(self.convolution, nn.Conv2d)):
-            return self  # of stripes, or without a norm
-        with torch.device("meta"):
-            folded = Convolution(**{**self.config, "norm": False, "bias": True})
-        folded.convolution = _folded(self.convolution, self.norm)
-        return folded.train(self.training)
-
     def forward(self, x: Tensor) -> Tensor:
         """x (b i h w) -> (b o h/stride w/stride)."""
         out: Tensor = self.norm(self.convolution(x))
@@ -85,10 +76,7 @@ class Convolution(Operation):
 
 @operations.register("separable_convolution")
 class SeparableConvolution(Operation):
-    """Each channel filtered alone, then the channels mixed pixel by pixel, then a BatchNorm2d.
-
-    ``norm=False``: a bias in place of the norm.
-    """
+    """Each channel filtered alone, then the channels mixed pixel by pixel, then a BatchNorm2d unless ``norm=False``."""
 
     def __init__(
         self,
@@ -105,7 +93,7 @@ class SeparableConvolution(Operation):
         _odd(kernel)
         padding = dilation * (kernel // 2)
         self.depthwise = nn.Conv2d(in_channels, in_channels, kernel, stride, padding, dilation, in_channels, bias=False)
-        self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=not norm)
+        self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.norm = nn.BatchNorm2d(out_channels) if norm else nn.Identity()
 
     @classmethod
@@ -125,15 +113,6 @@ class SeparableConvolution(Operation):
             self.depthwise.weight.copy_(depthwise)
             self.pointwise.weight.copy_(pointwise)
             _same_norm(self.norm, other.norm)
-
-    def alone(self) -> "SeparableConvolution":
-        """With the norm folded into the weights of the mixing."""
-        if not isinstance(self.norm, nn.BatchNorm2d):
-            return self
-        with torch.device("meta"):
-            folded = SeparableConvolution(**{**self.config, "norm": False})
-        folded.depthwise, folded.pointwise = self.depthwise, _folded(self.pointwise, self.norm)
-        return folded.train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (b i h w) -> (b o h/stride w/stride)."""
@@ -235,17 +214,6 @@ def _same_norm(norm: nn.Module, other: nn.Module) -> None:
     """Scale, shift and statistics of another BatchNorm2d."""
     if isinstance(norm, nn.BatchNorm2d) and isinstance(other, nn.BatchNorm2d):
         norm.load_state_dict(other.state_dict())
-
-
-@torch.no_grad()
-def _folded(convolution: Any, norm: Any) -> nn.Conv2d:
-    """A convolution with a bias that computes what a convolution and a BatchNorm2d do in eval mode."""
-    c = convolution
-    with torch.device("meta"):
-        folded = nn.Conv2d(c.in_channels, c.out_channels, c.kernel_size, c.stride, c.padding, c.dilation, c.groups)
-    statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-    folded.weight, folded.bias = fuse_conv_bn_weights(c.weight, c.bias, *statistics)
-    return folded
 
 
 def _odd(kernel: int) -> None:

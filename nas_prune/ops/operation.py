@@ -39,10 +39,6 @@ class Operation(nn.Module):
     def inherit(self, other: "Operation") -> None:
         """Take over in place what can be of the weights of another operation that stands in the same place."""
 
-    def alone(self) -> "Operation":
-        """What computes the same in eval mode, with less, once no other candidate is summed with it."""
-        return self
-
 
 def name_of(kind: type) -> str | None:
     """The registered name of a class of operations, None for any other class."""
