@@ -1,9 +1,10 @@
 """Do widths, depth and operations decided together beat widths alone, at the same measured latency?
 
-python benchmarks/joint.py [--seeds 3] [--target 0.5x] [--out FOLDER] [more recipe settings, e.g. --precision=bf16]
+python benchmarks/joint.py [--seeds 0 1 2] [--target 0.5x] [--out FOLDER] [more recipe settings, e.g. --precision=bf16]
 
 Recipe ``fashion_mnist/resnet18_shapley_operations``, and the same with the space ``channels`` and gates on weights:
-the same dense training, steps of search and epochs of fine-tuning. With --out a benchmark that was stopped goes on.
+the same dense training, steps of search and epochs of fine-tuning. With --out a benchmark that was stopped goes on, and
+seeds that were run apart are put together.
 """
 
 import argparse
@@ -21,13 +22,13 @@ SPACES = {"widths": ["--space=channels", "--gate.kinds={}"], "together": []}
 def main() -> None:
     """A line per space and seed, then the means."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--target", default="0.5x")
     parser.add_argument("--out", type=Path)
     arguments, more = parser.parse_known_args()
     top1: dict[str, list[float]] = {name: [] for name in SPACES}
     with tempfile.TemporaryDirectory() as parent:
-        for seed in range(arguments.seeds):
+        for seed in arguments.seeds:
             for name, changes in SPACES.items():
                 settings = [f"--seed={seed}", f"--budget.target={arguments.target}", *changes, *more]
                 folder = (arguments.out or Path(parent)) / f"{name}-{seed}"
