@@ -1,8 +1,8 @@
 """Do widths, depth and operations decided together beat widths alone, at the same measured latency?
 
-python benchmarks/joint.py [--seeds 0 1 2] [--target 0.5x] [--out FOLDER] [more recipe settings, e.g. --precision=bf16]
+python benchmarks/joint.py [--recipe NAME] [--seeds 0 1 2] [--target 0.5x] [--out FOLDER] [settings, e.g. --precision=bf16]
 
-Recipe ``fashion_mnist/resnet18_shapley_operations``, and the same with the space ``channels`` and gates on weights:
+A recipe with space ``operations``, and the same with the space ``channels`` and one gate for all:
 the same dense training, steps of search and epochs of fine-tuning. With --out a benchmark that was stopped goes on, and
 seeds that were run apart are put together.
 """
@@ -15,13 +15,14 @@ from typing import Any
 
 from nas_prune import pipeline, recipe
 
-RECIPE = "fashion_mnist/resnet18_shapley_operations"
+RECIPE = "fashion_mnist/resnet18_shapley_operations"  # or fashion_mnist/resnet18_ablation
 SPACES = {"widths": ["--space=channels", "--gate.kinds={}"], "together": []}
 
 
 def main() -> None:
     """A line per space and seed, then the means."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default=RECIPE)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--target", default="0.5x")
     parser.add_argument("--out", type=Path)
@@ -32,7 +33,7 @@ def main() -> None:
             for name, changes in SPACES.items():
                 settings = [f"--seed={seed}", f"--budget.target={arguments.target}", *changes, *more]
                 folder = (arguments.out or Path(parent)) / f"{name}-{seed}"
-                results: dict[str, Any] = pipeline.run(recipe.read(RECIPE, settings), folder)
+                results: dict[str, Any] = pipeline.run(recipe.read(arguments.recipe, settings), folder)
                 small = results["finetuned"]
                 top1[name].append(small["top1"])
                 print(
