@@ -1,6 +1,6 @@
 """Do widths, depth and operations decided together beat widths alone, at the same measured latency?
 
-python benchmarks/joint.py [--recipe NAME] [--seeds 0 1 2] [--target 0.5x] [--out FOLDER] [settings, e.g. --precision=bf16]
+python benchmarks/joint.py [--recipe NAME] [--seeds 0 1 2] [--target 0.5x] [--out FOLDER] [--precision=bf16 ...]
 
 A recipe with space ``operations``, and the same with the space ``channels`` and one gate for all:
 the same dense training, steps of search and epochs of fine-tuning. With --out a benchmark that was stopped goes on, and
