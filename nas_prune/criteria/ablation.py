@@ -9,6 +9,8 @@ Losses of a width are replaced by the nearest ones that rise faster and faster (
 that the units of most norm are those of highest score, and a step that seems to help counts nothing.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import isfinite
 
 import torch
@@ -18,12 +20,14 @@ from torch.nn import functional as F
 
 from nas_prune.arch import Arch
 from nas_prune.axes import BITS
-from nas_prune.criteria.criterion import Batches, criteria
+from nas_prune.criteria.criterion import Batches, criteria, norms, per_image
 from nas_prune.errors import DataError, DivergedError
 from nas_prune.gated import GatedModel
 from nas_prune.tracing.capture import evaluating
 
 TIE = 1e-9  # units of one step keep the order of their norms
+
+Kept = Mapping[str, Sequence[int]]
 
 
 @criteria.register("ablation")
@@ -33,57 +37,46 @@ def ablation(gated: GatedModel, batches: Batches, *, steps: int = 8) -> dict[str
     ``steps``: at most so many forward passes over the batches per width; a branch and a candidate are one each.
     Raises DataError without a batch, DivergedError where the loss is not a number.
     """
-    loss = _Loss(gated, batches)
+    fixed = list(batches)
+    if not fixed:
+        raise DataError("ablation needs at least one batch of images and labels; there was none")
+
+    def loss(kept: Kept) -> float:
+        mean = per_image(gated.fixed(Arch(kept)), fixed, partial(F.cross_entropy, reduction="sum"))
+        if not isfinite(mean):
+            raise DivergedError("the loss is not a number; check the images, the labels and the weights of the model")
+        return mean
+
     scores: dict[str, Tensor] = {}
     with evaluating(gated), torch.no_grad():
+        dense = loss({})
+
+        def rise(kept: Kept) -> float:
+            return loss(kept) - dense
+
         for name, axis in gated.space.alone.items():
             if axis.kind in BITS:
-                scores[name] = torch.tensor([max(0.0, loss({name: []}))], dtype=torch.float64)
+                scores[name] = torch.tensor([max(0.0, rise({name: []}))], dtype=torch.float64)
             else:
-                scores[name] = _of_width(gated, name, loss, steps)
+                scores[name] = _of_width(gated, name, rise, steps)
         for names in gated.space.choices.values():
-            risen = [loss({each: range(int(each == chosen)) for each in names}) for chosen in names]
-            scores |= {
-                name: torch.tensor([max(risen) - each], dtype=torch.float64)
-                for name, each in zip(names, risen, strict=True)
-            }
+            others = (rise({each: range(int(each == chosen)) for each in names}) for chosen in names[1:])
+            risen = torch.tensor([0.0, *others], dtype=torch.float64)  # the dense network has the first one
+            scores |= dict(zip(names, torch.split(risen.max() - risen, 1), strict=True))
     return scores
 
 
-class _Loss:
-    """What the loss of the dense network rises by where an architecture keeps less or something else."""
-
-    def __init__(self, gated: GatedModel, batches: Batches) -> None:
-        self.gated, self.batches, self.dense = gated, list(batches), 0.0
-        if not self.batches:
-            raise DataError("ablation needs at least one batch of images and labels; there was none")
-        with evaluating(gated), torch.no_grad():
-            self.dense = self({})
-
-    def __call__(self, kept: dict[str, list[int] | range]) -> float:
-        opened = self.gated.fixed(Arch(kept))
-        total = torch.stack(
-            [F.cross_entropy(opened(images), labels, reduction="sum") for images, labels in self.batches]
-        )
-        mean = float(total.sum()) / sum(len(labels) for _, labels in self.batches)
-        if not isfinite(mean):
-            raise DivergedError("the loss is not a number; check the images, the labels and the weights of the model")
-        return mean - self.dense
-
-
-def _of_width(gated: GatedModel, name: str, loss: _Loss, steps: int) -> Tensor:
+def _of_width(gated: GatedModel, name: str, rise: Callable[[Kept], float], steps: int) -> Tensor:
     """Scores (c) of an axis of which the units of least norm go first."""
-    norms = torch.stack([rows.detach().square().sum(1) for rows in gated.weights(name)]).sum(0)
-    order = norms.argsort(stable=True).cpu()
+    order = norms(gated, name).argsort(stable=True).cpu()
     least = max(1, gated.space.minimum[name])
     groups = [group for group in order[: len(order) - least].tensor_split(steps) if len(group)]
     if not groups:
         return torch.zeros(len(order), dtype=torch.float64)
     sizes = torch.tensor([len(group) for group in groups])
-    risen = [0.0, *(loss({name: order[gone:].tolist()}) for gone in sizes.cumsum(0).tolist())]
+    risen = [0.0, *(rise({name: order[gone:].tolist()}) for gone in sizes.cumsum(0).tolist())]
     shares = (torch.tensor(risen, dtype=torch.float64).diff() / sizes).repeat_interleave(sizes)
     rising = torch.from_numpy(isotonic_regression(shares.numpy()).x).clamp(min=0)
-    rising = torch.cat([rising, rising[-1:].expand(least)]) * torch.linspace(
-        1, 1 + TIE, len(order), dtype=torch.float64
-    )
+    ties = torch.linspace(1, 1 + TIE, len(order), dtype=torch.float64)
+    rising = torch.cat([rising, rising[-1:].expand(least)]) * ties
     return torch.zeros_like(rising).scatter(0, order, rising)

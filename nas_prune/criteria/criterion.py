@@ -1,8 +1,9 @@
 """What a criterion is: a model with gates, and some labelled batches -> one score per unit, higher = keep."""
 
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from nas_prune.gated import GatedModel
@@ -21,3 +22,16 @@ class Criterion(Protocol):
 
 
 criteria: Registry[Criterion] = Registry("criterion")
+
+
+def norms(gated: GatedModel, name: str) -> Tensor:
+    """Squared norm (c) of the weights that write each unit of an axis."""
+    return torch.stack([rows.detach().square().sum(1) for rows in gated.weights(name)]).sum(0)
+
+
+def per_image(
+    model: Callable[[Tensor], Any], batches: Sequence[tuple[Tensor, Tensor]], total: Callable[[Tensor, Tensor], Tensor]
+) -> float:
+    """The mean over all images of what ``total`` says of a batch's logits (b k) and labels (b), as a sum over them."""
+    sums = torch.stack([total(model(images), labels) for images, labels in batches])
+    return float(sums.sum()) / sum(len(labels) for _, labels in batches)

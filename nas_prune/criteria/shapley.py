@@ -13,6 +13,7 @@ the estimator needs fewer forward passes (``nas_prune.shapley``).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 
 from nas_prune.arch import Arch
 from nas_prune.axes import BITS
-from nas_prune.criteria.criterion import Batches, criteria
+from nas_prune.criteria.criterion import Batches, criteria, norms, per_image
 from nas_prune.errors import DataError
 from nas_prune.gated import GatedModel
 from nas_prune.shapley import Estimate, Game, Plan, estimate
@@ -93,8 +94,7 @@ def game_of(
         for index in coalition.nonzero().flatten().tolist():
             kept[team[index].axis] += team[index].units
         opened = gated.fixed(Arch(kept), mixed=mixed)
-        total = torch.stack([_worth(opened(images), labels, objective) for images, labels in fixed]).sum()
-        return float(total) / sum(len(labels) for _, labels in fixed)
+        return per_image(opened, fixed, partial(_worth, objective=objective))
 
     return Game(worth, len(team), _choices(gated, team))
 
@@ -105,8 +105,7 @@ def players_of(gated: GatedModel, most: int) -> list[Player]:
     widths = [name for name in gated.space.free if name not in bits]
     team = [Player(name, (0,)) for name in bits]
     for name in widths:
-        norms = torch.stack([rows.detach().square().sum(1) for rows in gated.weights(name)]).sum(0)
-        movable = norms.argsort(descending=True, stable=True)[max(1, gated.space.minimum[name]) :]
+        movable = norms(gated, name).argsort(descending=True, stable=True)[max(1, gated.space.minimum[name]) :]
         groups = min(len(movable), max(2, (most - len(bits)) // len(widths)))
         team += [Player(name, tuple(group.tolist())) for group in movable.tensor_split(groups or 1) if len(group)]
     return team
