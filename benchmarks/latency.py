@@ -4,9 +4,9 @@ python benchmarks/latency.py [--model resnet18:64 ...] [--runtime eager ...] [--
 
 For each: sub-networks are timed and the best predictor is fitted (how long that takes, how wrong it is on networks that
 it has not seen, beside how much two timings of one network differ); random targets, from 0.2x or the smallest network
-to 0.9x, are met by select, derive, measure, adjust; then a fresh process times every derived network in turn with the
-dense one, five times. Last, the slopes of the monotone predictor at 10,000 random points, and what a predictor adds to
-a training step.
+to 0.9x, are met by select, derive, measure, adjust; then each derived network is timed in turn with the dense one, five
+times, in a fresh process of its own. Last, per model, the slopes of the monotone predictor at 10,000 random points, and
+what a predictor adds to a training step.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from nas_prune.selectors import selectors
 from nas_prune.settings import LatencySettings
 from nas_prune.space import SearchSpace
 
-PASSES = 5  # over all networks, one after the other: what disturbs a machine for seconds disturbs one timing of each
+TIMINGS = 5  # in a fresh process; their median counts
 MODELS, RUNTIMES = ("resnet18:64", "mobilenetv3_small_100:96"), ("eager", "onnxruntime", "openvino")
 HEAD = f"{'model':<24} {'runtime':<12} {'min':>5} {'predictor':<10} {'MAPE':>7} {'Kendall':>8} {'noise':>7} {'met':>11}"
 
@@ -88,13 +88,15 @@ def met(
         return None
 
 
-def again(spec: str, batch: int, conditions: Conditions, folder: Path) -> None:
-    """In a fresh process: the shares that the derived networks take, the median of PASSES, on standard output."""
+def again(spec: str, batch: int, conditions: Conditions, path: Path) -> None:
+    """In a fresh process: the share that a derived network takes, the median of TIMINGS, on standard output.
+
+    A process per network, as in deployment: in one that held all twenty, small ones took up to 4 % longer.
+    """
     model, space, images = prepared(spec, batch)
-    calm_ms = json.loads((folder / "calibration.json").read_text())["calm_ms"]
-    small = [derive(model, space.axes, Arch.read(path)) for path in sorted(folder.glob("arch-*.json"))]
-    passes = [[share(model, each, images, conditions, calm_ms) for each in small] for _ in range(PASSES)]
-    print(json.dumps([median(shares) for shares in zip(*passes, strict=True)]))
+    calm_ms = json.loads((path.parent / "calibration.json").read_text())["calm_ms"]
+    small = derive(model, space.axes, Arch.read(path))
+    print(median(share(model, small, images, conditions, calm_ms) for _ in range(TIMINGS)))
 
 
 def one(spec: str, runtime: str, arguments: argparse.Namespace) -> None:
@@ -111,10 +113,12 @@ def one(spec: str, runtime: str, arguments: argparse.Namespace) -> None:
         least = max(0.2, 1.05 * calibration.smallest_ms / calibration.dense_ms)
         wanted = [least + (0.9 - least) * each for each in drawn]
         found = [met(model, space, images, calibration, conditions, each) for each in wanted]
+        words = [sys.executable, __file__, "--model", spec, "--runtime", runtime, "--batch", str(arguments.batch)]
+        shares = []
         for number, arch in enumerate(found):
-            (arch or Arch()).write(folder / f"arch-{number:02d}.json")
-        words = [sys.executable, __file__, "--again", parent, "--model", spec, "--runtime", runtime]
-        shares = json.loads(subprocess.check_output([*words, "--batch", str(arguments.batch)], text=True))
+            path = folder / f"arch-{number:02d}.json"
+            (arch or Arch()).write(path)
+            shares.append(float(subprocess.check_output([*words, "--again", str(path)], text=True)))
     off = [real / target - 1 for real, target in zip(shares, wanted, strict=True)]
     allowed = max(0.03, calibration.noise)
     error, kept = calibration.error, sum(excess <= allowed for excess in off)
@@ -137,7 +141,7 @@ def slopes(spec: str) -> None:
     predictor.fit(shares, 2 + 8 * shares.square().mean(1), generator=generator)
     points = (0.05 + 0.95 * torch.rand(10_000, len(space.free), generator=generator)).requires_grad_()
     (slope,) = torch.autograd.grad(predictor.predict(points).sum(), points)
-    print(f"monotone predictor: {int((slope < 0).sum())} negative of {slope.numel()} slopes at 10,000 points")
+    print(f"monotone predictor of {spec}: {int((slope < 0).sum())} negative of {slope.numel()} slopes at 10,000 points")
 
 
 def overhead(spec: str, rounds: int = 20) -> None:
@@ -179,8 +183,9 @@ def main() -> None:
     for spec in arguments.model:
         for runtime in arguments.runtime:
             one(spec, runtime, arguments)
-    slopes(arguments.model[0])
-    overhead(arguments.model[0])
+    for spec in arguments.model:
+        slopes(spec)
+        overhead(spec)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 The record of the trace says which call that is: "inside module ``blocks.0.attn``, the first attention call". A hook
 opens a ``TorchFunctionMode`` while the module runs, and the k-th call of that kind gets a gated operand, or is
-replaced by its masked form. Hooks also run when gradient checkpointing replays a block, and leave state_dict alone.
+replaced by its masked form. What a choice does not compute for now is counted as if it had been. Hooks also run when
+gradient checkpointing replays a block, and leave state_dict alone.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.fx import Node
 from torch.overrides import TorchFunctionMode
 
 from nas_prune.errors import TraceError
+from nas_prune.ops import Choice
 from nas_prune.tracing import Axes
 from nas_prune.tracing.masked import FILLS, FORMS, striped
 from nas_prune.tracing.walk import Site
@@ -103,7 +105,8 @@ class Board:
 class Interceptor:
     """Opens the interception while one module runs. The only hook that this package registers.
 
-    ``calls``: which call gets which sites; ``times``: how often a forward pass calls the module.
+    ``calls``: which call gets which sites; ``times``: how often a forward pass calls the module; ``inside``: of a
+    choice, how many calls of each kind a candidate makes.
     """
 
     sites: list[Site]
@@ -111,12 +114,17 @@ class Interceptor:
     times: int
     board: Board
     mix: Mix | None
+    inside: dict[str, Counter[str]]
 
     def enter(self, module: nn.Module, arguments: Any) -> None:  # noqa: ARG002
         """Forward pre-hook."""
         mode = _Interception(self, self.board.entered[id(self)] % self.times)
         self.board.entered[id(self)] += 1
         self.board.running.append(mode)
+        live = module.live if isinstance(module, Choice) else None
+        for idle in () if live is None else self.inside.keys() - set(live):
+            for each in self.board.running:
+                each.seen += self.inside[idle]
         mode.__enter__()  # type: ignore[no-untyped-call]
 
     def leave(self, module: nn.Module, arguments: Any, output: Any) -> None:  # noqa: ARG002
@@ -193,14 +201,22 @@ def intercept(model: nn.Module, axes: Axes, sites: list[Site], board: Board, mix
     """Register the hooks that gate ``sites`` of an eager model; masks are read from ``board`` at every call."""
     modules = dict(model.named_modules(remove_duplicate=False))
     runs, calls_of = _runs(axes), _calls(axes)
+    made: dict[str, Counter[str]] = {}  # call of a module -> how many calls of each kind it makes
+    for (key, kind), nodes in calls_of.items():
+        made.setdefault(key, Counter())[kind] = len(nodes)
     by_owner: dict[str, dict[Call, list[int]]] = {}
     for index, site in enumerate(sites):
         owner, call = _locate(axes, site.node, runs, calls_of)
         by_owner.setdefault(owner, {}).setdefault(call, []).append(index)
     for owner, calls in by_owner.items():
-        hook = Interceptor(sites, calls, len(runs[owner]), board, mix)
-        modules[owner].register_forward_pre_hook(hook.enter)
-        modules[owner].register_forward_hook(hook.leave, always_call=True)
+        module = modules[owner]
+        inside: dict[str, Counter[str]] = {}
+        for name in module.candidates if isinstance(module, Choice) else ():
+            first, *_ = runs.get(f"{owner}.candidates.{name}", [""])
+            inside[name] = made.get(first, Counter())
+        hook = Interceptor(sites, calls, len(runs[owner]), board, mix, inside)
+        module.register_forward_pre_hook(hook.enter)
+        module.register_forward_hook(hook.leave, always_call=True)
 
 
 def _runs(axes: Axes) -> dict[str, list[str]]:

@@ -36,15 +36,23 @@ from nas_prune.verification import verify
 EXACT = 1e-9
 SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4)}
 FAMILIES = ("test_resnet", "mobilenetv3_small_050", "test_convnext", "test_vit", "swin")
-OPERATIONS = {
-    "test_resnet": {"match": "layer*.conv?", "only": {"kernel_size": [3, 3]}},
-    "mobilenetv3_small_050": {"match": "blocks.*.conv_dw"},
-    "test_convnext": {"match": "stages.*.conv_dw"},
-}
-CANDIDATES = {
+KERNELS = {
     "as_it_is": {"operation": "convolution"},
     "kernel_1": {"operation": "convolution", "kernel": 1},
     "pooled": {"operation": "average_pool", "kernel": 3},
+    "structured": {"operation": "structured_convolution", "kernel": 1},
+}
+PATCHES = {
+    "as_it_is": {"operation": "structured_convolution"},
+    "structured": {"operation": "structured_convolution", "kernel": 1},
+    "sparse": {"operation": "structured_sparse_convolution", "supports": ["row_0", "checkerboard"]},
+}
+OPERATIONS = {
+    "test_resnet": {"match": "layer*.conv?", "only": {"kernel_size": [3, 3]}, "candidates": KERNELS},
+    "mobilenetv3_small_050": {"match": "blocks.*.conv_dw", "candidates": KERNELS},
+    "test_convnext": {"match": "stages.*.conv_dw", "candidates": KERNELS},
+    "test_vit": {"match": "patch_embed.proj", "candidates": PATCHES},
+    "swin": {"match": "patch_embed.proj", "candidates": PATCHES},
 }
 
 
@@ -68,8 +76,7 @@ def striped(name: str) -> Traced:
 def chosen(name: str) -> Traced:
     """A family with choices where convolutions stood, every number of the model moved."""
     model, images = backbone(name), torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    rule = {"candidates": CANDIDATES, **OPERATIONS[name]}
-    assert substitute(model, [Replacement.model_validate(rule)])
+    assert substitute(model, [Replacement.model_validate(OPERATIONS[name])])
     model = model.double().eval()
     model.load_state_dict(perturbed(model, torch.Generator().manual_seed(1)))
     return Traced(model, npr.trace(model, images), images)
@@ -125,7 +132,8 @@ def test_operations_are_exact_and_counted(name: str, keep: float, bits: float) -
         generator = torch.Generator().manual_seed(seed)
         arch = one_each(net, seed, keep, bits)
         if several:  # two candidates may stay; a smaller sum
-            arch = Arch({**arch.kept, **{names[0]: (0,) for names in net.axes.choices.values()}})
+            ends = [name for names in net.axes.choices.values() for name in (names[0], names[-1])]
+            arch = Arch({**arch.kept, **dict.fromkeys(ends, (0,))})
         proof = verify(net.model, net.axes, arch, net.images, seed=int(torch.randint(9, (), generator=generator)))
         assert max(proof.max_rel_error, proof.worst_node_error) <= EXACT
         small = npr.derive(net.model, net.axes, arch)
