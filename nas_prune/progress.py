@@ -21,12 +21,17 @@ Item = TypeVar("Item")
 class Bar:
     """One piece of work."""
 
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress, self._task = progress, task
+    def __init__(self, progress: Progress, task: TaskID, done: int) -> None:
+        self._progress, self._task, self._done = progress, task, done
 
     def advance(self, text: str = "") -> None:
         """One more step is done; ``text`` tells how it stands."""
+        self._done += 1
         self._progress.update(self._task, advance=1, note=text) if text else self._progress.advance(self._task)
+
+    def end(self) -> None:
+        """No more steps will come; says so where it was not known how many there are."""
+        self._progress.update(self._task, total=self._done)
 
 
 class Bars:
@@ -58,9 +63,9 @@ class Bars:
         """One line above the bars."""
         self._progress.console.print(text)
 
-    def bar(self, name: str, total: int, done: int = 0) -> Bar:
-        """A bar for work of ``total`` steps, ``done`` of which were done before."""
-        return Bar(self._progress, self._progress.add_task(name, total=total, completed=done, note=""))
+    def bar(self, name: str, total: int | None, done: int = 0) -> Bar:
+        """A bar for work of ``total`` steps, None if nobody knows, ``done`` of which were done before."""
+        return Bar(self._progress, self._progress.add_task(name, total=total, completed=done, note=""), done)
 
     def follow(self, steps: Iterable[Item], name: str) -> Iterator[Item]:
         """The steps, each of them counted once it is done."""

@@ -48,9 +48,15 @@ def kept(job: Job) -> Scores:
 
 
 def _by_criterion(job: Job, gated: GatedModel) -> Scores:
-    """What the recipe's criterion says, from training batches."""
+    """What the recipe's criterion says, from training batches. A bar counts the forward passes that it makes."""
     search = job.recipe.search
     loader = job.run.accelerator.prepare_data_loader(job.data.train)
     set_epoch(loader, 0)
     batches = islice(loader, search.criterion_batches)
-    return criteria[str(search.criterion)](gated, batches)
+    bar = job.run.bars.bar(str(search.criterion), None)
+    counting = gated.register_forward_hook(lambda *_: bar.advance())
+    try:
+        return criteria[str(search.criterion)](gated, batches)
+    finally:
+        counting.remove()
+        bar.end()
