@@ -2,9 +2,9 @@
 
 python benchmarks/joint.py [--recipe NAME] [--seeds 0 1 2] [--target 0.5x] [--out FOLDER] [--precision=bf16 ...]
 
-A recipe with space ``operations``, and the same with the space ``channels`` and one gate for all:
-the same dense training, steps of search and epochs of fine-tuning; top-1 as derived and fine-tuned. With --out a benchmark that was stopped goes on, and
-seeds that were run apart are put together.
+A recipe with space ``operations``, and the same with the space ``channels`` and one gate for all: the same dense
+training, steps of search and epochs of fine-tuning; top-1 as derived and fine-tuned. With --out a benchmark that was
+stopped goes on, and seeds that were run apart are put together.
 """
 
 import argparse

@@ -30,6 +30,11 @@ def target_rows(content: Content) -> list[dict[str, str]]:
     return [_row(each, dense) for each in [*models, *content.get("targets", [])]]
 
 
+def remarks(content: Content) -> list[str]:
+    """Of every target that no architecture comes close to from below: why."""
+    return [f"{row['target']}: {row['short']}" for row in content.get("targets", []) if row.get("short")]
+
+
 def targets_headline(content: Content) -> str:
     """How many targets were met, and how much faster the fastest of those is; empty without targets."""
     targets, dense = content.get("targets", []), (content.get("dense") or {}).get("measured_ms")

@@ -19,7 +19,7 @@ from rich.text import Text
 from nas_prune import figures
 from nas_prune.errors import ArtifactError
 from nas_prune.files import atomic_write, read_json, read_lines
-from nas_prune.pareto import pareto_svg, target_rows, targets_headline
+from nas_prune.pareto import pareto_svg, remarks, target_rows, targets_headline
 from nas_prune.summary import (
     columns,
     duration,
@@ -85,6 +85,7 @@ def report(folder: Path) -> Path:
         stripes=stripe_rows(run.results.get("stripes")),
         contributions=_contributions(run.shapley),
         targets=target_rows(run.targets) if run.targets.get("targets") else [],
+        remarks=remarks(run.targets),
         groups=_axis_groups(run),
         frozen=_frozen(run.axes),
         predictors=_ranked(run.calibration.get("errors") or {}),
@@ -114,7 +115,8 @@ def table(results: Mapping[str, Any]) -> Table:
 
 def targets_table(content: Mapping[str, Any]) -> Table:
     """The targets of a run for a terminal, from the content of ``targets.json``; the dense model comes first."""
-    printed = Table(title=Text(targets_headline(content)), title_justify="left")
+    printed = Table(title=Text(targets_headline(content)), caption=Text("\n".join(remarks(content))))
+    printed.title_justify = printed.caption_justify = "left"
     rows = target_rows(content)
     for name in rows[0] if rows else ["target"]:
         printed.add_column(name, justify="left" if name in ("target", "status") else "right", no_wrap=name == "target")

@@ -242,6 +242,7 @@ def targets() -> dict[str, Any]:
                     "predicted_ms": 1.02 * ms,
                 },
                 **{"top1": top1, "top1_finetuned": tuned, "macs": 15_000_000, "params": 4_000_000, "status": status},
+                "short": "the next one measured 22 ms" if name == "0.5x" else None,
                 "folder": f"targets/{name}",
             }
             for name, ms, top1, tuned, status in rows
@@ -271,6 +272,8 @@ def test_new_sections_appear_with_their_data_only(tmp_path: Path) -> None:
     assert "layer1 20.00 9.00 11.00 51.2 %" in words(page, "stages")
     assert "all 42.00 20.50 21.50" in words(page, "stages")
     assert "8ms 9.30 9.49 9.30 ± 0.40 4.52x 78.00 90.70" in words(page, "targets")
+    assert words(page, "targets").count("the next one measured") == 1
+    assert "0.5x: the next one measured 22 ms" in words(page, "targets")
     assert '<tr class="chosen"><th scope="row">additive</th>' in page
     assert "95 % of the mean: 1.7 % to 2.6 %" in words(page, "latency")
     assert re.search(r"additive 2\.1 % .* lpnet 3\.1 % .* noise floor 0\.8 %", words(page, "latency"))
