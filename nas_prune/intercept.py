@@ -103,7 +103,7 @@ class Board:
 
 @dataclass
 class Interceptor:
-    """Opens the interception while one module runs. The only hook that this package registers.
+    """Opens the interception while one module runs. The only hook that stays on a model.
 
     ``calls``: which call gets which sites; ``times``: how often a forward pass calls the module; ``inside``: of a
     choice, how many calls of each kind a candidate makes.
@@ -201,22 +201,15 @@ def intercept(model: nn.Module, axes: Axes, sites: list[Site], board: Board, mix
     """Register the hooks that gate ``sites`` of an eager model; masks are read from ``board`` at every call."""
     modules = dict(model.named_modules(remove_duplicate=False))
     runs, calls_of = _runs(axes), _calls(axes)
-    made: dict[str, Counter[str]] = {}  # call of a module -> how many calls of each kind it makes
-    for (key, kind), nodes in calls_of.items():
-        made.setdefault(key, Counter())[kind] = len(nodes)
+    inside = _inside(axes, runs, calls_of)
     by_owner: dict[str, dict[Call, list[int]]] = {}
     for index, site in enumerate(sites):
         owner, call = _locate(axes, site.node, runs, calls_of)
         by_owner.setdefault(owner, {}).setdefault(call, []).append(index)
     for owner, calls in by_owner.items():
-        module = modules[owner]
-        inside: dict[str, Counter[str]] = {}
-        for name in module.candidates if isinstance(module, Choice) else ():
-            first, *_ = runs.get(f"{owner}.candidates.{name}", [""])
-            inside[name] = made.get(first, Counter())
-        hook = Interceptor(sites, calls, len(runs[owner]), board, mix, inside)
-        module.register_forward_pre_hook(hook.enter)
-        module.register_forward_hook(hook.leave, always_call=True)
+        hook = Interceptor(sites, calls, len(runs[owner]), board, mix, inside.get(owner, {}))
+        modules[owner].register_forward_pre_hook(hook.enter)
+        modules[owner].register_forward_hook(hook.leave, always_call=True)
 
 
 def _runs(axes: Axes) -> dict[str, list[str]]:
@@ -239,6 +232,20 @@ def _calls(axes: Axes) -> dict[tuple[str, str], list[Node]]:
         for key in axes.walk.captured.running(node) if kind else ():
             calls.setdefault((key, str(kind)), []).append(node)
     return calls
+
+
+def _inside(
+    axes: Axes, runs: dict[str, list[str]], calls: dict[tuple[str, str], list[Node]]
+) -> dict[str, dict[str, Counter[str]]]:
+    """Path of a choice -> candidate -> how many calls of each kind it makes."""
+    parts = {f"{path}.candidates": path for path in axes.walk.captured.choices}
+    first = {keys[0]: path for path, keys in runs.items() if path.rpartition(".")[0] in parts}
+    found: dict[str, dict[str, Counter[str]]] = {path: {} for path in parts.values()}
+    for (key, kind), nodes in calls.items():
+        if key in first:
+            parent, _, name = first[key].rpartition(".")
+            found[parts[parent]].setdefault(name, Counter())[kind] = len(nodes)
+    return found
 
 
 def _locate(

@@ -21,17 +21,17 @@ Item = TypeVar("Item")
 class Bar:
     """One piece of work."""
 
-    def __init__(self, progress: Progress, task: TaskID, done: int) -> None:
-        self._progress, self._task, self._done = progress, task, done
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress, self._task = progress, task
 
     def advance(self, text: str = "") -> None:
         """One more step is done; ``text`` tells how it stands."""
-        self._done += 1
         self._progress.update(self._task, advance=1, note=text) if text else self._progress.advance(self._task)
 
     def end(self) -> None:
         """No more steps will come; says so where it was not known how many there are."""
-        self._progress.update(self._task, total=self._done)
+        done = next(each.completed for each in self._progress.tasks if each.id == self._task)
+        self._progress.update(self._task, total=done)
 
 
 class Bars:
@@ -65,7 +65,7 @@ class Bars:
 
     def bar(self, name: str, total: int | None, done: int = 0) -> Bar:
         """A bar for work of ``total`` steps, None if nobody knows, ``done`` of which were done before."""
-        return Bar(self._progress, self._progress.add_task(name, total=total, completed=done, note=""), done)
+        return Bar(self._progress, self._progress.add_task(name, total=total, completed=done, note=""))
 
     def follow(self, steps: Iterable[Item], name: str) -> Iterator[Item]:
         """The steps, each of them counted once it is done."""

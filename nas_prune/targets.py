@@ -65,9 +65,8 @@ def _one(job: Job, calibration: Calibration, limit: Budget, teacher: nn.Module, 
     save(job, small, f"{name}/derived", met.arch, certificate)
     dense = derive(job.model, job.space.axes, Arch())  # without gates
     times = job.measure({"dense": dense, "small": small}, seconds=FINAL * job.recipe.latency.seconds)
-    row = _figures(job, calibration, limit, met.arch) | _measured(limit, times)
-    row |= {"top1": top1(small, job.data, job.run.accelerator), "top1_finetuned": None}
-    row |= {"short": met.short, "folder": name}
+    row = _figures(job, calibration, limit, met.arch) | _measured(limit, times) | {"short": met.short}
+    row |= {"top1": top1(small, job.data, job.run.accelerator), "top1_finetuned": None, "folder": name}
     if tune:
         apart = dataclasses.replace(job.run, folder=job.folder / name, track=None)
         finetune(small, teacher, job.data, settings=job.recipe.finetune, run=apart, images=job.recipe.data)
