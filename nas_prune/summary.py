@@ -100,10 +100,11 @@ def headline(results: Mapping[str, Any]) -> str:
 
 
 def verdict(results: Mapping[str, Any]) -> str:
-    """Whether the measured latency meets the target."""
-    target, status = results.get("target_ms"), results.get("status")
+    """Whether the measured latency meets the target, and why it is not closer, where it could be."""
+    target, status, short = (results.get(key) for key in ("target_ms", "status", "short"))
     aim = "Target" if target is None else f"Target of {milliseconds(target)} ms"
-    return f"{aim} {str(status or 'not yet measured').rstrip('.')}."
+    why = f": {short}" if short and status == "met" else ""
+    return f"{aim} {str(status or 'not yet measured').rstrip('.')}{why}."
 
 
 def milliseconds(value: float | None) -> str:

@@ -218,6 +218,11 @@ def test_a_missed_budget_is_said_with_its_reason() -> None:
     assert verdict({}) == "Target not yet measured."
 
 
+def test_a_target_that_is_met_from_far_below_is_said_with_its_reason() -> None:
+    short = "the closest of 9 measured architectures takes 14 ms, 33 % below the target of 21"
+    assert verdict(results() | {"status": "met", "short": short}) == f"Target of 21.0 ms met: {short}."
+
+
 STAGES = {
     "dense": {"conv1": 3.0, "layer1": 20.0, "layer2": 18.0, "fc": 0.25, "other": 0.75},
     "derived": {"conv1": 3.0, "layer1": 9.0, "layer2": 7.5, "fc": 0.5, "other": 0.5},

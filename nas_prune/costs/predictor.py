@@ -5,6 +5,7 @@ for the time of sizes that nobody measured. It predicts; whether a network is fa
 forms suit different devices, so several are registered, and cross-validation chooses (``cross_validation``).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ class PredictionError:
     held_out: int
 
 
-class Predictor(nn.Module):
+class Predictor(nn.Module, ABC):
     """Predicted milliseconds of the derived model, differentiable in the sizes; the base of every predictor.
 
     ``axes``: name -> full size, in a fixed order; ``dense_ms``: measured latency of the dense model, in which the axes
@@ -66,13 +67,13 @@ class Predictor(nn.Module):
             return torch.stack([torch.as_tensor(value, dtype=like.dtype, device=like.device) for value in values])
         return torch.tensor(values, dtype=like.dtype, device=like.device)
 
+    @abstractmethod
     def predict(self, shares: Tensor) -> Tensor:
         """Milliseconds (b) for shares (b n)."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how it predicts")
 
+    @abstractmethod
     def fit(self, shares: Tensor, ms: Tensor, *, generator: torch.Generator) -> None:
         """Learn from shares (b n) and measured milliseconds (b); frozen afterwards (``requires_grad_(False)``)."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how it learns")
 
     def error(self, shares: Tensor, ms: Tensor) -> PredictionError:
         """Compare with measured milliseconds (b) of shares (b n) that were held out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from nas_prune.registry import Registry
 gates: Registry[type[Gate]] = Registry("gate")
 
 
-class Gate(nn.Module):
+class Gate(nn.Module, ABC):
     """A gate of one axis.
 
     ``size``: units of the axis. ``fan_in``: numbers per unit in each weight that writes the axis.
@@ -34,13 +35,13 @@ class Gate(nn.Module):
         """The gate of an axis of this kind; ``striped``: its units consist of stripes that have gates of their own."""
         return cls(size, fan_in, **options)
 
+    @abstractmethod
     def score(self, weight: Sequence[Tensor]) -> Tensor:
         """Scores (c) from the weights [(c n_i), ...] that write the axis; a unit is open where it is >= 0."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open(self, score: Tensor) -> Tensor:
         """Keep values (c) in [0, 1] for scores (c)."""
-        raise NotImplementedError
 
     def forward(self, weight: Sequence[Tensor], x: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Keep values (c); ``x`` is for gates that look at what they gate."""

@@ -8,6 +8,7 @@ all are convolutions and inherit their scale, ``norm=False`` spares it. The oper
 ``inherit`` starts a convolution, separable or not, as near as it can come to the one that was trained in its place.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from math import gcd
 from typing import Any, Self
@@ -120,7 +121,7 @@ class SeparableConvolution(Operation):
         return out
 
 
-class Pool(Operation):
+class Pool(Operation, ABC):
     """A pooled window, a 1x1 projection if the channels differ, a BatchNorm2d; a subclass says how it pools."""
 
     def __init__(
@@ -134,9 +135,9 @@ class Pool(Operation):
         self.norm = nn.BatchNorm2d(out_channels)
 
     @staticmethod
+    @abstractmethod
     def window(kernel: int, stride: int) -> nn.Module:
         """What pools, padded by half the kernel."""
-        raise NotImplementedError
 
     @classmethod
     def like(cls, module: nn.Module, **options: Any) -> Self:
