@@ -27,7 +27,7 @@ def target_rows(content: Content) -> list[dict[str, str]]:
     """Heading -> text of every target, the dense model first; the same for the page and for the terminal."""
     dense = content.get("dense") or {}
     models = [{"target": "dense", "status": "", **dense}] if dense else []
-    return [_row(each, dense) for each in [*models, *content.get("targets", [])]]
+    return [_row(each) for each in [*models, *content.get("targets", [])]]
 
 
 def remarks(content: Content) -> list[str]:
@@ -37,12 +37,12 @@ def remarks(content: Content) -> list[str]:
 
 def targets_headline(content: Content) -> str:
     """How many targets were met, and how much faster the fastest of those is; empty without targets."""
-    targets, dense = content.get("targets", []), (content.get("dense") or {}).get("measured_ms")
+    targets = content.get("targets", [])
     if not targets:
         return ""
     met = [row for row in targets if row["status"] == "met"]
-    times = [row["measured_ms"] for row in met if row.get("measured_ms")]
-    pace = f", the fastest {dense / min(times):.2g}x faster than the dense model (measured)" if dense and times else ""
+    shares = [row["measured_share"] for row in met if row.get("measured_share")]
+    pace = f", the fastest {1 / min(shares):.2g}x faster than the dense model (measured)" if shares else ""
     return f"{len(met)} of {len(targets)} latency {'target' if len(targets) == 1 else 'targets'} met{pace}."
 
 
@@ -80,9 +80,9 @@ def save_pareto(content: Content, path: Path) -> Path | None:
     return path
 
 
-def _row(model: Mapping[str, Any], dense: Mapping[str, Any]) -> dict[str, str]:
-    """The texts of one row; what is not known is a dash."""
-    before, now, spread = dense.get("measured_ms"), model.get("measured_ms"), model.get("measured_ms_spread")
+def _row(model: Mapping[str, Any]) -> dict[str, str]:
+    """The texts of one row; what is not known is a dash. A speed is that of two models which were timed in turn."""
+    now, spread, share = (model.get(key) for key in ("measured_ms", "measured_ms_spread", "measured_share"))
     measured = milliseconds(now)
     if now is not None and spread is not None:
         measured += f" ± {spread:.{len(measured.partition('.')[2])}f}"
@@ -91,11 +91,11 @@ def _row(model: Mapping[str, Any], dense: Mapping[str, Any]) -> dict[str, str]:
         "target (ms)": milliseconds(model.get("target_ms")),
         "predicted (ms)": milliseconds(model.get("predicted_ms")),
         "measured (ms)": measured,
-        "speed": f"{before / now:.2f}x" if before and now else "—",
+        "speed": f"{1 / share:.2f}x" if share else "—",
         "top-1 (%)": _percent(model.get("top1")),
-        "fine-tuned (%)": _percent(model.get("top1_finetuned")),
+        "tuned (%)": _percent(model.get("top1_finetuned")),
         "MACs": quantity(model.get("macs")),
-        "parameters": quantity(model.get("params")),
+        "params": quantity(model.get("params")),
         "status": str(model["status"]),
     }
 

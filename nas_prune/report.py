@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -114,15 +115,26 @@ def table(results: Mapping[str, Any]) -> Table:
 
 
 def targets_table(content: Mapping[str, Any]) -> Table:
-    """The targets of a run for a terminal, from the content of ``targets.json``; the dense model comes first."""
-    printed = Table(title=Text(targets_headline(content)), caption=Text("\n".join(remarks(content))))
+    """The targets of a run for a terminal, from the content of ``targets.json``; the dense model comes first.
+
+    It fits 80 columns, and so leaves to the page what is predicted and what is said twice.
+    """
+    printed = Table(box=SIMPLE_HEAD, show_edge=False, collapse_padding=True, pad_edge=False)
+    printed.title, printed.caption = Text(targets_headline(content)), Text("\n".join(remarks(content)))
     printed.title_justify = printed.caption_justify = "left"
-    rows = target_rows(content)
+    rows = [_short(row) for row in target_rows(content)]
     for name in rows[0] if rows else ["target"]:
-        printed.add_column(name, justify="left" if name in ("target", "status") else "right", no_wrap=name == "target")
+        word = max(map(len, name.split()))
+        printed.add_column(name, justify="left" if name in ("target", "status") else "right", min_width=word)
     for row in rows:
-        printed.add_row(*(Text(text, "red" if row["status"].startswith("missed") else "") for text in row.values()))
+        printed.add_row(*(Text(text, "red" if row["status"] == "missed" else "") for text in row.values()))
     return printed
+
+
+def _short(row: Mapping[str, str]) -> dict[str, str]:
+    """A row of targets without its prediction, and with "missed" for the sentence that repeats its figures."""
+    shown = {name: text for name, text in row.items() if name != "predicted (ms)"}
+    return shown | {"status": row["status"].partition(":")[0]}
 
 
 def _title(run: RunFolder) -> str:
