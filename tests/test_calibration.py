@@ -177,6 +177,8 @@ def test_many_targets_from_one_search(tmp_path: Path) -> None:
     content = pipeline.derive_many(tmp_path / "run", ["0.95x", "0.55x"], tune=False)
     rows = {row["target"]: row for row in content["targets"]}
     assert rows["0.55x"]["macs"] <= rows["0.95x"]["macs"]
+    dense = sorted(row["measured_ms"] / row["measured_share"] for row in content["targets"])  # timed in turn with them
+    assert dense[0] <= content["dense"]["measured_ms"] <= dense[1]
     assert (tmp_path / "run/arch.json").read_bytes() == before
     for target in ("0.95x", "0.55x"):
         assert Arch.read(tmp_path / "run" / "targets" / target / "derived" / "arch.json").kept
