@@ -2,13 +2,14 @@
 
 import inspect
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.optim import list_optimizers
@@ -28,6 +29,8 @@ from nas_prune.selectors import selectors
 from nas_prune.settings import ModelSettings
 from nas_prune.space import SearchSpace
 from nas_prune.tracing import Axes
+
+PATIENCE = timedelta(days=1)  # while one process measures, the others wait
 
 
 def check(recipe: Recipe) -> None:
@@ -63,7 +66,10 @@ def accelerator(recipe: Recipe) -> Accelerator:
     return Accelerator(
         cpu=recipe.device == "cpu",
         mixed_precision=recipe.precision,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+            InitProcessGroupKwargs(timeout=PATIENCE),
+        ],
     )
 
 

@@ -20,9 +20,11 @@ def calibrated(job: Job) -> Calibration:
     folder, settings = job.folder / "calibration", job.recipe.latency
     if settings.staircase:
         journal, device = folder / "staircase.jsonl", str(job.run.accelerator.device)
-        job.space = staircase(job.space, settings, device, journal, job.run.bars.follow)
-    if not (folder / FILE).exists():
-        _bring(job, folder)
+        with job.first():
+            job.space = staircase(job.space, settings, device, journal, job.run.bars.follow)
+    with job.first():
+        if not (folder / FILE).exists():
+            _bring(job, folder)
     result = adopt(folder / FILE, job.space, folder)
     result.predictor.to(job.run.accelerator.device)
     if not settings.trust_calibration:  # one of elsewhere does not know this machine

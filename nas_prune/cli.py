@@ -10,7 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program and exit; ``arguments`` are those of the command line if left out."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(args=[word for word in words if word != "--debug"], prog_name="nas-prune")
+        with _one_of_several():
+            app(args=[word for word in words if word != "--debug"], prog_name="nas-prune")
     except NasPruneError as error:
         if "--debug" in words:
             traceback.print_exception(error)
@@ -184,6 +185,16 @@ app.command("export", epilog=cli_export.EXAMPLES)(cli_export.command)
 app.command("doctor", epilog=cli_doctor.EXAMPLES)(cli_doctor.command)
 app.command("coverage", epilog=cli_coverage.EXAMPLES)(cli_coverage.command)
 app.add_typer(cli_timm.app, name="timm")
+
+
+@contextmanager
+def _one_of_several() -> Iterator[None]:
+    """Of processes that torchrun or accelerate has launched, the first one speaks for all."""
+    if os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def _go(recipe: "Recipe", out: Path | None, *, until: "Until", resume: bool, force: bool) -> None:

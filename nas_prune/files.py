@@ -16,10 +16,10 @@ from nas_prune.errors import NasPruneError
 
 
 def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write one file, whole or not at all; missing folders are made."""
+    """Write one file, whole or not at all; missing folders are made. Of processes that write it at once, one wins."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)

@@ -17,7 +17,7 @@ from nas_prune.data import Data, set_epoch
 from nas_prune.errors import RecipeError
 from nas_prune.order import state
 from nas_prune.settings import DataSettings, FinetuneSettings
-from nas_prune.train import Loss, Run, Stage, fit, optimizer_of, task_loss
+from nas_prune.train import Loss, Run, Stage, agree, fit, optimizer_of, task_loss
 
 
 def finetune(
@@ -77,6 +77,7 @@ def recalibrate(model: nn.Module, data: Data, run: Run, batches: int) -> None:
             model(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+    agree(run.accelerator, model)
 
 
 def _loss(teacher: nn.Module | None, settings: FinetuneSettings, run: Run) -> Loss:

@@ -5,7 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,7 +47,13 @@ class Job:
         finally:
             spent = time.monotonic() - start
             self.seconds[step] = self.seconds.get(step, 0.0) + spent
-            write_json(self.folder / "seconds.json", self.seconds)
+            if self.run.accelerator.is_main_process:
+                write_json(self.folder / "seconds.json", self.seconds)
+
+    def first(self) -> AbstractContextManager[None]:
+        """One process measures, decides and writes; then the others do the same, and find it in the run folder."""
+        turn: AbstractContextManager[None] = self.run.accelerator.main_process_first()
+        return turn
 
     def images(self, batch: int) -> Tensor:
         """Example images on the device of the run."""

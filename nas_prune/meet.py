@@ -177,16 +177,15 @@ def _best(tried: list[tuple[Round, Arch]], budget: Budget) -> Met:
             f"the target is {budget.limit:.4g}; raise budget.rounds or budget.target, or allow smaller widths"
         )
     step, arch = max(within, key=lambda pair: pair[0].measured)
-    return Met(arch, [each for each, _ in tried], _short(step, [each for each, _ in tried], budget.cost.unit))
+    return Met(arch, [each for each, _ in tried], _short(step, [each for each, _ in tried]))
 
 
-def _short(best: Round, tried: list[Round], unit: str) -> str | None:
+def _short(best: Round, tried: list[Round]) -> str | None:
     """Why nothing closer to the target was found, if the best is more than 5 % below it."""
     if best.measured >= CLOSE * best.target:
         return None
-    above = [each.measured for each in tried if each.measured > best.target]
-    following = f"; the next one measured {min(above):.4g} {unit}" if above else ""
-    return (
-        f"the closest of {len(tried)} measured architectures takes {best.measured:.4g} {unit}, "
-        f"{100 * (1 - best.measured / best.target):.0f} % below the target of {best.target:.4g}{following}"
-    )
+    shares = [each.measured / each.target for each in tried]
+    above = [share for share in shares if share > 1]
+    following = f", the next one {100 * (min(above) - 1):.2g} % above" if above else ""
+    below = 100 * (1 - best.measured / best.target)
+    return f"of {len(tried)} measured architectures the closest within it is {below:.2g} % below{following}"

@@ -6,11 +6,12 @@ instant goes on where it was and ends the same.
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rich.console import Console
 from torch import nn
 
 from nas_prune import artifact, build
@@ -47,10 +48,10 @@ def run(
     """Run a recipe in ``folder``, or go on with it, up to and including the step ``until``; returns its results."""
     with opened(recipe, folder, resume=resume, force=force) as job:
         results = _steps(job, until)
-        assert job.run.track is not None
-        _summarise(job.run.track, results)
-    if until == "report":
-        report(folder)
+        if job.run.track is not None:
+            _summarise(job.run.track, results)
+        if until == "report" and job.run.accelerator.is_main_process:
+            report(folder)
     return results
 
 
@@ -61,13 +62,22 @@ def opened(recipe: Recipe, folder: Path, *, resume: bool = True, force: bool = F
     data = datasets.load(recipe.data, seed=recipe.seed)
     accelerator = build.accelerator(recipe)
     model = build.model(recipe.model, data)
-    open_folder(recipe, folder, resume=resume, force=force)
+    first = accelerator.is_main_process
+    with accelerator.main_process_first():
+        open_folder(recipe, folder, resume=resume or not first, force=force)
     known = folder / "seconds.json"
     seconds = read_json(known) if known.exists() else {}
-    with Bars() as bars, open_track(folder, recipe.track, config=recipes.flat(recipe), name=recipe.name) as track:
+    with Bars(Console(stderr=True, quiet=not first)) as bars, _track(recipe, folder, first=first) as track:
         space = _space(recipe, folder, model, data)
         shared = Run(accelerator, recipe.seed, folder, track, bars, identity(recipe))
         yield Job(recipe, folder, shared, data, model.to(accelerator.device), space, seconds)
+
+
+def _track(recipe: Recipe, folder: Path, *, first: bool) -> AbstractContextManager[Track | None]:
+    """The record of the run, which one process keeps."""
+    if not first:
+        return nullcontext()
+    return open_track(folder, recipe.track, config=recipes.flat(recipe), name=recipe.name)
 
 
 def derive_many(folder: Path, targets: list[str], *, tune: bool) -> dict[str, Any]:
@@ -76,8 +86,9 @@ def derive_many(folder: Path, targets: list[str], *, tune: bool) -> dict[str, An
 
     with opened(open_run(folder), folder) as job:
         content = derive_targets(job, targets, tune=tune)
-    save_pareto(content, folder / "pareto.svg")
-    report(folder)
+        if job.run.accelerator.is_main_process:
+            save_pareto(content, folder / "pareto.svg")
+            report(folder)
     return content
 
 

@@ -60,7 +60,8 @@ def evaluated(job: Job, outcome: Outcome) -> dict[str, Any]:
         "seconds": {step: spent for step, spent in job.seconds.items() if spent > 0.5},
         "device": fingerprint(),
     }
-    write_json(job.folder / "results.json", results)
+    if job.run.accelerator.is_main_process:
+        write_json(job.folder / "results.json", results)
     return results
 
 
@@ -76,7 +77,7 @@ def _rows(job: Job, outcome: Outcome) -> dict[str, Any]:
     """One row per model: accuracy, counts, predicted and measured milliseconds."""
     accelerator, predictor, axes = job.run.accelerator, outcome.calibration.predictor, job.space.axes
     sizes = outcome.met.arch.sizes(job.space.free)
-    timings, image = _timings(job, outcome.models), job.images(1)
+    timings, image = timed(job, outcome.models, job.folder), job.images(1)
     rows: dict[str, Any] = {}
     for name, model in outcome.models.items():
         real, predicted = count(model, image), float(predictor({} if name == "dense" else sizes))
@@ -87,14 +88,14 @@ def _rows(job: Job, outcome: Outcome) -> dict[str, Any]:
     return {**rows, "gated": _row(accuracy, left.macs, left.params, float(predictor(sizes)), None)}
 
 
-def _timings(job: Job, models: dict[str, nn.Module]) -> Figures:
-    """All models timed in turn, each also as a share of the dense one."""
+def timed(job: Job, models: dict[str, nn.Module], folder: Path) -> Figures:
+    """All models timed in turn, each also as a share of the dense one; kept in ``folder``."""
 
     def measured() -> Figures:
         times = job.measure(models, seconds=FINAL * job.recipe.latency.seconds)
         return {name: asdict(times[name]) | {"share": times.ratio(name, "dense").median} for name in models}
 
-    return _kept(job.folder / "timings.json", measured)
+    return _kept(job, folder / "timings.json", measured)
 
 
 def _stages(job: Job, models: dict[str, nn.Module]) -> Figures:
@@ -102,13 +103,14 @@ def _stages(job: Job, models: dict[str, nn.Module]) -> Figures:
     how, pair = job.recipe.latency, {name: models[name] for name in ("dense", "derived")}
     images = job.images(how.batch_size)
     measured = partial(stage_times, pair, images, seconds=5 * how.seconds, threads=how.threads)
-    return _kept(job.folder / "stages.json", measured)
+    return _kept(job, job.folder / "stages.json", measured)
 
 
-def _kept(path: Path, measured: Callable[[], Figures]) -> Figures:
+def _kept(job: Job, path: Path, measured: Callable[[], Figures]) -> Figures:
     """Figures that are measured once and then kept."""
-    if not path.exists():
-        write_json(path, measured())
+    with job.first():
+        if not path.exists():
+            write_json(path, measured())
     kept: Figures = read_json(path, CheckpointError)
     return kept
 

@@ -35,11 +35,11 @@ def scored(job: Job, gated: GatedModel, predictor: Predictor) -> Scores:
         )
     learnt = gated.scores()
     gated.fold()
-    if path.exists():
-        return kept(job)
-    scores = _by_criterion(job, gated) if recipe.search.criterion else learnt
-    atomic_write(path, save({name: score.cpu().contiguous() for name, score in scores.items()}))
-    return scores
+    with job.first():
+        if not path.exists():
+            scores = _by_criterion(job, gated) if recipe.search.criterion else learnt
+            atomic_write(path, save({name: score.cpu().contiguous() for name, score in scores.items()}))
+    return kept(job)
 
 
 def kept(job: Job) -> Scores:
@@ -49,10 +49,10 @@ def kept(job: Job) -> Scores:
 
 def _by_criterion(job: Job, gated: GatedModel) -> Scores:
     """What the recipe's criterion says, from training batches. A bar counts the forward passes that it makes."""
-    search = job.recipe.search
-    loader = job.run.accelerator.prepare_data_loader(job.data.train)
-    set_epoch(loader, 0)
-    batches = islice(loader, search.criterion_batches)
+    search, device = job.recipe.search, job.run.accelerator.device
+    set_epoch(job.data.train, 0)
+    first = islice(job.data.train, search.criterion_batches)
+    batches = ((images.to(device), labels.to(device)) for images, labels in first)
     bar = job.run.bars.bar(str(search.criterion), None)
     counting = gated.register_forward_hook(lambda *_: bar.advance())
     try:

@@ -52,9 +52,11 @@ def baseline(job: Job, parent: nn.Module) -> nn.Module:
 def searched(job: Job, gated: GatedModel, calibration: Calibration) -> Met:
     """The search: score the units, meet the budget as measured, settle; the architecture in arch.json."""
     recipe = job.recipe
-    met = within(job, scored(job, gated, calibration.predictor), calibration, job.budget(calibration.predictor))
-    met.arch.write(job.folder / "arch.json")
-    write_genotype(job.folder / "genotype.json", met.arch.kept, recipe.space)
+    scores, budget = scored(job, gated, calibration.predictor), job.budget(calibration.predictor)
+    with job.first():
+        met = within(job, scores, calibration, budget)
+        met.arch.write(job.folder / "arch.json")
+        write_genotype(job.folder / "genotype.json", met.arch.kept, recipe.space)
     settle(gated, met.arch, job.data, settings=recipe.search, run=job.run, images=recipe.data)
     return met
 
@@ -95,14 +97,15 @@ def _measuring(job: Job, calibration: Calibration) -> Callable[[Arch], float]:
 def derived(job: Job, arch: Arch) -> tuple[nn.Module, dict[str, Any]]:
     """The small model, with the proof that it computes what the gated one does."""
     small = derive(job.model, job.space.axes, arch)
-    reformed(job, small, job.folder)
-    path = job.folder / "certificate.json"
-    if path.exists():
-        return small, read_json(path, CheckpointError)
-    certificate = verify(job.model, job.space.axes, arch, build.example(job.recipe, job.data, batch=2)).as_dict()
-    save(job, small, "derived", arch, certificate)
-    write_json(path, certificate)
-    return small, certificate
+    with job.first():
+        reformed(job, small, job.folder)
+        path = job.folder / "certificate.json"
+        if path.exists():
+            return small, read_json(path, CheckpointError)
+        certificate = verify(job.model, job.space.axes, arch, build.example(job.recipe, job.data, batch=2)).as_dict()
+        save(job, small, "derived", arch, certificate)
+        write_json(path, certificate)
+        return small, certificate
 
 
 def reformed(job: Job, small: nn.Module, folder: Path) -> None:

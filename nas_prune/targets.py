@@ -11,7 +11,7 @@ from nas_prune import build
 from nas_prune.arch import Arch
 from nas_prune.calibrate import Calibration
 from nas_prune.calibrated import calibrated, refuse
-from nas_prune.costs import Budget, Timings, counted
+from nas_prune.costs import Budget, counted
 from nas_prune.costs.budget import parse_target
 from nas_prune.derivation import derive
 from nas_prune.errors import CheckpointError
@@ -19,7 +19,7 @@ from nas_prune.evaluate import top1
 from nas_prune.files import read_json, write_json
 from nas_prune.finetune import finetune, recalibrate
 from nas_prune.job import Job
-from nas_prune.results import FINAL, kept_promise
+from nas_prune.results import Figures, kept_promise, timed
 from nas_prune.scoring import kept
 from nas_prune.steps import baseline, reformed, save, searched, train_dense, within
 from nas_prune.verification import verify
@@ -45,7 +45,8 @@ def derive_targets(job: Job, targets: Sequence[str], *, tune: bool) -> dict[str,
     teacher = baseline(job, parent) if tune else parent
     rows = [_one(job, calibration, limit, teacher, tune=tune) for limit in limits.values()]
     content = {"targets": rows, "dense": _dense(job, teacher, rows), "cost": budget.cost}
-    write_json(job.folder / "targets.json", content)
+    if job.run.accelerator.is_main_process:
+        write_json(job.folder / "targets.json", content)
     return content
 
 
@@ -56,15 +57,16 @@ def _one(job: Job, calibration: Calibration, limit: Budget, teacher: nn.Module, 
     if path.exists():
         row: dict[str, Any] = read_json(path, CheckpointError)
         return row
-    met = within(job, kept(job), calibration, limit, journal=job.folder / name / "rounds.jsonl")
-    small = derive(job.model, job.space.axes, met.arch)
-    reformed(job, small, job.folder / name)
+    with job.first():
+        met = within(job, kept(job), calibration, limit, journal=job.folder / name / "rounds.jsonl")
+        small = derive(job.model, job.space.axes, met.arch)
+        reformed(job, small, job.folder / name)
     images = build.example(job.recipe, job.data, batch=2)
     certificate = verify(job.model, job.space.axes, met.arch, images).as_dict()
     recalibrate(small, job.data, job.run, job.recipe.finetune.recalibrate_batches)
     save(job, small, f"{name}/derived", met.arch, certificate)
     dense = derive(job.model, job.space.axes, Arch())  # without gates
-    times = job.measure({"dense": dense, "small": small}, seconds=FINAL * job.recipe.latency.seconds)
+    times = timed(job, {"dense": dense, "small": small}, job.folder / name)
     row = _figures(job, calibration, limit, met.arch) | _measured(limit, times) | {"short": met.short}
     row |= {"top1": top1(small, job.data, job.run.accelerator), "top1_finetuned": None, "folder": name}
     if tune:
@@ -72,7 +74,8 @@ def _one(job: Job, calibration: Calibration, limit: Budget, teacher: nn.Module, 
         finetune(small, teacher, job.data, settings=job.recipe.finetune, run=apart, images=job.recipe.data)
         save(job, small, f"{name}/finetuned", met.arch, certificate)
         row["top1_finetuned"] = top1(small, job.data, job.run.accelerator)
-    write_json(path, row)
+    if job.run.accelerator.is_main_process:
+        write_json(path, row)
     return row
 
 
@@ -83,15 +86,15 @@ def _figures(job: Job, calibration: Calibration, limit: Budget, arch: Arch) -> d
     return {"target": limit.target, "macs": left.macs, "params": left.params, "predicted_ms": predicted}
 
 
-def _measured(limit: Budget, times: Timings) -> dict[str, Any]:
+def _measured(limit: Budget, times: Figures) -> dict[str, Any]:
     """What was measured in turn with the dense model."""
-    target, status = kept_promise(limit, times["dense"].median_ms, times.ratio("small", "dense").median)
-    timing = times["small"]
+    small = times["small"]
+    target, status = kept_promise(limit, times["dense"]["median_ms"], small["share"])
     return {
         "target_ms": target,
-        "measured_ms": timing.median_ms,
-        "measured_ms_spread": timing.spread_ms,
-        "measured_share": times.ratio("small", "dense").median,
+        "measured_ms": small["median_ms"],
+        "measured_ms_spread": small["spread_ms"],
+        "measured_share": small["share"],
         "status": status,
     }
 

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator, skip_first_batches
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from timm.utils import ModelEmaV3
+from timm.utils import ModelEmaV3, distribute_bn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -186,6 +186,12 @@ def _look(stage: Stage, position: Position, loss: Tensor, steps: int) -> str:
     return f"epoch {position.epoch + 1}, loss {value:.3f}"
 
 
+def agree(accelerator: Accelerator, model: nn.Module) -> None:
+    """Of several processes, each has BatchNorm statistics of its own images: let all have their mean."""
+    if accelerator.num_processes > 1:
+        distribute_bn(model, accelerator.num_processes, reduce=True)
+
+
 class _Memory:
     """What outlives a step: the average of the weights, the checkpoint, the journal."""
 
@@ -199,18 +205,32 @@ class _Memory:
         """Average the weights; if a signal has asked to stop, save and stop."""
         if self.average is not None:
             self.average.update(self.model)
-        if stop.requested is not None:
+        number = self._asked(stop, now=position.step % LOOK_EVERY == 0)
+        if number:
             self.keep(position)
-            self.stop_if_asked(stop)
+            raise self._stopped(number)
 
     def stop_if_asked(self, stop: StopRequest) -> None:
         """A signal that came at any time ends the stage where it can be resumed."""
-        if stop.requested is not None:
-            raise InterruptedRunError(f"stopped in {self.stage.name}; the same command resumes it", stop.requested)
+        number = self._asked(stop, now=True)
+        if number:
+            raise self._stopped(number)
+
+    def _asked(self, stop: StopRequest, *, now: bool) -> int:
+        """The signal that asks to stop, or 0. Several processes stop at one step: now and then, they ask each other."""
+        accelerator, number = self.run.accelerator, stop.requested or 0
+        if accelerator.num_processes == 1:
+            return number
+        return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max()) if now else 0
+
+    def _stopped(self, number: int) -> InterruptedRunError:
+        return InterruptedRunError(f"stopped in {self.stage.name}; the same command resumes it", number)
 
     def close_epoch(self, position: Position, row: dict[str, float], data: Data) -> None:
         """Evaluate, write the row to the journal, save."""
+        agree(self.run.accelerator, self.model)
         model = self.model if self.average is None else self.average.module
+        agree(self.run.accelerator, model)
         accuracy = top1(model, data, self.run.accelerator)
         if self.run.track is not None and self.run.accelerator.is_main_process:
             rate = float(self.optimizers[0].param_groups[0]["lr"])
