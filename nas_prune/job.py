@@ -47,13 +47,17 @@ class Job:
         finally:
             spent = time.monotonic() - start
             self.seconds[step] = self.seconds.get(step, 0.0) + spent
-            if self.run.accelerator.is_main_process:
-                write_json(self.folder / "seconds.json", self.seconds)
+            self.write("seconds.json", self.seconds)
 
     def first(self) -> AbstractContextManager[None]:
         """One process measures, decides and writes; then the others do the same, and find it in the run folder."""
         turn: AbstractContextManager[None] = self.run.accelerator.main_process_first()
         return turn
+
+    def write(self, name: str, value: object) -> None:
+        """A JSON file in the run folder, which one process writes."""
+        if self.run.accelerator.is_main_process:
+            write_json(self.folder / name, value)
 
     def images(self, batch: int) -> Tensor:
         """Example images on the device of the run."""

@@ -60,8 +60,7 @@ def evaluated(job: Job, outcome: Outcome) -> dict[str, Any]:
         "seconds": {step: spent for step, spent in job.seconds.items() if spent > 0.5},
         "device": fingerprint(),
     }
-    if job.run.accelerator.is_main_process:
-        write_json(job.folder / "results.json", results)
+    job.write("results.json", results)
     return results
 
 

@@ -16,7 +16,7 @@ from nas_prune.costs.budget import parse_target
 from nas_prune.derivation import derive
 from nas_prune.errors import CheckpointError
 from nas_prune.evaluate import top1
-from nas_prune.files import read_json, write_json
+from nas_prune.files import read_json
 from nas_prune.finetune import finetune, recalibrate
 from nas_prune.job import Job
 from nas_prune.results import Figures, kept_promise, timed
@@ -45,17 +45,16 @@ def derive_targets(job: Job, targets: Sequence[str], *, tune: bool) -> dict[str,
     teacher = baseline(job, parent) if tune else parent
     rows = [_one(job, calibration, limit, teacher, tune=tune) for limit in limits.values()]
     content = {"targets": rows, "dense": _dense(job, teacher, rows), "cost": budget.cost}
-    if job.run.accelerator.is_main_process:
-        write_json(job.folder / "targets.json", content)
+    job.write("targets.json", content)
     return content
 
 
 def _one(job: Job, calibration: Calibration, limit: Budget, teacher: nn.Module, *, tune: bool) -> dict[str, Any]:
     """One target: select, derive, prove, measure, save. What is done already is read."""
     name = f"targets/{limit.target.strip()}"
-    path = job.folder / name / ("tuned.json" if tune else "derived.json")
-    if path.exists():
-        row: dict[str, Any] = read_json(path, CheckpointError)
+    done = f"{name}/tuned.json" if tune else f"{name}/derived.json"
+    if (job.folder / done).exists():
+        row: dict[str, Any] = read_json(job.folder / done, CheckpointError)
         return row
     with job.first():
         met = within(job, kept(job), calibration, limit, journal=job.folder / name / "rounds.jsonl")
@@ -74,8 +73,7 @@ def _one(job: Job, calibration: Calibration, limit: Budget, teacher: nn.Module, 
         finetune(small, teacher, job.data, settings=job.recipe.finetune, run=apart, images=job.recipe.data)
         save(job, small, f"{name}/finetuned", met.arch, certificate)
         row["top1_finetuned"] = top1(small, job.data, job.run.accelerator)
-    if job.run.accelerator.is_main_process:
-        write_json(path, row)
+    job.write(done, row)
     return row
 
 

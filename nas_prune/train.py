@@ -228,10 +228,10 @@ class _Memory:
 
     def close_epoch(self, position: Position, row: dict[str, float], data: Data) -> None:
         """Evaluate, write the row to the journal, save."""
-        agree(self.run.accelerator, self.model)
-        model = self.model if self.average is None else self.average.module
-        agree(self.run.accelerator, model)
-        accuracy = top1(model, data, self.run.accelerator)
+        models = [self.model] if self.average is None else [self.model, self.average.module]
+        for model in models:
+            agree(self.run.accelerator, model)
+        accuracy = top1(models[-1], data, self.run.accelerator)
         if self.run.track is not None and self.run.accelerator.is_main_process:
             rate = float(self.optimizers[0].param_groups[0]["lr"])
             self.run.track.log(
