@@ -73,7 +73,8 @@ def verify(model: nn.Module, axes: Axes, arch: Arch, example_inputs: Inputs, *, 
     if not relative <= tolerance:
         raise ExactnessError(
             f"the derived {type(model).__name__} differs from the gated one by {relative:.1e}, although its graph does "
-            f"not: an integer of a module was not repaired. Nothing was changed; freeze the axes concerned"
+            f"not: its code has an integer that was not repaired, or makes other calls than when it was traced. "
+            f"Nothing was changed; freeze the axes concerned"
         )
     return Certificate(absolute, relative, report.worst_node, report.worst_error, report.nodes, control, tolerance)
 
