@@ -225,6 +225,9 @@ class Planted(Predictor):
     def predict(self, shares: Tensor) -> Tensor:
         return self.dense_ms * (0.2 + 0.8 * (shares[:, 1:] * shares[:, :-1]).mean(1))
 
+    def fit(self, shares: Tensor, ms: Tensor, *, generator: torch.Generator) -> None:
+        """There is nothing to learn."""
+
 
 def test_a_predictor_is_met_as_it_answers_one_by_one() -> None:
     axes = [Axis(f"a{number}", "channel", 80, (), None, 8) for number in range(12)]
