@@ -10,14 +10,13 @@ standard deviation.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nas_prune.criteria.shapley import Player, contributions, game_of
-from nas_prune.data import Data, set_epoch
+from nas_prune.data import Data, first_batches
 from nas_prune.files import append_line
 from nas_prune.gated import GatedModel
 from nas_prune.gates.contribution import Contribution
@@ -40,7 +39,8 @@ def ascend(gated: GatedModel, data: Data, settings: ShapleySettings, run: Run, *
     """One step of every gate of kind ``shapley``, in place; what was found goes to ``shapley.jsonl``."""
     gates = weighed(gated)
     team = [Player(axis, (0,)) for name in gates for axis in gated.deciders[name]]
-    batches = _batches(data, settings.permutations if settings.paper_mode else settings.batches, run)
+    count = settings.permutations if settings.paper_mode else settings.batches
+    batches = list(first_batches(data, count, run.accelerator.device))
     if settings.paper_mode:
         values, row = _as_published(gated, batches, team, epoch)
     else:
@@ -55,13 +55,6 @@ def ascend(gated: GatedModel, data: Data, settings: ShapleySettings, run: Run, *
     if run.folder is not None and run.accelerator.is_main_process:
         content = {name: float(value) for name, value in named.items()}
         append_line(run.folder / FILE, {"epoch": epoch, "values": content, **row})
-
-
-def _batches(data: Data, count: int, run: Run) -> list[tuple[Tensor, Tensor]]:
-    """The first training batches, the same ones in every process."""
-    set_epoch(data.train, 0)
-    device = run.accelerator.device
-    return [(images.to(device), labels.to(device)) for images, labels in islice(data.train, count)]
 
 
 def _as_published(

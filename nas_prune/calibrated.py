@@ -18,11 +18,10 @@ from nas_prune.space import SearchSpace
 def calibrated(job: Job) -> Calibration:
     """The latency predictor of this run; where the recipe says so, the device's width steps are laid over the space."""
     folder, settings = job.folder / "calibration", job.recipe.latency
-    if settings.staircase:
-        journal, device = folder / "staircase.jsonl", str(job.run.accelerator.device)
-        with job.first():
-            job.space = staircase(job.space, settings, device, journal, job.run.bars.follow)
     with job.first():
+        if settings.staircase:
+            journal, device = folder / "staircase.jsonl", str(job.run.accelerator.device)
+            job.space = staircase(job.space, settings, device, journal, job.run.bars.follow)
         if not (folder / FILE).exists():
             _bring(job, folder)
     result = adopt(folder / FILE, job.space, folder)

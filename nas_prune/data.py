@@ -3,8 +3,9 @@
 Which images, in which order, under which augmentation: all of it is a function of the seed and the epoch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from nas_prune.order import EpochSampler, seeded, set_epoch
 from nas_prune.registry import hint
 from nas_prune.settings import DataSettings
 
-__all__ = ["Data", "datasets", "from_loaders", "load", "mixer", "set_epoch"]
+__all__ = ["Data", "datasets", "first_batches", "from_loaders", "load", "mixer", "set_epoch"]
 
 Loader = DataLoader[tuple[Tensor, Tensor]]
 
@@ -40,6 +41,13 @@ def from_loaders(train: Loader, evaluation: Loader, *, classes: int) -> Data:
     """Loaders of one's own, of (images, labels)."""
     images, _ = next(iter(evaluation))
     return Data(train, evaluation, classes, images.shape[1], "loaders")
+
+
+def first_batches(data: Data, count: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first batches of the first epoch, on ``device``; the same ones in every process."""
+    set_epoch(data.train, 0)
+    for images, labels in islice(data.train, count):
+        yield images.to(device), labels.to(device)
 
 
 def datasets() -> dict[str, str]:

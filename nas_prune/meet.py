@@ -177,7 +177,8 @@ def _best(tried: list[tuple[Round, Arch]], budget: Budget) -> Met:
             f"the target is {budget.limit:.4g}; raise budget.rounds or budget.target, or allow smaller widths"
         )
     step, arch = max(within, key=lambda pair: pair[0].measured)
-    return Met(arch, [each for each, _ in tried], _short(step, [each for each, _ in tried]))
+    rounds = [each for each, _ in tried]
+    return Met(arch, rounds, _short(step, rounds))
 
 
 def _short(best: Round, tried: list[Round]) -> str | None:

@@ -122,7 +122,7 @@ def targets_table(content: Mapping[str, Any]) -> Table:
     printed = Table(box=SIMPLE_HEAD, show_edge=False, collapse_padding=True, pad_edge=False)
     printed.title, printed.caption = Text(targets_headline(content)), Text("\n".join(remarks(content)))
     printed.title_justify = printed.caption_justify = "left"
-    rows = [_short(row) for row in target_rows(content)]
+    rows = [_for_terminal(row) for row in target_rows(content)]
     for name in rows[0] if rows else ["target"]:
         word = max(map(len, name.split()))
         printed.add_column(name, justify="left" if name in ("target", "status") else "right", min_width=word)
@@ -131,7 +131,7 @@ def targets_table(content: Mapping[str, Any]) -> Table:
     return printed
 
 
-def _short(row: Mapping[str, str]) -> dict[str, str]:
+def _for_terminal(row: Mapping[str, str]) -> dict[str, str]:
     """A row of targets without its prediction, and with "missed" for the sentence that repeats its figures."""
     shown = {name: text for name, text in row.items() if name != "predicted (ms)"}
     return shown | {"status": row["status"].partition(":")[0]}

@@ -1,13 +1,11 @@
 """The scores of a run: learnt by gates, or given by a criterion in one shot. Kept, so that many targets share them."""
 
-from itertools import islice
-
 from safetensors.torch import load_file, save
 
 from nas_prune import build
 from nas_prune.costs import Budget, Limits, Predictor
 from nas_prune.criteria import criteria
-from nas_prune.data import set_epoch
+from nas_prune.data import first_batches
 from nas_prune.files import atomic_write
 from nas_prune.gated import GatedModel
 from nas_prune.job import Job
@@ -49,10 +47,8 @@ def kept(job: Job) -> Scores:
 
 def _by_criterion(job: Job, gated: GatedModel) -> Scores:
     """What the recipe's criterion says, from training batches. A bar counts the forward passes that it makes."""
-    search, device = job.recipe.search, job.run.accelerator.device
-    set_epoch(job.data.train, 0)
-    first = islice(job.data.train, search.criterion_batches)
-    batches = ((images.to(device), labels.to(device)) for images, labels in first)
+    search = job.recipe.search
+    batches = first_batches(job.data, search.criterion_batches, job.run.accelerator.device)
     bar = job.run.bars.bar(str(search.criterion), None)
     counting = gated.register_forward_hook(lambda *_: bar.advance())
     try:

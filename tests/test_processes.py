@@ -1,19 +1,18 @@
 """Several processes: one decides and writes, all train one model, and a stop stops them together."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 from accelerate import Accelerator
+from processes import joined
 from torch import nn
 
 from nas_prune import artifact, data, recipe
@@ -77,11 +76,9 @@ def test_a_stopped_run_ends_in_the_same_bytes(run: Path, tmp_path: Path) -> None
 
 def _recalibrated(rank: int, folder: str) -> None:
     """BatchNorm statistics of two batches, as one of two processes."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29512", "ACCELERATE_USE_CPU": "true"}
-    torch.set_num_threads(1)
+    accelerator = joined(rank, 2, port=29512)
     norm, known = nn.BatchNorm2d(3), images()
-    recalibrate(norm, known, Run(Accelerator(cpu=True)), batches=2)
+    recalibrate(norm, known, Run(accelerator), batches=2)
     torch.save(norm.running_mean, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -89,8 +86,6 @@ def _recalibrated(rank: int, folder: str) -> None:
 def test_statistics_are_of_the_images_of_all_processes(tmp_path: Path) -> None:
     mp.spawn(_recalibrated, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    known = images()
-    data.set_epoch(known.train, 0)
-    batches = torch.cat([batch for batch, _ in islice(known.train, 4)])
+    batches = torch.cat([batch for batch, _ in data.first_batches(images(), 4, torch.device("cpu"))])
     assert torch.equal(first, second)
     torch.testing.assert_close(first, batches.mean((0, 2, 3)))

@@ -1,6 +1,5 @@
 """Stripes, operations and depth: exact alone and mixed with widths, counted, chosen, saved; what moves their gates."""
 
-import os
 from functools import cache
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import timm
 import torch
 import torch.multiprocessing as mp
 from accelerate import Accelerator
+from processes import joined
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from zoo import Traced, apart, build, traced
@@ -273,12 +273,8 @@ def test_shapley_gates_are_moved_by_contribution_alone(tmp_path: Path) -> None:
 
 def _ascended(rank: int, folder: str, processes: int) -> None:
     """One step, as one of several processes; writes the architecture weights."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511", "ACCELERATE_USE_CPU": "true"}
-    torch.set_num_threads(1)
+    accelerator = joined(rank, processes, port=29511)
     gated, space, data = weighed_by_contribution()
-    accelerator = Accelerator(cpu=True)
-    assert accelerator.num_processes == processes
     ascend(gated, data, ShapleySettings(evaluations=40), Run(accelerator, folder=Path(folder)), epoch=0)
     torch.save({name: gated.gate(name).alpha for name in space.choices}, f"{folder}/{processes}-{rank}.pt")
     if processes > 1:
