@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from nas_prune.checkpoint import load, save
-from nas_prune.errors import ArtifactError, CheckpointError
+from nas_prune.errors import ArtifactError, CheckpointError, StorageError
 from nas_prune.files import append_line, atomic_write, read_json, read_lines, write_json
 from nas_prune.order import drawing
 from nas_prune.signals import stop_signals
@@ -87,7 +87,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         raise OSError("no space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(StorageError, match=r"file\.txt: no space"):
         atomic_write(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
