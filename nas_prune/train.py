@@ -19,12 +19,13 @@ from torch.optim import Optimizer
 
 from nas_prune import checkpoint
 from nas_prune.data import Data, mixer, set_epoch
-from nas_prune.errors import CheckpointError, DivergedError, InterruptedRunError
+from nas_prune.errors import DivergedError, InterruptedRunError
 from nas_prune.evaluate import top1
 from nas_prune.order import state as seed_of
 from nas_prune.progress import Bars
 from nas_prune.settings import DataSettings, OptimSettings
 from nas_prune.signals import StopRequest, stop_signals
+from nas_prune.stage_file import Length, Live, restore
 from nas_prune.track import Track
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -98,7 +99,7 @@ def fit(
     schedule = _schedule(optimizers, stage, steps)
     mix = mixer(stage.images, data.classes, stage.settings.label_smoothing) or _as_they_are
     memory = _Memory(run, stage, model, optimizers)
-    position = memory.recall()
+    position = memory.recall(steps)
     bar = run.bars.bar(stage.name, stage.epochs * steps, position.epoch * steps + position.step)
     with stop_signals() as stop:
         while position.epoch < stage.epochs:
@@ -255,23 +256,18 @@ class _Memory:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(self.path, state)
 
-    def recall(self) -> Position:
+    def recall(self, steps: int) -> Position:
         """Go on from the checkpoint, if there is one."""
         if self.path is None or not self.path.exists():
             # every stage its own numbers: gates drawn from those of the weights would be correlated with them
             torch.manual_seed(seed_of(self.run.seed, *self.stage.name.encode()))
             return Position()
-        state = checkpoint.load(self.path)
-        if state["identity"] != self.run.identity:
-            raise CheckpointError(f"{self.path} is of a run of another recipe; delete it to start the stage anew")
-        self.model.load_state_dict(state["model"])
-        position = Position(state["epoch"], state["step"])
+        average = None if self.average is None else self.average.module
+        live, length = Live(self.model, self.optimizers, average), Length(self.stage.epochs, steps)
+        state = restore(self.path, live, length, self.run.identity)
+        position = Position(state.epoch, state.step)
         if self.run.track is not None:
             self.run.track.rewind(self.stage.name, position.epoch)
         if position.epoch < self.stage.epochs:
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-            checkpoint.restore_random_state(state["random"])
-            if self.average is not None:
-                self.average.module.load_state_dict(state["average"])
+            checkpoint.restore_random_state(checkpoint.load(self.path)["random"])
         return position
