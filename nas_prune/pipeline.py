@@ -69,7 +69,7 @@ def opened(recipe: Recipe, folder: Path, *, resume: bool = True, force: bool = F
     seconds = read_json(known) if known.exists() else {}
     with Bars(Console(stderr=True, quiet=not first)) as bars, _track(recipe, folder, first=first) as track:
         space = _space(recipe, folder, model, data)
-        shared = Run(accelerator, recipe.seed, folder, track, bars, identity(recipe))
+        shared = Run(accelerator, recipe.seed, folder, track, bars, identity(recipe), build.pace(recipe))
         yield Job(recipe, folder, shared, data, model.to(accelerator.device), space, seconds)
 
 

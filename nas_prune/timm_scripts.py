@@ -52,7 +52,7 @@ def train(recipe: Recipe, folder: Path) -> Results:
     _open(folder, recipe)
     flat = recipes.flat(recipe)
     with Bars() as bars, open_track(folder, recipe.track, config=flat, name=recipe.name) as track:
-        run = Run(accelerator, recipe.seed, folder, track, bars, identity(recipe))
+        run = Run(accelerator, recipe.seed, folder, track, bars, identity(recipe), build.pace(recipe))
         finetune(model, None, data, settings=recipe.finetune, run=run, images=recipe.data)
     if accelerator.is_main_process:
         kept = folder_of(recipe.model.name, ARCH)
