@@ -1,0 +1,169 @@
+"""Every operation that changes a folder, told just before it happens: the instants at which a process can be killed.
+
+Seen are the calls by which Python changes files: those of ``os``, and the system calls under a file object (a raw file
+that tells of each write stands under Python's own buffers, so a buffered write counts when it reaches the system).
+"""
+
+import builtins
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TWO_PATHS = ("replace", "rename", "link", "symlink")
+ONE_PATH = ("unlink", "remove", "mkdir", "rmdir")
+PATH_OR_FILE = ("truncate", "ftruncate", "fsync", "fdatasync", "chmod", "utime")
+WRITES = ("write", "pwrite")
+CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One call: its name, what it is about (below the folder), and of a write where and which bytes."""
+
+    name: str
+    path: str
+    start: int = 0
+    content: bytes = b""
+
+    def tear(self, folder: Path) -> None:
+        """Let the first half of a write reach the file, in a copy of the folder."""
+        with (folder / self.path).open("r+b") as file:
+            file.seek(self.start)
+            file.write(self.content[: len(self.content) // 2])
+
+
+Seen = Callable[[Operation], None]
+
+
+@contextmanager
+def watching(root: Path, seen: Seen) -> Iterator[None]:
+    """Call ``seen`` before every operation below ``root``."""
+    below = _Below(root)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in TWO_PATHS:
+            patch.setattr(os, name, _of_two_paths(name, below, seen))
+        for name in ONE_PATH:
+            patch.setattr(os, name, _of_one_path(name, below, seen))
+        for name in PATH_OR_FILE:
+            patch.setattr(os, name, _of_path_or_file(name, below, seen))
+        for name in WRITES:
+            patch.setattr(os, name, _of_descriptor(name, below, seen))
+        patch.setattr(os, "open", _os_open(below, seen))
+        opening = _open(below, seen)
+        patch.setattr(io, "open", opening)
+        patch.setattr(builtins, "open", opening)
+        yield
+
+
+class _Below:
+    """What lies below a folder, by the names that calls give it: paths, descriptors, paths relative to descriptors."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = str(root.resolve())
+
+    def __call__(self, target: Any, folder: int | None = None) -> str | None:
+        """The path below the folder, or None for what is elsewhere."""
+        if isinstance(target, int):
+            absolute = os.readlink(f"/proc/self/fd/{target}")
+        else:
+            base = os.getcwd() if folder is None else os.readlink(f"/proc/self/fd/{folder}")
+            absolute = os.path.normpath(os.path.join(base, os.fsdecode(target)))
+        inside = absolute == self.root or absolute.startswith(self.root + os.sep)
+        return os.path.relpath(absolute, self.root) if inside else None
+
+
+def _of_two_paths(name: str, below: _Below, seen: Seen) -> Callable[..., Any]:
+    call = getattr(os, name)
+
+    def watched(source: Any, target: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> Any:
+        path = below(target, dst_dir_fd) or below(source, src_dir_fd)
+        if path is not None:
+            seen(Operation(name, path))
+        folders = {"src_dir_fd": src_dir_fd, "dst_dir_fd": dst_dir_fd} if name != "symlink" else {}
+        return call(source, target, **folders)
+
+    return watched
+
+
+def _of_one_path(name: str, below: _Below, seen: Seen) -> Callable[..., Any]:
+    call = getattr(os, name)
+
+    def watched(path: Any, *others: Any, dir_fd: int | None = None) -> Any:
+        inside = below(path, dir_fd)
+        if inside is not None:
+            seen(Operation(name, inside))
+        return call(path, *others, dir_fd=dir_fd)
+
+    return watched
+
+
+def _of_path_or_file(name: str, below: _Below, seen: Seen) -> Callable[..., Any]:
+    call = getattr(os, name)
+
+    def watched(target: Any, *others: Any, **named: Any) -> Any:
+        path = below(target)
+        if path is not None:
+            seen(Operation(name, path))
+        return call(target, *others, **named)
+
+    return watched
+
+
+def _of_descriptor(name: str, below: _Below, seen: Seen) -> Callable[..., Any]:
+    call = getattr(os, name)
+
+    def watched(descriptor: int, content: Any, *offset: int) -> Any:
+        path = below(descriptor)
+        if path is not None:
+            start = offset[0] if offset else os.lseek(descriptor, 0, os.SEEK_CUR)
+            seen(Operation("write", path, start, bytes(content)))
+        return call(descriptor, content, *offset)
+
+    return watched
+
+
+def _os_open(below: _Below, seen: Seen) -> Callable[..., int]:
+    call = os.open
+
+    def watched(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        inside = below(path, dir_fd) if flags & CHANGING else None
+        if inside is not None:
+            seen(Operation("open", inside))
+        return call(path, flags, mode, dir_fd=dir_fd)
+
+    return watched
+
+
+def _open(below: _Below, seen: Seen) -> Callable[..., Any]:
+    call = io.open
+
+    class Raw(io.FileIO):
+        """A file below the folder; every write and truncation is told."""
+
+        def write(self, content: Any) -> int | None:
+            start = os.fstat(self.fileno()).st_size if "a" in self.mode else self.tell()
+            seen(Operation("write", str(below(self.fileno())), start, bytes(content)))
+            return super().write(content)
+
+        def truncate(self, size: int | None = None) -> int:
+            seen(Operation("truncate", str(below(self.fileno()))))
+            return super().truncate(size)
+
+    def watched(file: Any, mode: str = "r", buffering: int = -1, *text: Any, **named: Any) -> Any:
+        path = below(file) if set(mode) & set("wax+") else None
+        if path is None:
+            return call(file, mode, buffering, *text, **named)
+        seen(Operation("open", path))
+        raw = Raw(file, mode.replace("b", "").replace("t", ""), named.pop("closefd", True), named.pop("opener", None))
+        if buffering == 0:
+            return raw
+        buffered = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
+        return buffered if "b" in mode else io.TextIOWrapper(buffered, *text, **named)
+
+    return watched
