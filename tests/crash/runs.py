@@ -28,7 +28,7 @@ import yaml
 from points import Operation, watching
 from torch import nn
 
-from nas_prune import cli, progress, results, substitute
+from nas_prune import cli, figures, progress, results, substitute
 from nas_prune.costs.measure import Timings
 from nas_prune.costs.operator_timing import Bench, Point
 
@@ -69,6 +69,8 @@ class Laboratory:
             patch.setattr(measure, "time_calls", _timings)
             patch.setattr(results, "stage_times", _stage_times)
             patch.setattr("nas_prune.bench.time_point", _time_point)
+            for drawing in ("curve", "gate_curves", "scatter", "waterfall"):
+                patch.setattr(figures, drawing, lambda *_, **__: None)  # half of the time of a case
             patch.setattr(substitute, "trace", self._traced(substitute.trace))
             patch.setenv("NAS_PRUNE_CACHE", "cache")
             patch.chdir(self.fresh("warm"))

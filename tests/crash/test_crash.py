@@ -19,7 +19,13 @@ DIGITS: dict[str, Any] = {
     "finetune": {"epochs": 2, "lr": 0.02, "max_steps": 2, "ema_decay": 0.5, "recalibrate_batches": 2},
     "track": {"wandb": "disabled"},
 }
-RECIPES = {"macs": DIGITS, "ms": DIGITS | {"budget": {"cost": "latency", "target": "0.6x"}}}
+SHORT = {
+    "budget": {"cost": "latency", "target": "0.6x"},
+    "dense": DIGITS["dense"] | {"epochs": 1, "baseline": False},
+    "search": DIGITS["search"] | {"joint": 1},
+    "finetune": DIGITS["finetune"] | {"epochs": 1},
+}
+RECIPES = {"macs": DIGITS, "ms": DIGITS | SHORT}
 
 
 def failures(laboratory: Laboratory, cases: list[Case], reference: dict[str, bytes]) -> list[str]:
