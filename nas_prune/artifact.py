@@ -88,6 +88,15 @@ def _advising(path: Path) -> Iterator[None]:
         raise ArtifactError(f"the artefact {path} cannot be loaded: {error}. To repair it, {AGAIN}") from error
 
 
+def intact(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds an artefact whose every file is as it was saved."""
+    try:
+        artifact_config.read(Path(folder))
+    except ArtifactError:
+        return False
+    return True
+
+
 def describe(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The content of ``config.json``, after it and the files that it lists were checked."""
     return artifact_config.read(Path(folder)).model_dump()

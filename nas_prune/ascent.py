@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nas_prune.criteria.shapley import Player, contributions, game_of
 from nas_prune.data import Data, first_batches
-from nas_prune.files import append_line
+from nas_prune.files import read_lines, write_lines
 from nas_prune.gated import GatedModel
 from nas_prune.gates.contribution import Contribution
 from nas_prune.order import seeded
@@ -54,7 +54,8 @@ def ascend(gated: GatedModel, data: Data, settings: ShapleySettings, run: Run, *
         _step({name: gates[name] for name in names}, gated, named, settings)
     if run.folder is not None and run.accelerator.is_main_process:
         content = {name: float(value) for name, value in named.items()}
-        append_line(run.folder / FILE, {"epoch": epoch, "values": content, **row})
+        earlier = [each for each in read_lines(run.folder / FILE) if each["epoch"] < epoch]  # it may be repeated
+        write_lines(run.folder / FILE, [*earlier, {"epoch": epoch, "values": content, **row}])
 
 
 def _as_published(

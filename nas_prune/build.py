@@ -22,6 +22,7 @@ from nas_prune.data import Data
 from nas_prune.errors import ArtifactError, RecipeError, UnknownNameError
 from nas_prune.gated import GatedModel
 from nas_prune.gates import gates
+from nas_prune.order import drawing
 from nas_prune.penalties import penalties
 from nas_prune.recipe import Recipe
 from nas_prune.registry import hint
@@ -105,7 +106,8 @@ def _load_weights(created: nn.Module, path: Path) -> None:
 def gated(recipe: Recipe, backbone: nn.Module, space: SearchSpace) -> GatedModel:
     """The backbone with the recipe's gates."""
     kinds = {kind: (own.name, own.options) for kind, own in recipe.gate.kinds.items()}
-    return GatedModel(backbone, space, recipe.gate.name, options=recipe.gate.options, kinds=kinds)
+    with drawing(recipe.seed, "gates"):  # the same ones, whether the backbone was trained just now or long ago
+        return GatedModel(backbone, space, recipe.gate.name, options=recipe.gate.options, kinds=kinds)
 
 
 def budget(recipe: Recipe, axes: Axes, predictor: Predictor) -> Budget:

@@ -8,12 +8,10 @@ import hashlib
 import io
 import os
 import pickle
-import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from nas_prune.errors import CheckpointError
@@ -45,30 +43,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     return state
 
 
-def random_state() -> dict[str, Any]:
-    """The state of every generator that training draws from: Python, numpy, torch, and CUDA once it is in use."""
-    algorithm, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return {
-        "python": random.getstate(),
-        "numpy": (algorithm, torch.from_numpy(np.asarray(keys, np.int64)), int(position), int(has_gauss), float(gauss)),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if in_use else [],
-    }
-
-
-def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Put every generator back to where ``random_state`` found it."""
-    algorithm, keys, *rest = state["numpy"]
-    random.setstate(state["python"])
-    np.random.set_state((algorithm, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(cuda_state, device)
-
-
 def _header(payload: bytes) -> bytes:
-    return b"nas_prune checkpoint 1\n" + hashlib.sha256(payload).hexdigest().encode() + b"\n"
+    return b"nas_prune checkpoint 2\n" + hashlib.sha256(payload).hexdigest().encode() + b"\n"
 
 
 def _checked_payload(path: Path) -> bytes:

@@ -19,7 +19,7 @@ import typer
 
 from nas_prune import cli_coverage, cli_doctor, cli_export, cli_timm
 from nas_prune.cli_help import RecipeCommand, figures, table
-from nas_prune.errors import InterruptedRunError, NasPruneError, RecipeError
+from nas_prune.errors import CLOSED, FULL, InterruptedRunError, NasPruneError, RecipeError, StorageError
 
 if TYPE_CHECKING:
     from nas_prune.pipeline import Until
@@ -62,6 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "--debug" in words:
             traceback.print_exception(error)
         sys.exit(_told(error))
+    except OSError as error:
+        if error.errno not in CLOSED | FULL:
+            raise
+        if "--debug" in words:
+            traceback.print_exception(error)
+        sys.exit(_told(StorageError(error.filename or "a file", error)))
 
 
 @app.callback()

@@ -12,12 +12,19 @@ NasPruneError                 exit code 2: the input cannot be used
 ├── CheckpointError           a checkpoint that is corrupt, or of another run
 ├── ArtifactError             an artefact that is corrupt, tampered with or unknown
 ├── RuntimeMissingError       a runtime that is not installed
+├── InUseError                a run folder in which another process works
 └── RunError                  exit code 1: the input was fine, the run failed
     ├── DeriveError           the small model cannot be built
     ├── ExactnessError        the small model does not compute what the gated one did
     ├── DivergedError         the loss is not a number
+    ├── StorageError          a file that cannot be written; exit code 2 where nothing can be written at all
     └── InterruptedRunError   stopped by a signal; the run can be resumed
 """
+
+import errno
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})  # there is no room, now
+CLOSED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})  # nobody can write there
 
 
 class NasPruneError(Exception):
@@ -75,6 +82,10 @@ class RuntimeMissingError(NasPruneError):
     """A runtime (ONNX Runtime, OpenVINO, ...) that is not installed."""
 
 
+class InUseError(NasPruneError):
+    """A run folder in which another process works."""
+
+
 class RunError(NasPruneError):
     """The input was fine, but the run failed."""
 
@@ -95,6 +106,16 @@ class ExactnessError(RunError):
 
 class DivergedError(RunError):
     """The loss is not a number."""
+
+
+class StorageError(RunError):
+    """A file cannot be written; what was written before is whole."""
+
+    def __init__(self, path: object, error: OSError) -> None:
+        full = error.errno in FULL
+        advice = "make room, and the same command goes on from here" if full else "choose a place that can be written"
+        super().__init__(f"cannot write {path}: {error.strerror or error}; {advice}")
+        self.exit_code = 1 if full else 2
 
 
 class InterruptedRunError(RunError):

@@ -4,13 +4,9 @@ timm's transforms draw from the random states of Python, numpy and torch. ``Repl
 at a time, so that the augmentation of an image depends on the seed, the epoch and the image alone.
 """
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_dataset, create_transform
@@ -18,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import Compose, RandomCrop
 
 from nas_prune.errors import DataError
-from nas_prune.order import state
+from nas_prune.order import drawing
 from nas_prune.settings import DataSettings
 
 Sample = tuple[torch.Tensor, int]
@@ -37,7 +33,7 @@ class Replayable(Dataset[Sample]):
         return len(self._indices)
 
     def __getitem__(self, index: int) -> Sample:
-        with _all_seeded(state(self._seed, self.epoch, self._indices[index])):
+        with drawing(self._seed, self.epoch, self._indices[index]):
             return self._dataset[self._indices[index]]
 
 
@@ -118,18 +114,3 @@ def is_stream(dataset: object) -> bool:
 
 def _colour(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
-
-
-@contextmanager
-def _all_seeded(seed: int) -> Iterator[None]:
-    """Seed Python's, numpy's and torch's CPU generator; their former states are back on exit."""
-    former = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(former[0])
-        np.random.set_state(former[1])
-        torch.set_rng_state(former[2])

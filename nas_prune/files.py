@@ -8,27 +8,42 @@ costs at most the line that was being written. JSON knows no NaN and no infinity
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nas_prune.errors import NasPruneError
+from nas_prune.errors import NasPruneError, StorageError
 
 
 def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write one file, whole or not at all; missing folders are made. Of processes that write it at once, one wins."""
+    """Write one file, whole or not at all; missing folders are made. Of processes that write it at once, one wins.
+
+    Raises StorageError where it cannot be written; the old one is still there then.
+    """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(target.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Whatever the system refuses in the block is a StorageError that says which file could not be written."""
     try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(target.parent)
+        yield
+    except OSError as error:
+        raise StorageError(path, error) from error
 
 
 def write_json(path: str | os.PathLike[str], value: object) -> None:
@@ -49,13 +64,14 @@ def read_json(path: str | os.PathLike[str], error: type[NasPruneError] = NasPrun
 def append_line(path: str | os.PathLike[str], value: Mapping[str, object]) -> None:
     """Append one JSON line in one write; a torn last line, left by a crash, is removed first."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("ab+") as file:
-        if file.seek(0, os.SEEK_END):
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.truncate(target.read_bytes().rfind(b"\n") + 1)
-        file.write(_line(value))
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("ab+") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.truncate(target.read_bytes().rfind(b"\n") + 1)
+            file.write(_line(value))
 
 
 def write_lines(path: str | os.PathLike[str], values: list[dict[str, Any]]) -> None:
@@ -101,7 +117,7 @@ def _parsed(line: bytes, where: str, error: type[NasPruneError]) -> dict[str, An
     return value
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the rename itself durable; a platform that cannot open folders (Windows) does without."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from nas_prune.data import Data, set_epoch
 from nas_prune.errors import RecipeError
-from nas_prune.order import state
+from nas_prune.order import drawing
 from nas_prune.settings import DataSettings, FinetuneSettings
 from nas_prune.train import Loss, Run, Stage, agree, fit, optimizer_of, task_loss
 
@@ -42,8 +42,7 @@ def restart(model: nn.Module, seed: int) -> None:
     ``init_weights``, if it has one. Raises RecipeError, and changes nothing, where a weight is set by neither.
     """
     fresh = copy.deepcopy(model).cpu()
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(state(seed, *b"from_scratch"))
+    with drawing(seed, "from_scratch"), torch.no_grad():
         for parameter in fresh.parameters():
             parameter.fill_(math.nan)
         resets = [getattr(module, "reset_parameters", None) for module in fresh.modules()]

@@ -3,10 +3,16 @@
 It is written beside its target and renamed; an old one is renamed out of the way first, and removed last.
 """
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from nas_prune.files import sync_folder
+
+TEMPORARY = re.compile(r"\..+\.tmp")
+PREVIOUS = re.compile(r"\.(.+)\.previous")
 
 
 @contextmanager
@@ -24,9 +30,23 @@ def whole_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(previous(target), ignore_errors=True)
             target.rename(previous(target))
         temporary.rename(target)
+        sync_folder(target.parent)
         shutil.rmtree(previous(target), ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what writers that were killed left in a folder and below; nobody else may be writing there.
+
+    An old folder whose successor had not taken its place yet is put back. Hidden files of others stay.
+    """
+    for path in sorted(folder.rglob(".*"), key=lambda path: len(path.parts)):
+        left = PREVIOUS.fullmatch(path.name)
+        if left and path.is_dir() and not (path.parent / left[1]).exists():
+            path.rename(path.parent / left[1])
+        elif left or TEMPORARY.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def previous(target: Path) -> Path:

@@ -5,7 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,10 @@ from nas_prune.bench import conditions
 from nas_prune.costs import Budget, Predictor, Timings, measure_together
 from nas_prune.data import Data
 from nas_prune.errors import RecipeError
-from nas_prune.files import write_json
+from nas_prune.files import write_json, writing
+from nas_prune.folders import tidy
+from nas_prune.lock import FILE as LOCK
+from nas_prune.lock import locked
 from nas_prune.recipe import Recipe
 from nas_prune.space import SearchSpace
 from nas_prune.train import Run
@@ -77,8 +80,23 @@ class Job:
         return measure_together(models, images, conditions=conditions(how), seconds=seconds, calm=self.calm)
 
 
+@contextmanager
+def held(folder: Path, *, first: bool = True) -> Iterator[None]:
+    """The folder, made if need be and tidied, for this process alone; of several that were launched together, for the
+    ``first``. Raises InUseError where another one works in it.
+    """
+    with ExitStack() as stack:
+        if first:
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder))
+            with writing(folder):
+                tidy(folder)
+        yield
+
+
 def open_folder(recipe: Recipe, folder: Path, *, resume: bool, force: bool) -> None:
-    """Make the run folder, or check that it holds this very recipe.
+    """Begin a run in the folder, or check that it holds one of this very recipe.
 
     As long as nothing is trained yet, a calibration serves every recipe that it is true of (another budget, say).
     """
@@ -86,7 +104,7 @@ def open_folder(recipe: Recipe, folder: Path, *, resume: bool, force: bool) -> N
     if path.exists() and not resume:
         if not force:
             raise RecipeError(f"{folder} holds a run; resume it, choose another --out, or add --force to delete it")
-        shutil.rmtree(folder)
+        _empty(folder)
     if path.exists():
         different = _difference(open_run(folder), recipe)
         begun = any((folder / made).exists() for made in ("checkpoints", "scores.safetensors"))
@@ -96,8 +114,15 @@ def open_folder(recipe: Recipe, folder: Path, *, resume: bool, force: bool) -> N
             raise RecipeError(
                 f"{folder} holds a run of another recipe ({shown}); choose another --out, or --no-resume --force"
             )
-    folder.mkdir(parents=True, exist_ok=True)
     recipes.write(recipe, path)
+
+
+def _empty(folder: Path) -> None:
+    """Remove a run; what says whose it is goes last, so that what is left is never taken for another's."""
+    with writing(folder):
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == "recipe.yaml"):
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def open_run(folder: Path) -> Recipe:

@@ -23,10 +23,12 @@ from nas_prune.calibrated import calibrated, refuse
 from nas_prune.costs import count, measure
 from nas_prune.data import Data
 from nas_prune.derivation import derive
+from nas_prune.errors import CheckpointError
 from nas_prune.exporting import image_shape
 from nas_prune.files import read_json, write_json
 from nas_prune.finetune import finetune
-from nas_prune.job import Job, identity, open_folder, open_run
+from nas_prune.job import Job, held, identity, open_folder, open_run
+from nas_prune.order import drawing
 from nas_prune.progress import Bars
 from nas_prune.recipe import Recipe
 from nas_prune.results import Outcome, evaluated
@@ -45,7 +47,13 @@ Until = Literal["calibrate", "search", "derive", "finetune", "evaluate", "report
 def run(
     recipe: Recipe, folder: Path, *, until: Until = "report", resume: bool = True, force: bool = False
 ) -> dict[str, Any]:
-    """Run a recipe in ``folder``, or go on with it, up to and including the step ``until``; returns its results."""
+    """Run a recipe in ``folder``, or go on with it, up to and including the step ``until``; returns its results.
+
+    A run that is finished is read, and nothing is written. Raises InUseError where another process runs in the folder.
+    """
+    if resume and until in ("evaluate", "report") and finished(recipe, folder, report=until == "report"):
+        known: dict[str, Any] = read_json(folder / "results.json", CheckpointError)
+        return known
     with opened(recipe, folder, resume=resume, force=force) as job:
         results = _steps(job, until)
         if job.run.track is not None:
@@ -53,6 +61,16 @@ def run(
         if until == "report" and job.run.accelerator.is_main_process:
             report(folder)
     return results
+
+
+def finished(recipe: Recipe, folder: Path, *, report: bool) -> bool:
+    """Whether a folder holds all that a run of this recipe makes, the artefacts as they were saved."""
+    made = ("recipe.yaml", "results.json", *(["report.html"] if report else []))
+    return (
+        all((folder / name).is_file() for name in made)
+        and open_run(folder) == recipe
+        and all(artifact.intact(folder / name) for name in ("derived", "finetuned"))
+    )
 
 
 @contextmanager
@@ -63,14 +81,15 @@ def opened(recipe: Recipe, folder: Path, *, resume: bool = True, force: bool = F
     accelerator = build.accelerator(recipe)
     model = build.model(recipe.model, data)
     first = accelerator.is_main_process
-    with accelerator.main_process_first():
-        open_folder(recipe, folder, resume=resume or not first, force=force)
-    known = folder / "seconds.json"
-    seconds = read_json(known) if known.exists() else {}
-    with Bars(Console(stderr=True, quiet=not first)) as bars, _track(recipe, folder, first=first) as track:
-        space = _space(recipe, folder, model, data)
-        shared = Run(accelerator, recipe.seed, folder, track, bars, identity(recipe))
-        yield Job(recipe, folder, shared, data, model.to(accelerator.device), space, seconds)
+    with held(folder, first=first):
+        with accelerator.main_process_first():
+            open_folder(recipe, folder, resume=resume or not first, force=force)
+        known = folder / "seconds.json"
+        seconds = read_json(known) if known.exists() else {}
+        with Bars(Console(stderr=True, quiet=not first)) as bars, _track(recipe, folder, first=first) as track:
+            space = _space(recipe, folder, model, data, first=first)
+            shared = Run(accelerator, recipe.seed, folder, track, bars, identity(recipe))
+            yield Job(recipe, folder, shared, data, model.to(accelerator.device), space, seconds)
 
 
 def _track(recipe: Recipe, folder: Path, *, first: bool) -> AbstractContextManager[Track | None]:
@@ -116,9 +135,12 @@ def report(folder: Path) -> Path:
     return write_report(folder)
 
 
-def _space(recipe: Recipe, folder: Path, model: nn.Module, data: Data) -> SearchSpace:
+def _space(recipe: Recipe, folder: Path, model: nn.Module, data: Data, *, first: bool) -> SearchSpace:
     """Trace the backbone and lay the search space over it; axes.json says what came of it."""
-    space = laid_out(model, build.example(recipe, data, batch=1), recipe.space)
+    with drawing(recipe.seed, "space"):
+        space = laid_out(model, build.example(recipe, data, batch=1), recipe.space)
+    if not first:
+        return space
     plain = [
         {
             "name": a.name,

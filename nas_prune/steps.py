@@ -95,12 +95,12 @@ def _measuring(job: Job, calibration: Calibration) -> Callable[[Arch], float]:
 
 
 def derived(job: Job, arch: Arch) -> tuple[nn.Module, dict[str, Any]]:
-    """The small model, with the proof that it computes what the gated one does."""
+    """The small model, with the proof that it computes what the gated one does; saved unless it is already."""
     small = derive(job.model, job.space.axes, arch)
     with job.first():
         reformed(job, small, job.folder)
         path = job.folder / "certificate.json"
-        if path.exists():
+        if path.exists() and saved(job, "derived"):
             return small, read_json(path, CheckpointError)
         certificate = verify(job.model, job.space.axes, arch, build.example(job.recipe, job.data, batch=2)).as_dict()
         save(job, small, "derived", arch, certificate)
@@ -117,6 +117,15 @@ def reformed(job: Job, small: nn.Module, folder: Path) -> None:
         images = job.images(how.batch_size)
         rows = reform(small, images, conditions(how), seconds=how.seconds, follow=job.run.bars.follow)
         write_json(path, {"convolutions": rows})
+
+
+def saved(job: Job, name: str) -> bool:
+    """Whether an artefact is in the run folder as it was saved; says so where one is there and is not."""
+    folder = job.folder / name
+    whole = artifact.intact(folder)
+    if folder.exists() and not whole:
+        job.run.bars.say(f"{folder} is damaged or incomplete; it is made again")
+    return whole
 
 
 def save(job: Job, model: nn.Module, name: str, arch: Arch, certificate: dict[str, Any]) -> None:

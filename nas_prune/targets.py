@@ -21,7 +21,7 @@ from nas_prune.finetune import finetune, recalibrate
 from nas_prune.job import Job
 from nas_prune.results import Figures, kept_promise, timed
 from nas_prune.scoring import kept
-from nas_prune.steps import baseline, reformed, save, searched, train_dense, within
+from nas_prune.steps import baseline, reformed, save, saved, searched, train_dense, within
 from nas_prune.verification import verify
 
 
@@ -53,7 +53,8 @@ def _one(job: Job, calibration: Calibration, limit: Budget, teacher: nn.Module, 
     """One target: select, derive, prove, measure, save. What is done already is read."""
     name = f"targets/{limit.target.strip()}"
     done = f"{name}/tuned.json" if tune else f"{name}/derived.json"
-    if (job.folder / done).exists():
+    made = [f"{name}/derived", *([f"{name}/finetuned"] if tune else [])]
+    if (job.folder / done).exists() and all(saved(job, each) for each in made):
         row: dict[str, Any] = read_json(job.folder / done, CheckpointError)
         return row
     with job.first():

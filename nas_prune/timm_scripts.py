@@ -23,7 +23,7 @@ from nas_prune.data import Data
 from nas_prune.errors import DataError, NasPruneError, RecipeError
 from nas_prune.exporting import image_shape
 from nas_prune.finetune import finetune
-from nas_prune.job import identity
+from nas_prune.job import held, identity
 from nas_prune.progress import Bars
 from nas_prune.recipe import Recipe
 from nas_prune.timm_recipe import facts_of, folder_of
@@ -49,7 +49,14 @@ def train(recipe: Recipe, folder: Path) -> Results:
     accelerator = build.accelerator(recipe)
     model = _created(recipe, num_classes=data.classes, in_chans=data.channels).to(accelerator.device)
     _check_fit(model, data)
-    _open(folder, recipe)
+    with held(folder, first=accelerator.is_main_process):
+        _open(folder, recipe)
+        _finetuned(model, recipe, data, accelerator, folder)
+    return _scores(model, data, accelerator) | _sizes(recipe, model)
+
+
+def _finetuned(model: nn.Module, recipe: Recipe, data: Data, accelerator: Accelerator, folder: Path) -> None:
+    """Train the model in place and save it."""
     flat = recipes.flat(recipe)
     with Bars() as bars, open_track(folder, recipe.track, config=flat, name=recipe.name) as track:
         run = Run(accelerator, recipe.seed, folder, track, bars, identity(recipe))
@@ -58,7 +65,6 @@ def train(recipe: Recipe, folder: Path) -> Results:
         kept = folder_of(recipe.model.name, ARCH)
         arch = Arch.read(kept) if kept is not None and kept.is_file() else None
         artifact.save(model, folder / "finetuned", arch=arch, remarks={"provenance": {"recipe": flat}})
-    return _scores(model, data, accelerator) | _sizes(recipe, model)
 
 
 def benchmark(recipe: Recipe) -> Results:

@@ -19,6 +19,7 @@ from nas_prune.files import append_line, finite, read_json, read_lines, write_js
 from nas_prune.settings import TrackSettings
 
 Row = Mapping[str, float | int | str]
+Rows = list[dict[str, Any]]
 
 
 class Track:
@@ -29,27 +30,34 @@ class Track:
         self.client = client
         self._resumed = resumed
         self._sent: set[tuple[object, ...]] = set()
+        self._around: tuple[Rows, Rows] = [], []  # the rows before and after those of a stage that is repeated
         self._follow(read_lines(self._journal))
 
     def log(self, row: Row, *, stage: str, epoch: float) -> None:
         """Append one row; ``epoch`` counts from the start of the stage and may be a fraction."""
         seconds = self._seconds_before + time.monotonic() - self._since
         entry = {"stage": stage, "epoch": epoch, "time": round(seconds, 3), **row}
-        append_line(self._journal, entry)
+        self._write(entry)
         self._last_epochs[stage] = epoch
         if self.client is not None and _identity(entry) not in self._sent:
             _attempt(self, "take a row", lambda: self.client.log(_present({**entry, "epoch": self._run_epoch(entry)})))
 
     def rewind(self, stage: str, epoch: float) -> None:
-        """Drop the rows of ``stage`` after ``epoch``: a resumed stage is about to write them again."""
+        """Drop the rows of ``stage`` after ``epoch``: a resumed stage is about to write them again.
+
+        A stage whose checkpoint was lost is repeated when later ones are done: its rows keep their place before those.
+        They go when the first new one comes, so that the place is known however often the stage is stopped.
+        """
         rows = read_lines(self._journal)
         dropped = [row for row in rows if row["stage"] == stage and row["epoch"] > epoch]
-        kept = [row for row in rows if row["stage"] != stage or row["epoch"] <= epoch]
-        if dropped:
-            write_lines(self._journal, kept)
+        end = max((number for number, row in enumerate(rows, 1) if row["stage"] == stage), default=len(rows))
+        before = [row for row in rows[:end] if row["stage"] != stage or row["epoch"] <= epoch]
+        self._around = before, rows[end:]
+        if dropped and end == len(rows):
+            write_lines(self._journal, before)
         if self._resumed:  # W&B cannot take rows back, so those that it has are not sent again
             self._sent.update(map(_identity, dropped))
-        self._follow(kept)
+        self._follow(before + rows[end:])
 
     def summary(self, values: Row) -> None:
         """Set the final figures of the run in W&B."""
@@ -74,10 +82,19 @@ class Track:
     def _journal(self) -> Path:
         return self.folder / "metrics.jsonl"
 
-    def _follow(self, rows: list[dict[str, Any]]) -> None:
+    def _write(self, entry: dict[str, Any]) -> None:
+        """Append a row to those of its stage."""
+        before, after = self._around
+        if after:
+            before.append(entry)
+            write_lines(self._journal, before + after)
+        else:
+            append_line(self._journal, entry)
+
+    def _follow(self, rows: Rows) -> None:
         """Go on from these rows: their clock and the last epoch of each stage."""
         self._since = time.monotonic()
-        self._seconds_before = float(rows[-1]["time"]) if rows else 0.0
+        self._seconds_before = max((float(row["time"]) for row in rows), default=0.0)
         self._last_epochs: dict[str, float] = {row["stage"]: row["epoch"] for row in rows}
 
     def _run_epoch(self, entry: Mapping[str, Any]) -> float:

@@ -1,7 +1,8 @@
 """Train: the one loop of this package. What is trained, and on which loss, are its arguments.
 
-A stage can be stopped at any step: its checkpoint holds everything that the next step depends on, and the order and
-augmentation of batches depend on seed and epoch alone, so that a resumed stage ends in the same bytes.
+A stage can be stopped at any step: its checkpoint holds everything that the next step depends on. What is random (order
+and augmentation of batches, mixup, dropout) depends on the seed, the stage and the step alone. So a resumed stage ends
+in the same bytes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from nas_prune import checkpoint
 from nas_prune.data import Data, mixer, set_epoch
 from nas_prune.errors import CheckpointError, DivergedError, InterruptedRunError
 from nas_prune.evaluate import top1
-from nas_prune.order import state as seed_of
+from nas_prune.order import drawing
 from nas_prune.progress import Bars
 from nas_prune.settings import DataSettings, OptimSettings
 from nas_prune.signals import StopRequest, stop_signals
@@ -58,10 +59,11 @@ class Stage:
 
 @dataclass
 class Position:
-    """How far a stage has come: whole epochs, and steps into the next one."""
+    """How far a stage has come: whole epochs, steps into the next one, and the loss of the last of these."""
 
     epoch: int = 0
     step: int = 0
+    loss: Tensor | None = None
 
 
 def optimizer_of(model: nn.Module, settings: OptimSettings) -> Optimizer:
@@ -104,14 +106,14 @@ def fit(
         while position.epoch < stage.epochs:
             _open_epoch(model, position, begin)
             for images, labels in _batches(loader, position, steps):
-                schedule.step_update(position.epoch * steps + position.step)
-                loss = loss_of(trained, *mix(images, labels))
-                _update(run.accelerator, trained, loss, prepared, stage.settings.clip_grad)
-                position.step += 1
-                bar.advance(_look(stage, position, loss, steps))
+                schedule.step_update(number := position.epoch * steps + position.step)
+                with drawing(run.seed, stage.name, number):
+                    loss = loss_of(trained, *mix(images, labels))
+                    _update(run.accelerator, trained, loss, prepared, stage.settings.clip_grad)
+                position.step, position.loss = position.step + 1, loss.detach()
+                bar.advance(_look(stage, position, steps))
                 memory.close_step(position, stop)
-            position = Position(position.epoch + 1)
-            memory.close_epoch(position, {"train/loss": float(loss.detach()), **watch()}, data)
+            position = memory.close_epoch(position, watch, data)
             memory.stop_if_asked(stop)
 
 
@@ -167,17 +169,19 @@ def _schedule(optimizers: Sequence[Optimizer], stage: Stage, steps: int) -> Any:
 
 def _batches(loader: Any, position: Position, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of this epoch that are still to do."""
+    if position.step == steps:
+        return
     set_epoch(loader, position.epoch)
     rest = skip_first_batches(loader, position.step) if position.step else loader
     for (images, labels), _ in zip(rest, range(position.step, steps), strict=False):
         yield images, labels
 
 
-def _look(stage: Stage, position: Position, loss: Tensor, steps: int) -> str:
+def _look(stage: Stage, position: Position, steps: int) -> str:
     """Now and then, look at the loss: for the bar, and to stop a training that has diverged."""
-    if position.step % LOOK_EVERY and position.step != steps:
+    if position.loss is None or (position.step % LOOK_EVERY and position.step != steps):
         return ""
-    value = float(loss.detach())
+    value = float(position.loss)
     if not abs(value) < float("inf"):
         raise DivergedError(
             f"the loss of stage {stage.name} is {value} in epoch {position.epoch + 1}, step {position.step}. "
@@ -226,18 +230,25 @@ class _Memory:
     def _stopped(self, number: int) -> InterruptedRunError:
         return InterruptedRunError(f"stopped in {self.stage.name}; the same command resumes it", number)
 
-    def close_epoch(self, position: Position, row: dict[str, float], data: Data) -> None:
-        """Evaluate, write the row to the journal, save."""
+    def close_epoch(self, position: Position, watch: Callable[[], Mapping[str, float]], data: Data) -> Position:
+        """Evaluate, write the row to the journal, save; returns where the next epoch begins."""
+        with drawing(self.run.seed, self.stage.name, "end of epoch", position.epoch):
+            self._journal(position, watch, data)
+        following = Position(position.epoch + 1)
+        self.keep(following)
+        return following
+
+    def _journal(self, position: Position, watch: Callable[[], Mapping[str, float]], data: Data) -> None:
+        """Evaluate, and write the row of an epoch whose steps are done."""
         models = [self.model] if self.average is None else [self.model, self.average.module]
         for model in models:
             agree(self.run.accelerator, model)
         accuracy = top1(models[-1], data, self.run.accelerator)
         if self.run.track is not None and self.run.accelerator.is_main_process:
+            assert position.loss is not None, "an epoch has at least one step"
             rate = float(self.optimizers[0].param_groups[0]["lr"])
-            self.run.track.log(
-                {**row, "train/lr": rate, "eval/top1": accuracy}, stage=self.stage.name, epoch=position.epoch
-            )
-        self.keep(position)
+            row = {"train/loss": float(position.loss), **watch(), "train/lr": rate, "eval/top1": accuracy}
+            self.run.track.log(row, stage=self.stage.name, epoch=position.epoch + 1)
 
     def keep(self, position: Position) -> None:
         """Save everything that the next step depends on; of a finished stage only the model."""
@@ -246,32 +257,34 @@ class _Memory:
             self.model.load_state_dict(self.average.module.state_dict())
         if self.path is None or not self.run.accelerator.is_main_process:
             return
-        state: dict[str, Any] = {"epoch": position.epoch, "step": position.step, "model": self.model.state_dict()}
-        state["identity"] = self.run.identity
+        state: dict[str, Any] = {**vars(position), "model": self.model.state_dict(), "identity": self.run.identity}
         if not done:
+            scaler = self.run.accelerator.scaler
             state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
-            state["random"] = checkpoint.random_state()
+            state["scaler"] = None if scaler is None else scaler.state_dict()
             state["average"] = None if self.average is None else self.average.module.state_dict()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(self.path, state)
 
     def recall(self) -> Position:
-        """Go on from the checkpoint, if there is one."""
-        if self.path is None or not self.path.exists():
-            # every stage its own numbers: gates drawn from those of the weights would be correlated with them
-            torch.manual_seed(seed_of(self.run.seed, *self.stage.name.encode()))
-            return Position()
-        state = checkpoint.load(self.path)
-        if state["identity"] != self.run.identity:
-            raise CheckpointError(f"{self.path} is of a run of another recipe; delete it to start the stage anew")
-        self.model.load_state_dict(state["model"])
-        position = Position(state["epoch"], state["step"])
+        """Go on from the checkpoint, if there is one; the journal, too."""
+        position = Position() if self.path is None or not self.path.exists() else self._loaded(self.path)
         if self.run.track is not None:
             self.run.track.rewind(self.stage.name, position.epoch)
+        return position
+
+    def _loaded(self, path: Path) -> Position:
+        """Put everything back to where ``keep`` found it."""
+        state = checkpoint.load(path)
+        if state["identity"] != self.run.identity:
+            raise CheckpointError(f"{path} is of a run of another recipe; delete it to start the stage anew")
+        self.model.load_state_dict(state["model"])
+        position = Position(state["epoch"], state["step"], state["loss"])
         if position.epoch < self.stage.epochs:
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
-            checkpoint.restore_random_state(state["random"])
+            if self.run.accelerator.scaler is not None:
+                self.run.accelerator.scaler.load_state_dict(state["scaler"])
             if self.average is not None:
                 self.average.module.load_state_dict(state["average"])
         return position

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from nas_prune.checkpoint import load, random_state, restore_random_state, save
-from nas_prune.errors import ArtifactError, CheckpointError
+from nas_prune.checkpoint import load, save
+from nas_prune.errors import ArtifactError, CheckpointError, StorageError
 from nas_prune.files import append_line, atomic_write, read_json, read_lines, write_json
+from nas_prune.order import drawing
 from nas_prune.signals import stop_signals
 
 
@@ -37,12 +38,22 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
     torch.testing.assert_close(load(tmp_path / "deep" / "stage.pt"), state, rtol=0, atol=0)
 
 
-def test_every_generator_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_what_is_drawn_depends_on_its_name_alone_and_every_generator_goes_on_where_it_was() -> None:
+    def named(*parts: int | str) -> tuple[float, ...]:
+        with drawing(*parts):
+            return draws()
+
     draws()  # leaves a cached Gaussian behind in Python and in numpy
-    save(tmp_path / "stage.pt", random_state())
+    known = random.getstate(), np.random.get_state(), torch.get_rng_state()
     expected = draws()
-    restore_random_state(load(tmp_path / "stage.pt"))
+    random.setstate(known[0])
+    np.random.set_state(known[1])
+    torch.set_rng_state(known[2])
+    first = named(0, "dense", 3)
     assert draws() == expected
+    assert named(0, "dense", 3) == first
+    others = [named(1, "dense", 3), named(0, "baseline", 3), named(0, "dense", 4)]
+    assert all(a != b for other in others for a, b in zip(first, other, strict=True))
 
 
 def test_any_flipped_bit_and_any_truncation_is_refused(tmp_path: Path) -> None:
@@ -76,7 +87,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         raise OSError("no space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(StorageError, match=r"file\.txt: no space"):
         atomic_write(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

@@ -44,12 +44,21 @@ def test_a_smoke_recipe_runs_to_the_end_and_its_artefact_reloads(name, tmp_path)
 
 
 def test_a_finished_run_is_not_repeated(finished):
-    before = {
-        path: path.read_bytes() for path in finished.rglob("*") if path.suffix in (".safetensors", ".ckpt", ".json")
-    }
-    pipeline.run(recipe.read("smoke/quickstart"), finished)
-    changed = {path.name for path, content in before.items() if path.read_bytes() != content}
-    assert changed <= {"seconds.json", "results.json"}
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    results = pipeline.run(recipe.read("smoke/quickstart"), finished)
+    assert results == json.loads((finished / "results.json").read_text())
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+@pytest.mark.parametrize("lost", ["derived", "derived/model.safetensors", "finetuned/config.json"])
+def test_an_artefact_that_was_deleted_or_changed_is_made_again(finished, lost, tmp_path, capfd):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (shutil.rmtree if lost == "derived" else Path.unlink)(folder / lost)
+    pipeline.run(recipe.read("smoke/quickstart"), folder)
+    for path in (*finished.glob("derived/*"), *finished.glob("finetuned/*")):
+        assert (folder / path.relative_to(finished)).read_bytes() == path.read_bytes(), path.name
+    assert ("is made again" in capfd.readouterr().err) == (lost == "derived/model.safetensors")
 
 
 def test_a_run_that_is_killed_twice_ends_in_the_same_bytes(finished, tmp_path):
@@ -153,6 +162,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
 def test_a_truncated_checkpoint_is_told_and_left(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
+    (folder / "results.json").unlink()
     path = folder / "checkpoints" / "dense.ckpt"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"dense\.ckpt"):

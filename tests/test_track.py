@@ -137,6 +137,21 @@ def test_a_killed_and_resumed_run_has_every_row_once(tmp_path: Path) -> None:
     assert len({record.run.run_id for record in sent_records(killed) if record.HasField("run")}) == 1
 
 
+def test_a_stage_that_is_repeated_when_later_ones_are_done_keeps_its_place(tmp_path: Path) -> None:
+    rows = [("dense", 1), ("dense", 2), ("search", 1), ("finetune", 1)]
+    with opened(tmp_path) as track:
+        for stage, epoch in rows:
+            track.log({"train/loss": 1 / epoch}, stage=stage, epoch=epoch)
+    whole = journal(tmp_path)
+    for stops_after in (1, 2):  # its checkpoint was deleted; it is stopped once on the way
+        with opened(tmp_path) as track:
+            track.rewind("dense", 0 if stops_after == 1 else 1)
+            track.log({"train/loss": 1 / stops_after}, stage="dense", epoch=stops_after)
+            track.rewind("search", 1)
+            track.rewind("finetune", 1)
+    assert journal(tmp_path) == whole
+
+
 def test_in_a_sweep_the_agent_names_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, object]] = []
     (tmp_path / "wandb.json").write_text('{"id": "of-an-earlier-run"}')

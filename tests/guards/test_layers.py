@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "nas_prune"
 LAYERS = (
-    "errors registry axes arch files folding folders shipped signals yaml_text origin device",
+    "errors registry axes arch files folding folders lock shipped signals yaml_text origin device",
     "settings tracing space gates costs ops cells",
     "intercept gated derivation removal swaps attention_scale sources repair rewrite citizen expressible rebuild adapt "
     "verification substitute",
