@@ -20,6 +20,7 @@ ONE_PATH = ("unlink", "remove", "mkdir", "rmdir")
 PATH_OR_FILE = ("truncate", "ftruncate", "fsync", "fdatasync", "chmod", "utime")
 WRITES = ("write", "pwrite")
 CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+NEEDS_ROOM = ("open", "write", "mkdir", "link", "symlink")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Operation:
     path: str
     start: int = 0
     content: bytes = b""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.path}"
 
     def tear(self, folder: Path) -> None:
         """Let the first half of a write reach the file, in a copy of the folder."""
@@ -43,7 +47,7 @@ Seen = Callable[[Operation], None]
 
 @contextmanager
 def watching(root: Path, seen: Seen) -> Iterator[None]:
-    """Call ``seen`` before every operation below ``root``."""
+    """Call ``seen`` before every operation below ``root``; what it raises, the operation raises."""
     below = _Below(root)
     with pytest.MonkeyPatch.context() as patch:
         for name in TWO_PATHS:
@@ -81,11 +85,10 @@ class _Below:
 def _of_two_paths(name: str, below: _Below, seen: Seen) -> Callable[..., Any]:
     call = getattr(os, name)
 
-    def watched(source: Any, target: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> Any:
-        path = below(target, dst_dir_fd) or below(source, src_dir_fd)
+    def watched(source: Any, target: Any, **folders: int | None) -> Any:
+        path = below(target, folders.get("dst_dir_fd")) or below(source, folders.get("src_dir_fd"))
         if path is not None:
             seen(Operation(name, path))
-        folders = {"src_dir_fd": src_dir_fd, "dst_dir_fd": dst_dir_fd} if name != "symlink" else {}
         return call(source, target, **folders)
 
     return watched
@@ -146,7 +149,7 @@ def _open(below: _Below, seen: Seen) -> Callable[..., Any]:
     class Raw(io.FileIO):
         """A file below the folder; every write and truncation is told."""
 
-        def write(self, content: Any) -> int | None:
+        def write(self, content: Any) -> int:
             start = os.fstat(self.fileno()).st_size if "a" in self.mode else self.tell()
             seen(Operation("write", str(below(self.fileno())), start, bytes(content)))
             return super().write(content)
