@@ -26,7 +26,7 @@ from nas_prune import results, train
 
 FULL = "a full disk"
 Ways = Callable[[Operation], Iterable[str]]
-Instants = Callable[[Path, Seen], AbstractContextManager[None]]
+Instants = Callable[[Seen], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def every(step: int, ways: Ways) -> Ways:
 
 
 @contextmanager
-def steps(_root: Path, seen: Seen) -> Iterator[None]:
+def steps(seen: Seen) -> Iterator[None]:
     """The instants after a step of an optimizer, and those in which an evaluation begins."""
 
     def evaluating(top1: Callable[..., float]) -> Callable[..., float]:
@@ -93,7 +93,7 @@ def record(laboratory: Laboratory, start: Path, ways: Ways, instants: Instants =
     folder.mkdir()
 
     def recording() -> int:
-        with instants(start, _Recorder(start, folder, ways)):
+        with instants(_Recorder(start, folder, ways)):
             return laboratory.program(start, number=0)
 
     assert ended(forked(recording)) == 0, said(start)
@@ -164,3 +164,21 @@ class _Recorder:
             self(operation)
         os.kill(os.getpid(), getattr(signal, how, signal.SIGKILL))
         return True
+
+
+def kill_itself(laboratory: Laboratory, folder: Path, number: int) -> str:
+    """Run in ``folder`` up to the operation of that number, where this very process is killed; says where that was."""
+    operations: list[Operation] = []
+
+    def seen(operation: Operation) -> None:
+        operations.append(operation)
+        if len(operations) == number:
+            beside(folder, "where").write_text(str(operation))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def work() -> int:
+        with watching(seen):
+            return laboratory.program(folder, number)
+
+    assert ended(forked(work)) == -signal.SIGKILL
+    return beside(folder, "where").read_text()

@@ -1,4 +1,4 @@
-"""Every operation that changes a folder, told just before it happens: the instants at which a process can be killed.
+"""Every operation that changes the working folder, told just before it happens: the instants at which a process can be killed.
 
 Seen are the calls by which Python changes files: those of ``os``, and the system calls under a file object (a raw file
 that tells of each write stands under Python's own buffers, so a buffered write counts when it reaches the system).
@@ -46,47 +46,42 @@ Seen = Callable[[Operation], None]
 
 
 @contextmanager
-def watching(root: Path, seen: Seen) -> Iterator[None]:
-    """Call ``seen`` before every operation below ``root``; what it raises, the operation raises."""
-    below = _Below(root)
+def watching(seen: Seen) -> Iterator[None]:
+    """Call ``seen`` before every operation below the working folder; what it raises, the operation raises."""
     with pytest.MonkeyPatch.context() as patch:
         for name in TWO_PATHS:
-            patch.setattr(os, name, _of_two_paths(name, below, seen))
+            patch.setattr(os, name, _of_two_paths(name, seen))
         for name in ONE_PATH:
-            patch.setattr(os, name, _of_one_path(name, below, seen))
+            patch.setattr(os, name, _of_one_path(name, seen))
         for name in PATH_OR_FILE:
-            patch.setattr(os, name, _of_path_or_file(name, below, seen))
+            patch.setattr(os, name, _of_path_or_file(name, seen))
         for name in WRITES:
-            patch.setattr(os, name, _of_descriptor(name, below, seen))
-        patch.setattr(os, "open", _os_open(below, seen))
-        opening = _open(below, seen)
+            patch.setattr(os, name, _of_descriptor(name, seen))
+        patch.setattr(os, "open", _os_open(seen))
+        opening = _open(seen)
         patch.setattr(io, "open", opening)
         patch.setattr(builtins, "open", opening)
         yield
 
 
-class _Below:
-    """What lies below a folder, by the names that calls give it: paths, descriptors, paths relative to descriptors."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = str(root.resolve())
-
-    def __call__(self, target: Any, folder: int | None = None) -> str | None:
-        """The path below the folder, or None for what is elsewhere."""
-        if isinstance(target, int):
-            absolute = os.readlink(f"/proc/self/fd/{target}")
-        else:
-            base = os.getcwd() if folder is None else os.readlink(f"/proc/self/fd/{folder}")
-            absolute = os.path.normpath(os.path.join(base, os.fsdecode(target)))
-        inside = absolute == self.root or absolute.startswith(self.root + os.sep)
-        return os.path.relpath(absolute, self.root) if inside else None
+def _below(target: Any, folder: int | None = None) -> str | None:
+    """The path of a file below the working folder, None for what is elsewhere; as calls name it: by a path, by a
+    descriptor, by a path from the descriptor of a folder.
+    """
+    root = os.getcwd()
+    if isinstance(target, int):
+        absolute = os.readlink(f"/proc/self/fd/{target}")
+    else:
+        base = root if folder is None else os.readlink(f"/proc/self/fd/{folder}")
+        absolute = os.path.normpath(os.path.join(base, os.fsdecode(target)))
+    return os.path.relpath(absolute, root) if f"{absolute}/".startswith(f"{root}/") else None
 
 
-def _of_two_paths(name: str, below: _Below, seen: Seen) -> Callable[..., Any]:
+def _of_two_paths(name: str, seen: Seen) -> Callable[..., Any]:
     call = getattr(os, name)
 
     def watched(source: Any, target: Any, **folders: int | None) -> Any:
-        path = below(target, folders.get("dst_dir_fd")) or below(source, folders.get("src_dir_fd"))
+        path = _below(target, folders.get("dst_dir_fd")) or _below(source, folders.get("src_dir_fd"))
         if path is not None:
             seen(Operation(name, path))
         return call(source, target, **folders)
@@ -94,11 +89,11 @@ def _of_two_paths(name: str, below: _Below, seen: Seen) -> Callable[..., Any]:
     return watched
 
 
-def _of_one_path(name: str, below: _Below, seen: Seen) -> Callable[..., Any]:
+def _of_one_path(name: str, seen: Seen) -> Callable[..., Any]:
     call = getattr(os, name)
 
     def watched(path: Any, *others: Any, dir_fd: int | None = None) -> Any:
-        inside = below(path, dir_fd)
+        inside = _below(path, dir_fd)
         if inside is not None:
             seen(Operation(name, inside))
         return call(path, *others, dir_fd=dir_fd)
@@ -106,11 +101,11 @@ def _of_one_path(name: str, below: _Below, seen: Seen) -> Callable[..., Any]:
     return watched
 
 
-def _of_path_or_file(name: str, below: _Below, seen: Seen) -> Callable[..., Any]:
+def _of_path_or_file(name: str, seen: Seen) -> Callable[..., Any]:
     call = getattr(os, name)
 
     def watched(target: Any, *others: Any, **named: Any) -> Any:
-        path = below(target)
+        path = _below(target)
         if path is not None:
             seen(Operation(name, path))
         return call(target, *others, **named)
@@ -118,11 +113,11 @@ def _of_path_or_file(name: str, below: _Below, seen: Seen) -> Callable[..., Any]
     return watched
 
 
-def _of_descriptor(name: str, below: _Below, seen: Seen) -> Callable[..., Any]:
+def _of_descriptor(name: str, seen: Seen) -> Callable[..., Any]:
     call = getattr(os, name)
 
     def watched(descriptor: int, content: Any, *offset: int) -> Any:
-        path = below(descriptor)
+        path = _below(descriptor)
         if path is not None:
             start = offset[0] if offset else os.lseek(descriptor, 0, os.SEEK_CUR)
             seen(Operation("write", path, start, bytes(content)))
@@ -131,11 +126,11 @@ def _of_descriptor(name: str, below: _Below, seen: Seen) -> Callable[..., Any]:
     return watched
 
 
-def _os_open(below: _Below, seen: Seen) -> Callable[..., int]:
+def _os_open(seen: Seen) -> Callable[..., int]:
     call = os.open
 
     def watched(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-        inside = below(path, dir_fd) if flags & CHANGING else None
+        inside = _below(path, dir_fd) if flags & CHANGING else None
         if inside is not None:
             seen(Operation("open", inside))
         return call(path, flags, mode, dir_fd=dir_fd)
@@ -143,7 +138,7 @@ def _os_open(below: _Below, seen: Seen) -> Callable[..., int]:
     return watched
 
 
-def _open(below: _Below, seen: Seen) -> Callable[..., Any]:
+def _open(seen: Seen) -> Callable[..., Any]:
     call = io.open
 
     class Raw(io.FileIO):
@@ -151,15 +146,15 @@ def _open(below: _Below, seen: Seen) -> Callable[..., Any]:
 
         def write(self, content: Any) -> int:
             start = os.fstat(self.fileno()).st_size if "a" in self.mode else self.tell()
-            seen(Operation("write", str(below(self.fileno())), start, bytes(content)))
+            seen(Operation("write", str(_below(self.fileno())), start, bytes(content)))
             return super().write(content)
 
         def truncate(self, size: int | None = None) -> int:
-            seen(Operation("truncate", str(below(self.fileno()))))
+            seen(Operation("truncate", str(_below(self.fileno()))))
             return super().truncate(size)
 
     def watched(file: Any, mode: str = "r", buffering: int = -1, *text: Any, **named: Any) -> Any:
-        path = below(file) if set(mode) & set("wax+") else None
+        path = _below(file) if set(mode) & set("wax+") else None
         if path is None:
             return call(file, mode, buffering, *text, **named)
         seen(Operation("open", path))

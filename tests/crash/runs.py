@@ -59,11 +59,11 @@ class Laboratory:
         """The command line, to be given in such a folder."""
         return [self.command, "recipe.yaml", "--out", "run"]
 
-    def start(self, folder: Path, number: int = 0) -> int:
+    def start(self, folder: Path, number: int = 0, words: Sequence[str] = ()) -> int:
         """Start the program; returns its process."""
-        return forked(lambda: self.program(folder, number))
+        return forked(lambda: self.program(folder, number, words))
 
-    def program(self, folder: Path, number: int) -> int:
+    def program(self, folder: Path, number: int, words: Sequence[str] = ()) -> int:
         """Become the program, at work in ``folder``; returns its exit code."""
         os.chdir(folder)
         random.seed(number)
@@ -74,7 +74,7 @@ class Laboratory:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         try:
-            cli.main(self.words)
+            cli.main(words or self.words)
         except SystemExit as left:
             return int(left.code or 0)
         finally:
