@@ -31,7 +31,7 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
             "save tensors, numbers, strings, lists and dicts only"
         )
     payload = buffer.getvalue()
-    atomic_write(path, _header(payload) + payload)
+    atomic_write(path, sealed(payload))
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -66,6 +66,11 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(cuda_state, device)
+
+
+def sealed(payload: bytes) -> bytes:
+    """The file that holds a payload: the name of the format, the sum, and the payload."""
+    return _header(payload) + payload
 
 
 def _header(payload: bytes) -> bytes:
