@@ -20,7 +20,7 @@ from nas_prune.space import Replacement
 from nas_prune.substitute import substitute
 
 AGAIN = 8  # sub-networks that are timed again
-LEAST_PARTS, PARTS_PER_AXIS = 20_000, 200  # a timm model registers up to 4000, a supernet of cells some per axis
+LEAST_PARTS, PARTS_PER_AXIS = 8_000, 200  # a timm model registers up to 4000, a supernet of cells some per axis
 FITS = 0.05  # mean difference of their shares of the dense time, beyond that of two timings
 
 

@@ -63,8 +63,8 @@ def _facts(path: Path, text: str) -> dict[str, Any]:
 
 def _described(path: Path) -> tuple[str, str]:
     """The facts of a file as text, and its sum."""
-    if not path.is_file():
-        raise CalibrationError(f"there is no calibration {path}")
+    if not os.path.isfile(path):
+        raise CalibrationError(f"there is no calibration {one_line(str(path))}")
     metadata = tensor_file.metadata(path, CalibrationError)
     if metadata.get("format") != FORMAT:
         raise CalibrationError(

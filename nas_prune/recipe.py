@@ -4,6 +4,7 @@ Every mistake in it is reported with the file (or the override), the dotted key,
 """
 
 from collections.abc import Iterator, Sequence
+from os.path import isfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,10 +97,12 @@ def recipe_keys() -> list[Key]:
 
 def _locate(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
-    if path.is_file():
+    if isfile(path):
         return path
     if path.suffix in (".yaml", ".yml") or isinstance(name_or_path, Path):
-        raise RecipeError(f"there is no recipe file {path}; `nas-prune list recipes` shows those that are shipped")
+        raise RecipeError(
+            f"there is no recipe file {one_line(str(path))}; `nas-prune list recipes` shows those that are shipped"
+        )
     known = recipes()
     if str(name_or_path) not in known:
         raise RecipeError(f"unknown recipe {shown(str(name_or_path))}{hint(str(name_or_path), known)}")

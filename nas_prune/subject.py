@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def find(word: str, *, img_size: int | None, space: str | None, settings: Mappin
     """
     path = Path(word)
     is_recipe = path.suffix in (".yaml", ".yml") or word in recipes.recipes()
-    if path.is_dir() and not is_recipe and ((path / "config.json").exists() or not timm.is_model(word)):
+    if isdir(path) and not is_recipe and ((path / "config.json").exists() or not timm.is_model(word)):
         if settings:
             raise NasPruneError(f"{word} is an artefact, whose arguments are settled; leave out --set")
         facts = artifact.describe(path)

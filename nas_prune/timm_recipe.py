@@ -1,6 +1,7 @@
 """The recipe of a script on one model: what the model knows of its images and its training, and overrides of that."""
 
 from collections.abc import Mapping, Sequence
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def facts_of(name: str) -> dict[str, Any]:
     """What is known about a model before it is built."""
     if (folder := folder_of(name)) is not None:
         return artifact.describe(folder)
-    if Path(name).is_dir():
+    if isdir(name):
         raise UnknownNameError(f"{name} is a folder; write --model {LOCAL}{name}")
     if not timm.is_model(name.partition(".")[0]):
         raise UnknownNameError(f"timm has no model {shown(name)}{hint(name, timm.list_models(), MODELS)}")
