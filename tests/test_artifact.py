@@ -282,7 +282,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
         within("attributes", {"norm": {"normalized_shape": [64] * 9}}),
         "normalized_shape would be",
     ),
-    "deep": (of("provenance", {"a": json.loads("[" * 300 + "]" * 300)}), "nested more deeply"),
+    "deep": (of("provenance", {"a": json.loads("[" * 300 + "]" * 300)}), "nested more than 40 levels"),
 }
 
 

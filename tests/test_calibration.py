@@ -58,7 +58,7 @@ def test_one_file_holds_all_of_it(made, tmp_path: Path) -> None:
 
 def test_a_calibration_of_elsewhere_is_refused_with_the_difference(made) -> None:
     _, space, images, folder = made
-    there = calibration_file.describe(folder / FILE)
+    there = calibration_file.read(folder / FILE)[1]
     wanted = here(space, images, SETTINGS, ABOUT)
     calibration_file.require_fit(folder / FILE, there, wanted)
     foreign = {
@@ -166,7 +166,7 @@ def test_calibrate_takes_a_model_of_timm(tmp_path: Path) -> None:
     words += ["--latency.batch_size=1", "--latency.predictor=additive", "--model.kwargs={img_size: 64}"]
     done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
-    facts = calibration_file.describe(tmp_path / "run/calibration" / FILE)
+    facts = calibration_file.read(tmp_path / "run/calibration" / FILE)[1]
     assert facts["model"]["name"] == "test_vit"
     assert facts["image"] == [3, 64, 64]
 
