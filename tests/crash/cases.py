@@ -182,3 +182,17 @@ def kill_itself(laboratory: Laboratory, folder: Path, number: int) -> str:
 
     assert ended(forked(work)) == -signal.SIGKILL
     return beside(folder, "where").read_text()
+
+
+def watched(laboratory: Laboratory, folder: Path) -> list[str]:
+    """Every operation below the folder of a run that goes on there to its end."""
+    found: list[Operation] = []
+
+    def work() -> int:
+        with watching(found.append):
+            code = laboratory.program(folder, number=0)
+        beside(folder, "operations").write_text("\n".join(map(str, found)))
+        return code
+
+    assert ended(forked(work)) == 0, said(folder)
+    return beside(folder, "operations").read_text().splitlines()
