@@ -1,7 +1,7 @@
 """Every instant of a run at which it can be stopped, each in a copy of its folder: a case, to be started again.
 
-At each instant the run forks. The fork is the run as it is then; it copies the folder, moves there, and is stopped, by a
-signal that it sends itself or by a disk that is full from now on; the run waits for it, and goes on to the next instant.
+At each instant the run forks. The fork is the run as it is then: it copies the folder, moves there, and is stopped by a
+signal that it sends itself, or by a disk that is full from now on. The run waits for it and goes on to the next.
 What a killed process leaves behind is what its folder held then, so equal copies are one.
 """
 

@@ -18,7 +18,7 @@ LEFT = (".tmp", ".previous", ".lock")  # how names end that a finished run does 
 
 
 def killed_anywhere(laboratory: Laboratory, name: str, step: int = 1) -> tuple[list[Case], list[str]]:
-    """Killed before an operation, or in the middle of a write, a run ends in the bytes of one that was never stopped."""
+    """Killed before an operation or in the middle of a write, a run ends in the bytes of one that was not."""
     start = laboratory.fresh(name)
     cases = record(laboratory, start, every(step, killed))
     reference = outcome(start)
@@ -118,7 +118,7 @@ def contend(laboratory: Laboratory, folder: Path, delay: float) -> tuple[int, in
 
 
 def in_a_small_disk(laboratory: Laboratory, folder: Path, size: int, whole: Path) -> list[str]:
-    """A disk of so many bytes costs one message; with more room, the run ends as the whole one. What is wrong of that."""
+    """A disk of so many bytes costs one message; with more room, a run ends as the whole one. What is wrong of that."""
     reference, found = outcome(whole), beside(folder, "found")
 
     def work() -> int:

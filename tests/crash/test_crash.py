@@ -9,8 +9,9 @@ import laws
 import pytest
 import runs
 from cases import every, killed, record
-from recipes import MACS, MILLISECONDS, ONCE, OPERATORS, SHAPLEY
 from runs import Laboratory, different, outcome
+
+from recipes import MACS, MILLISECONDS, ONCE, OPERATORS, SHAPLEY
 
 pytestmark = pytest.mark.crash
 RECIPES = {"macs": MACS, "ms": MILLISECONDS, "shapley": SHAPLEY}

@@ -8,8 +8,9 @@ import laws
 import pytest
 import rooms
 from cases import watched
-from recipes import MILLISECONDS
 from runs import Laboratory, beside, different, digest, ended, outcome, said
+
+from recipes import MILLISECONDS
 
 pytestmark = pytest.mark.crash
 mounts = pytest.mark.skipif(bool(why := rooms.refused()), reason=why)
