@@ -97,7 +97,7 @@ def fit(
     """
     if not stage.epochs:
         return
-    trained, prepared = ready(run.accelerator, model, run.pace), optimizers
+    trained = ready(run.accelerator, model, run.pace)
     loader = run.accelerator.prepare_data_loader(data.train)
     steps = min(len(loader), stage.settings.max_steps or len(loader))
     schedule = _schedule(optimizers, stage, steps)
@@ -109,10 +109,10 @@ def fit(
         while position.epoch < stage.epochs:
             _open_epoch(model, position, begin)
             for images, labels in _batches(loader, position, steps):
-                schedule.stepdescend(number := position.epoch * steps + position.step)
+                schedule.step_update(number := position.epoch * steps + position.step)
                 with drawing(run.seed, stage.name, number):
                     loss = loss_of(trained, *mix(images, labels))
-                    descend(run.accelerator, trained, loss, prepared, stage.settings.clip_grad)
+                    descend(run.accelerator, trained, loss, optimizers, stage.settings.clip_grad)
                 position.step, position.loss = position.step + 1, loss.detach()
                 bar.advance(_look(stage, position, steps))
                 memory.close_step(position, stop)
