@@ -1,4 +1,4 @@
-"""Small runs that have all there is in a run: every stage takes several steps, with averaged weights, mixup and cutmix."""
+"""Small runs with all that is in a run: every stage takes several steps, with averaged weights, mixup and cutmix."""
 
 from typing import Any
 
