@@ -8,14 +8,18 @@ from nas_prune import build, calibration_file
 from nas_prune.bench import staircase
 from nas_prune.calibrate import FILE, Calibration, adopt, calibrate, here, refuse_unreachable
 from nas_prune.costs import Budget, Limits
-from nas_prune.errors import BudgetError, CalibrationError
+from nas_prune.errors import BudgetError, CalibrationError, StorageError
 from nas_prune.files import atomic_write
+from nas_prune.folders import tidy
 from nas_prune.job import Job
 from nas_prune.sampling import smallest
 from nas_prune.settings import LatencySettings
 from nas_prune.space import SearchSpace
 
 OTHERWISE = "get that file again, name another in latency.calibration, or leave that key out to have one made here"
+
+
+ABANDONED = 3600  # seconds after which what a writer has left in the cache is nobody's
 
 
 def calibrated(job: Job) -> Calibration:
@@ -25,8 +29,7 @@ def calibrated(job: Job) -> Calibration:
         if settings.staircase:
             journal, device = folder / "staircase.jsonl", str(job.run.accelerator.device)
             job.space = staircase(job.space, settings, device, journal, job.run.bars.follow)
-        if not (folder / FILE).exists():
-            _bring(job, folder)
+        _bring(job, folder)
     result = adopt(folder / FILE, job.space, folder)
     result.predictor.to(job.run.accelerator.device)
     if not settings.trust_calibration:  # one of elsewhere does not know this machine
@@ -54,25 +57,39 @@ def _refuse_impossible(limits: Sequence[Budget], space: SearchSpace) -> None:
 
 
 def _bring(job: Job, folder: Path) -> None:
-    """Put the calibration into the folder of the run. Raises CalibrationError if the one named does not fit."""
+    """See to it that the calibration is in the folder of the run, and in the cache.
+
+    Raises CalibrationError if the one that the recipe names does not fit.
+    """
     settings, about = job.recipe.latency, _about(job)
     inputs = job.images(settings.batch_size)
     wanted = here(job.space, inputs, settings, about)
     kept = calibration_file.cached(wanted | {"asked": settings.model_dump(mode="json"), "seed": job.recipe.seed})
-    known = _named(settings, wanted) or _remembered(job, kept, wanted)
-    if known is not None:
-        job.run.bars.say(f"calibration: {known}")
-        atomic_write(folder / FILE, known.read_bytes())
-        return
-    made = calibrate(
-        *(job.model, job.space, inputs, settings, folder),
-        about=about,
-        seed=job.recipe.seed,
-        progress=job.run.bars.follow,
-    )
-    job.run.bars.say(said(made))
-    if settings.cache:
-        atomic_write(kept, (folder / FILE).read_bytes())
+    missing = not (folder / FILE).exists()
+    if missing:
+        known = _named(settings, wanted) or _remembered(job, kept, wanted)
+        if known is not None:
+            job.run.bars.say(f"calibration: {known}")
+            atomic_write(folder / FILE, known.read_bytes())
+            return
+        made = calibrate(
+            *(job.model, job.space, inputs, settings, folder),
+            about=about,
+            seed=job.recipe.seed,
+            progress=job.run.bars.follow,
+        )
+        job.run.bars.say(said(made))
+    if settings.cache and settings.calibration is None and (missing or not kept.exists()):
+        _remember(job, folder / FILE, kept)
+
+
+def _remember(job: Job, path: Path, kept: Path) -> None:
+    """Keep a calibration for later runs; where that cannot be, this one goes on without."""
+    try:
+        atomic_write(kept, path.read_bytes())
+        tidy(kept.parent, seconds=ABANDONED)
+    except StorageError as error:
+        job.run.bars.say(f"the calibration is not kept for later runs: {error}")
 
 
 def _named(settings: LatencySettings, wanted: Mapping[str, Any]) -> Path | None:

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -18,20 +18,34 @@ from torch import Tensor
 
 from nas_prune import json_text, tensor_file
 from nas_prune.calibration_facts import Facts, disagreement
-from nas_prune.documents import validated
+from nas_prune.documents import Document, validated
 from nas_prune.errors import CalibrationError, one_line
 from nas_prune.files import atomic_write, finite
 
 FORMAT = "nas_prune.calibration/6"
+ENTRY = "calibration"  # what the header has beside the tensors
 DECISIVE = ("processor", "cores", "accelerator", "system")  # the rest of a fingerprint may differ a little
+
+
+class Entry(Document):
+    """What the header says: the format, the facts as text, and the sum of all."""
+
+    format: Literal["nas_prune.calibration/6"]
+    facts: str
+    sha256: str
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write one file, whole or not at all. The order of ``facts["axes"]`` is that of the columns of ``sizes``."""
     tidy = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(finite(facts), allow_nan=False)
-    metadata = {"format": FORMAT, "facts": text, "sha256": sum_of(tidy, text)}
-    atomic_write(path, safetensors.torch.save(tidy, metadata=metadata))
+    atomic_write(path, sealed(tidy, json.dumps(finite(facts), allow_nan=False)))
+
+
+def sealed(tensors: Mapping[str, Tensor], facts: str) -> bytes:
+    """The file that holds these tensors and facts. Of several entries in a header, safetensors would choose the order
+    anew in every process, and the same calibration would not be the same bytes."""
+    entry = json.dumps({"format": FORMAT, "facts": facts, "sha256": sum_of(tensors, facts)})
+    return safetensors.torch.save(dict(tensors), metadata={ENTRY: entry})
 
 
 def read(
@@ -66,11 +80,16 @@ def _described(path: Path) -> tuple[str, str]:
     if not os.path.isfile(path):
         raise CalibrationError(f"there is no calibration {one_line(str(path))}")
     metadata = tensor_file.metadata(path, CalibrationError)
-    if metadata.get("format") != FORMAT:
-        raise CalibrationError(
-            f"{path} is a {one_line(metadata.get('format', 'safetensors file'), 40)}, not a {FORMAT}"
+    if ENTRY not in metadata:
+        found = one_line(metadata.get("format", "safetensors file"), 40)
+        raise CalibrationError(f"{path} is a {found}, not a {FORMAT}")
+    try:
+        entry = validated(
+            json_text.parse(metadata[ENTRY].encode()), Entry, str(path), CalibrationError, "it is no calibration"
         )
-    return metadata.get("facts", ""), metadata.get("sha256", "")
+    except ValueError as error:
+        raise CalibrationError(f"the header of {path} is not valid JSON ({one_line(str(error))})") from error
+    return entry.facts, entry.sha256
 
 
 def sum_of(tensors: Mapping[str, Tensor], facts: str) -> str:

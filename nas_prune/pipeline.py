@@ -67,7 +67,7 @@ def run(
 
 def finished(recipe: Recipe, folder: Path, *, report: bool) -> bool:
     """Whether a folder holds all that a run of this recipe makes, the artefacts as they were saved."""
-    made = ("recipe.yaml", "results.json", *(["report.html"] if report else []))
+    made = ("recipe.yaml", "arch.json", "results.json", *(["report.html"] if report else []))
     return (
         all((folder / name).is_file() for name in made)
         and open_run(folder) == recipe

@@ -324,12 +324,7 @@ def _write_facts(folder: Path, draw: Random | None) -> Path:
     text = json.dumps(facts).encode()
     text = text if draw is None else hostile.json_mutant(text, draw)
     readable = text.decode(errors="replace")
-    metadata = {
-        "format": calibration_file.FORMAT,
-        "facts": readable,
-        "sha256": calibration_file.sum_of(tensors, readable),
-    }
-    path.write_bytes(safetensors.torch.save(tensors, metadata=metadata))
+    path.write_bytes(calibration_file.sealed(tensors, readable))
     return path
 
 
