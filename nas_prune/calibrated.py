@@ -1,6 +1,6 @@
 """The calibration of a run: of the file that its recipe names, of this machine's cache, or made now."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +8,14 @@ from nas_prune import build, calibration_file
 from nas_prune.bench import staircase
 from nas_prune.calibrate import FILE, Calibration, adopt, calibrate, here, refuse_unreachable
 from nas_prune.costs import Budget, Limits
-from nas_prune.errors import BudgetError
+from nas_prune.errors import BudgetError, CalibrationError
 from nas_prune.files import atomic_write
 from nas_prune.job import Job
 from nas_prune.sampling import smallest
+from nas_prune.settings import LatencySettings
 from nas_prune.space import SearchSpace
+
+OTHERWISE = "get that file again, name another in latency.calibration, or leave that key out to have one made here"
 
 
 def calibrated(job: Job) -> Calibration:
@@ -56,10 +59,8 @@ def _bring(job: Job, folder: Path) -> None:
     inputs = job.images(settings.batch_size)
     wanted = here(job.space, inputs, settings, about)
     kept = calibration_file.cached(wanted | {"asked": settings.model_dump(mode="json"), "seed": job.recipe.seed})
-    known = Path(settings.calibration) if settings.calibration else kept
-    if settings.calibration or (settings.cache and kept.exists()):
-        if not settings.trust_calibration:
-            calibration_file.require_fit(known, calibration_file.describe(known), wanted)
+    known = _named(settings, wanted) or _remembered(job, kept, wanted)
+    if known is not None:
         job.run.bars.say(f"calibration: {known}")
         atomic_write(folder / FILE, known.read_bytes())
         return
@@ -72,6 +73,30 @@ def _bring(job: Job, folder: Path) -> None:
     job.run.bars.say(said(made))
     if settings.cache:
         atomic_write(kept, (folder / FILE).read_bytes())
+
+
+def _named(settings: LatencySettings, wanted: Mapping[str, Any]) -> Path | None:
+    """The calibration that the recipe names, if any; raises CalibrationError for a broken one, or one of elsewhere."""
+    if settings.calibration is None:
+        return None
+    path = Path(settings.calibration)
+    _, facts = calibration_file.read(path, OTHERWISE)
+    if not settings.trust_calibration:
+        calibration_file.require_fit(path, facts, wanted)
+    return path
+
+
+def _remembered(job: Job, kept: Path, wanted: Mapping[str, Any]) -> Path | None:
+    """The calibration that the cache has, if it is whole; one that is not is made again, and said to be."""
+    if not job.recipe.latency.cache or not kept.exists():
+        return None
+    try:
+        _, facts = calibration_file.read(kept, "it is made again")
+        calibration_file.require_fit(kept, facts, wanted)
+    except CalibrationError as error:
+        job.run.bars.say(f"the calibration in the cache is not used, and made again: {error}")
+        return None
+    return kept
 
 
 def said(made: Calibration) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nas_prune import checkpoint
-from nas_prune.documents import Count, validated
+from nas_prune.documents import LARGEST, MOST, Count, validated
 from nas_prune.errors import CheckpointError, shown
 from nas_prune.tensor_file import misfit
 
@@ -121,16 +121,19 @@ def _alike(known: Any, found: Any) -> bool:
     """Whether plain values have the same form: lists and mappings item by item; any finite number for a number."""
     if isinstance(known, dict):
         same = isinstance(found, dict) and known.keys() == found.keys()
-        return (
-            same
-            and all(_alike(known[name], found[name]) for name in known if name != "params")
-            and (known.get("params") == found.get("params"))
-        )
+        return same and all(_same(name, known[name], found[name]) for name in known)
     if isinstance(known, list | tuple):
         return type(found) is type(known) and len(found) == len(known) and all(map(_alike, known, found))
     if isinstance(known, int | float) and not isinstance(known, bool):
-        return type(found) in (int, float) and abs(found) < float("inf")
+        return type(found) in (int, float) and abs(found) <= (MOST if type(found) is int else LARGEST)
     return type(found) is type(known)
+
+
+def _same(name: str, known: Any, found: Any) -> bool:
+    """Whether a value of an optimizer's group can be taken: which parameters they are must not change."""
+    if name != "params":
+        return _alike(known, found)
+    return isinstance(found, list) and all(type(number) is int for number in found) and bool(found == known)
 
 
 def _after_a_step(optimizer: Optimizer) -> dict[str, Any]:
