@@ -6,6 +6,7 @@ What a killed process leaves behind is what its folder held then, so equal copie
 """
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -62,6 +63,12 @@ def without_room(operation: Operation) -> Iterator[str]:
         yield FULL
 
 
+def in_turn() -> Ways:
+    """At each instant another way."""
+    ways = itertools.cycle(("SIGKILL", FULL, "SIGTERM", "torn", "SIGINT"))
+    return lambda _: [next(ways)]
+
+
 def every(step: int, ways: Ways) -> Ways:
     """These ways at one operation in ``step``."""
     numbers = iter(range(10**9))
@@ -85,6 +92,13 @@ def steps(seen: Seen) -> Iterator[None]:
             patch.setattr(module, "top1", evaluating(module.top1))
         yield
     hook.remove()
+
+
+@contextmanager
+def anything(seen: Seen) -> Iterator[None]:
+    """Operations, steps and evaluations."""
+    with watching(seen), steps(seen):
+        yield
 
 
 def record(laboratory: Laboratory, start: Path, ways: Ways, instants: Instants = watching) -> list[Case]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from signal import SIGKILL, SIGTERM
 
 import rooms
-from cases import FULL, Case, asked, every, kill_itself, killed, record, steps, unequal, without_room
+from cases import FULL, Case, anything, asked, every, in_turn, kill_itself, killed, record, steps, unequal, without_room
 from runs import Laboratory, beside, different, ended, finish, forked, outcome, said
 
 EXIT = {"SIGKILL": -SIGKILL, "torn": -SIGKILL, "SIGTERM": -SIGTERM, "SIGINT": 130, FULL: 1}  # as the README says
@@ -39,6 +39,13 @@ def full_anywhere(laboratory: Laboratory, name: str, step: int = 1) -> tuple[lis
     cases = record(laboratory, start, every(step, without_room))
     unsaid = [f"{case} says: {said(case.folder)[-500:]}" for case in cases if not one_message(said(case.folder))]
     return cases, [*misled(cases), *unsaid, *unequal(laboratory, cases, start, outcome(start))]
+
+
+def stopped_in_turn(laboratory: Laboratory, name: str, step: int) -> tuple[list[Case], list[str]]:
+    """All these ways, one after the other, at every operation, step and evaluation."""
+    start = laboratory.fresh(name)
+    cases = record(laboratory, start, every(step, in_turn()), anything)
+    return cases, [*misled(cases), *unequal(laboratory, cases, start, outcome(start))]
 
 
 def killed_twice(laboratory: Laboratory, name: str, step: int) -> tuple[list[Case], list[str]]:
