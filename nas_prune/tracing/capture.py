@@ -143,18 +143,23 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
             if isinstance(module, Choice)
         },
         constants={
-            spec.arg.name: program.constants[str(spec.target)]
+            spec.arg.name: _kept(program.constants[str(spec.target)])
             for spec in specs
             if spec.kind is InputKind.CONSTANT_TENSOR
         },
         values={
-            spec.arg.name: program.constants[str(spec.target)]
+            spec.arg.name: _kept(program.constants[str(spec.target)])
             for spec in specs
             if spec.kind is InputKind.BUFFER and str(spec.target) in program.constants
         },
         inputs=each_tensor(lambda value: value.to("meta"), arguments),
         batch=batch_of(inputs),
     )
+
+
+def _kept(value: Any) -> Any:
+    """A tensor of the graph that no checkpoint holds, on the CPU if it has numbers, wherever the model is."""
+    return value.cpu() if isinstance(value, Tensor) and not value.is_meta else value
 
 
 def device_of(model: nn.Module) -> torch.device:

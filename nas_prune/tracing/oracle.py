@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 from torch.fx.node import map_arg
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from nas_prune.arch import Arch
 from nas_prune.tracing.capture import Inputs, at_least_two
@@ -136,7 +136,9 @@ def take(axes: Axes, arch: Arch, tensor: Tensor, dims: tuple[Term, ...]) -> Tens
 
 
 def _arguments(node: Node, values: Values) -> tuple[list[Any], dict[str, Any]]:
-    args, kwargs = map_arg((node.args, node.kwargs), lambda argument: values[argument])
+    """What a node gets, on the CPU wherever it was captured, and in float64."""
+    given = map_arg((node.args, node.kwargs), lambda argument: values[argument])
+    args, kwargs = tree_map_only(torch.device, lambda _: torch.device("cpu"), given)
     if kwargs.get("dtype") == torch.float32:
         kwargs = {**kwargs, "dtype": torch.float64}
     return list(args), dict(kwargs)

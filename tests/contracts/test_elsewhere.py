@@ -21,6 +21,7 @@ from nas_prune.gates import gates
 from nas_prune.penalties import BudgetPenalty
 from nas_prune.space import SearchSpace
 from nas_prune.substitute import laid_out
+from nas_prune.verification import verify
 
 SPACES = ("channels", "operations", "stripes")
 Result = dict[str, Tensor]
@@ -129,3 +130,23 @@ def test_a_tensor_that_is_left_behind_is_seen() -> None:
         There(torch.ones(3)) + torch.ones(3)
     with pytest.raises(RuntimeError, match="not supported"):
         There(torch.ones(3)).numpy()
+
+
+class Positions(User):
+    """A width that meets numbers made on the device of the input, with which they are captured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu() + torch.arange(6, device=x.device, dtype=x.dtype)
+        return self.head(self.second(x).relu().mean((2, 3)))
+
+
+def test_what_was_traced_on_a_device_is_verified_on_the_cpu() -> None:
+    model = Positions()
+    x = model.example()
+    axes = trace(copy.deepcopy(model).to("meta"), x.to("meta"))
+    assert list(axes.free) == list(trace(model, x).free)
+    assert verify(model, axes, Arch.random(axes), x).max_rel_error <= 1e-9
