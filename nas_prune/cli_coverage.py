@@ -43,6 +43,9 @@ def command(
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="models tried at a time, one core each")] = os.cpu_count() or 1,
     resume: Annotated[bool, typer.Option("--resume", help="keep the rows that are there already")] = False,
+    names: Annotated[
+        str | None, typer.Option(help="trace every name of timm that matches, e.g. '*', and go on where that stopped")
+    ] = None,
     row: Annotated[str | None, typer.Option(hidden=True, help="print the row of one module as JSON")] = None,
 ) -> None:
     """Trace, derive, save, load and export the smallest model of every timm module; write the table of what holds."""
@@ -51,6 +54,9 @@ def command(
     known = cases()
     if row is not None:
         typer.echo(json.dumps(examine(known[row])))
+        return
+    if names is not None:
+        typer.echo(_named(names, out, jobs))
         return
     unknown = sorted(set(only or ()) - known.keys())
     if unknown:
@@ -66,6 +72,18 @@ def command(
     rows = [done[name] for name in known if name in done]
     atomic_write(out, page(rows).encode())
     typer.echo(summary(rows))
+
+
+def _named(pattern: str, out: Path, jobs: int) -> str:
+    """Examine all names that match; their table and its rows are never those of the modules."""
+    import timm
+
+    from nas_prune.coverage_names import examine_names
+
+    found = timm.list_models(pattern, exclude_filters=["nas_prune*"])
+    if not found:
+        raise typer.BadParameter(f"timm has no model that matches {pattern!r}", param_hint="--names")
+    return examine_names(found, out if out.stem != "coverage" else out.with_stem("coverage_names"), jobs=jobs)
 
 
 def _examined(wanted: "list[Case]", jobs: int) -> Iterator[Row]:

@@ -7,10 +7,13 @@ import timm
 import torch
 from zoo import apart, few, traced_model
 
+from nas_prune import coverage_names
 from nas_prune.cli_coverage import page, summary
 from nas_prune.costs import Macs, count
 from nas_prune.coverage import Case, cases, examine
+from nas_prune.coverage_names import examine_name
 from nas_prune.derivation import derive
+from nas_prune.files import append_line
 from nas_prune.gated import GatedModel
 from nas_prune.verification import allowed
 
@@ -93,3 +96,17 @@ def test_all_of_timm(module: str) -> None:
     row = examine(cases()[module])
     assert row["problems"] == {}
     assert row["macs"] <= REACH or module in BEYOND
+
+
+def test_a_name_is_examined_without_numbers_and_a_row_is_not_repeated(tmp_path, monkeypatch) -> None:
+    found = examine_name("test_vit")
+    images = torch.randn(1, *found["size"])
+    assert (found.get("problem"), found["macs"]) == (None, count(timm.create_model("test_vit"), images).macs)
+    assert (found["module"], found["size"]) == ("vision_transformer", [3, 160, 160])
+    out = tmp_path / "names.md"
+    append_line(out.with_suffix(".jsonl"), {**found, "seconds": 77.0})
+    broken = {"model": "test_resnet", "module": "resnet", "size": [3, 9, 9], "seconds": 1.0, "problem": "too small"}
+    monkeypatch.setattr(coverage_names, "_examined", lambda names, jobs: [broken] if names == ["test_resnet"] else [])
+    assert coverage_names.examine_names(["test_vit", "test_resnet"], out, jobs=1).startswith("names: 2\ntraced: 1\n")
+    assert "| 77.0 |" in out.read_text()
+    assert "* test_resnet: too small" in out.read_text()
