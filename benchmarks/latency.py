@@ -10,7 +10,6 @@ what a predictor adds to a training step.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -27,9 +26,11 @@ from nas_prune.arch import Arch
 from nas_prune.calibrate import Calibration, calibrate
 from nas_prune.costs import Budget, Conditions, measure_together, predictors
 from nas_prune.derivation import derive
+from nas_prune.documents import read_document
 from nas_prune.errors import BudgetError
 from nas_prune.expressible import trace
 from nas_prune.meet import meet
+from nas_prune.run_files import CalibrationPage
 from nas_prune.selectors import selectors
 from nas_prune.settings import LatencySettings
 from nas_prune.space import SearchSpace
@@ -94,7 +95,7 @@ def again(spec: str, batch: int, conditions: Conditions, path: Path) -> None:
     A process per network, as in deployment: in one that held all twenty, small ones took up to 4 % longer.
     """
     model, space, images = prepared(spec, batch)
-    calm_ms = json.loads((path.parent / "calibration.json").read_text())["calm_ms"]
+    calm_ms = read_document(path.parent / "calibration.json", CalibrationPage)["calm_ms"]
     small = derive(model, space.axes, Arch.read(path))
     print(median(share(model, small, images, conditions, calm_ms) for _ in range(TIMINGS)))
 

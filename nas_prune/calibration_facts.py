@@ -68,6 +68,8 @@ class Facts(Document):
             raise ValueError("no such predictor was fitted")
         if self.interval[0] > self.interval[1]:
             raise ValueError("the interval is empty")
+        if self.model.kwargs.get("in_chans", self.image[0]) != self.image[0]:
+            raise ValueError("the model takes images of other channels")
         if self.batch_size * self.image[0] * self.image[1] * self.image[2] > MOST_NUMBERS:
             raise ValueError("a batch of images would not fit any memory")
         options = [option for rule in self.replaced for option in (rule.only, rule.candidates)]

@@ -20,7 +20,7 @@ from nas_prune.errors import ArtifactError, first_line, shown
 
 SOURCES = frozenset({"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source"})  # where weights come from
 REFUSED = frozenset({"model_name", "checkpoint_path", "cache_dir", "pruned", "device", "dtype"})
-LARGEST = 1_000_000  # more than any width, depth, image size or number of classes
+LARGEST, DEEPEST = 1_000_000, 10_000  # more than any width, image size or number of classes; than any depth
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,11 @@ class Origin:
                 raise ArtifactError(
                     f"the argument {shown(name)} of {self.architecture} may not be part of an artefact; leave it out"
                 )
-            if not is_plain(value) or not is_moderate(value):
+            largest = DEEPEST if any(word in name for word in ("depth", "layers", "blocks")) else LARGEST
+            if not is_plain(value) or not is_moderate(value, largest):
                 raise ArtifactError(
                     f"the argument {shown(name)} of {self.architecture} must be plain data with numbers up to "
-                    f"{LARGEST}, not {shown(value)}; pass origin= with names in place of objects"
+                    f"{largest}, not {shown(value)}; pass origin= with names in place of objects"
                 )
         if not is_plain(self.pretrained_cfg) or not is_moderate(self.pretrained_cfg):
             raise ArtifactError(f"pretrained_cfg must be plain data with numbers up to {LARGEST}")
@@ -94,13 +95,13 @@ def is_plain(value: object) -> bool:
     return value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
 
 
-def is_moderate(value: Any) -> bool:
+def is_moderate(value: Any, largest: int = LARGEST) -> bool:
     """Whether no number and no list in an argument is absurdly large."""
     if isinstance(value, dict):
-        return all(is_moderate(item) for item in value.values())
+        return all(is_moderate(item, largest) for item in value.values())
     if isinstance(value, list | tuple):
-        return len(value) <= LARGEST and all(is_moderate(item) for item in value)
-    return not isinstance(value, int | float) or abs(value) <= LARGEST
+        return len(value) <= largest and all(is_moderate(item, largest) for item in value)
+    return not isinstance(value, int | float) or abs(value) <= largest
 
 
 def _widths(model: nn.Module, config: Mapping[str, Any]) -> dict[str, int]:

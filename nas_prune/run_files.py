@@ -281,6 +281,7 @@ class CalibrationPage(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True, allow_inf_nan=False)
 
     dense_ms: Positive
+    calm_ms: Positive | None = None
     noise: NotNegative | None = None
     error: ErrorFile | None = None
     errors: dict[str, ErrorFile] = Field({})

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from nas_prune.errors import SpaceError, one_line
 from nas_prune.expressible import trace
 from nas_prune.ops import Choice
+from nas_prune.origin import is_plain
 from nas_prune.space import Replacement, SearchSpace, read_file
 from nas_prune.tracing import Axes
 
@@ -51,7 +52,8 @@ def _about(rule: Replacement, path: str, module: nn.Module) -> bool:
     """Whether a rule is about a module."""
     patterns = [rule.match] if isinstance(rule.match, str) else rule.match
     named = type(module).__name__ == rule.type and any(fnmatchcase(path, pattern) for pattern in patterns)
-    return named and all(_plain(getattr(module, key, None)) == _plain(value) for key, value in rule.only.items())
+    own = {key: getattr(module, key, None) for key in rule.only} if named else {}
+    return named and all(is_plain(own[key]) and _plain(own[key]) == _plain(value) for key, value in rule.only.items())
 
 
 def _plain(value: Any) -> Any:

@@ -32,6 +32,49 @@ SCALARS = (  # of YAML, or not even that
     ),
     *('"\\ud800"', '"\\x00"', "|", ">-", "<<: 1", "{<<: [1]}", "- a", "a: b: c", "1/3", "1e99999999", "@", "%", "\t"),
 )
+ARGUMENTS = (  # of a model, by which a stranger may reach for more
+    *(
+        "pretrained",
+        "checkpoint_path",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "cache_dir",
+        "features_only",
+        "dtype",
+    ),
+    *("drop_rate", "scriptable", "output_stride", "cardinality", "base_width", "act_layer", "norm_layer", "unknown"),
+    *(
+        "num_classes",
+        "in_chans",
+        "global_pool",
+        "zero_init_last",
+        "block",
+        "stem_width",
+        "drop_path_rate",
+        "layers",
+        "dtype",
+    ),
+)
+VALUES = (
+    *(True, False, None, -1, 0, 1, 1.5, 10**5, 10**18, "", "avg", "/etc/passwd", "hf-hub:anyone/anything", [], {}),
+    *([1] * 4, [20000, 1, 1, 1], [9000, 1, 1, 1], [1, 1, 1], [-1, 0, 0, 0], {"file": "/etc/passwd"}, "x" * 9000),
+)
+NAMES = ("hf-hub:anyone/anything", "local-dir:/tmp", "resnet18", "nas_prune_cells", "nas_prune_derived", "", "x" * 9000)
+RULES = (
+    {"match": "*", "type": "Conv2d", "only": {}, "candidates": {"a": {"operation": "convolution"}, "b": {}}},
+    {"match": "*", "type": "ReLU", "only": {}, "candidates": {"a": {"operation": "skip"}, "b": {"operation": "skip"}}},
+    {
+        "match": "*",
+        "type": "Nothing",
+        "only": {},
+        "candidates": {"a": {"operation": "skip"}, "b": {"operation": "skip"}},
+    },
+    {
+        **{"match": "*conv2", "type": "Conv2d", "only": {"stride": [1, 1]}},
+        "candidates": {"a": {"operation": "convolution"}, "b": {"operation": "convolution", "kernel": 99_999}},
+    },
+    {"match": "*" * 5000, "type": "Conv2d", "only": {"weight": 1}, "candidates": {"a": {}, "b": {}}},
+)
 
 
 def alias_bomb(levels: int = 9, *, merge: bool = False) -> str:

@@ -22,6 +22,7 @@ from torch import nn
 from nas_prune import artifact, artifact_config, calibration_file, checkpoint, recipe, run_files
 from nas_prune.arch import Arch
 from nas_prune.calibrate import FILE, adopt
+from nas_prune.calibration_check import model_of
 from nas_prune.calibration_facts import PREDICTOR
 from nas_prune.cells.genotype import check, read_genotype
 from nas_prune.cells.space import CellSpace
@@ -328,6 +329,30 @@ def _write_facts(folder: Path, draw: Random | None) -> Path:
     return path
 
 
+def _write_check(folder: Path, draw: Random | None) -> Path:
+    """Facts whose model is a stranger's, under a sum that is right."""
+    tensors, facts = _calibration()
+    if draw is not None:
+        facts = copy.deepcopy(facts)
+        kwargs = facts["model"]["kwargs"]
+        kwargs[draw.choice([*kwargs, *hostile.ARGUMENTS])] = draw.choice(hostile.VALUES)
+        if draw.random() < 0.3:
+            facts["model"]["name"] = draw.choice(hostile.NAMES)
+        if draw.random() < 0.3:
+            facts["replaced"] = [copy.deepcopy(draw.choice(hostile.RULES))]
+    calibration_file.write(folder / FILE, tensors, facts)
+    return folder / FILE
+
+
+def _read_check(path: Path) -> nn.Module:
+    return model_of(path, calibration_file.read(path)[1])
+
+
+def _check_holds(model: nn.Module) -> None:
+    assert not any(value.is_meta for value in model.state_dict().values())
+    assert sum(value.numel() for value in model.state_dict().values()) < 2**31
+
+
 def _read_calibration(path: Path) -> Any:
     return adopt(path, traced()[1], path.parent)
 
@@ -486,6 +511,7 @@ KINDS = {
     "artefact tensors": Kind(_write_weights, artifact.load, _artefact_holds),
     "calibration": Kind(_write_calibration, _read_calibration, _calibration_holds),
     "calibration facts": Kind(_write_facts, _read_calibration, _calibration_holds),
+    "calibrate --check": Kind(_write_check, _read_check, _check_holds),
     "checkpoint": Kind(_write_checkpoint, _read_checkpoint, _checkpoint_holds),
     "scores": Kind(_write_scores, lambda path: read_scores(path, traced()[1]), _scores_hold),
     "genotype": Kind(
