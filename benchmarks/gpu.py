@@ -112,34 +112,46 @@ def table(rows: Sequence[Row], command: str) -> str:
     return "\n".join([*head, *(row.as_markdown() for row in rows)]) + "\n"
 
 
-def main() -> None:
-    """Run what is asked for, and print the table."""
-    import gpu_parts  # what is imported here need not be imported by each part
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=Path, default=Path(os.environ.get("OUT") or "gpu-figures"))
-    parser.add_argument("--tiny", action="store_true", help="small nets: does every part run?")
-    parser.add_argument("--parts", nargs="+", choices=gpu_parts.PARTS, default=list(gpu_parts.PARTS))
-    parser.add_argument("--seconds", type=float, default=540, help="for all parts together")
-    options = parser.parse_args()
-    folder: Path = options.folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("figures.jsonl", "log.txt"):
-        (folder / name).unlink(missing_ok=True)
-    end, rows = time.monotonic() + options.seconds, list[Row]()
-    for name in options.parts:
-        left = end - time.monotonic()
-        new = [Row(name, "", {}, "skipped: the time for all parts is used")]
-        if left >= LEAST:
-            limit = gpu_parts.PARTS[name].limit * (3 if options.tiny else 1)  # a CPU, and other work on it
-            new = list(run(name, options.tiny, min(left, limit), folder))
-        rows += new
-        print(*(row.as_markdown() for row in new), sep="\n", flush=True)
-    text = table(rows, f"sh benchmarks/gpu.sh{' --tiny' if options.tiny else ''}")
+def finish(rows: Sequence[Row], folder: Path, *, tiny: bool) -> None:
+    """Print the table, and leave it and its figures in the folder."""
+    text = table(rows, f"sh benchmarks/gpu.sh{' --tiny' if tiny else ''}")
     (folder / "table.md").write_text(text)
     (folder / "figures.jsonl").write_text("".join(row.as_line() + "\n" for row in rows))
     (folder / "error.txt").unlink(missing_ok=True)
     print(f"\n{text}\nfigures: {folder}")
+
+
+def main() -> None:
+    """Run what is asked for, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(os.environ.get("OUT") or "gpu-figures"))
+    parser.add_argument("--tiny", action="store_true", help="small nets: does every part run?")
+    parser.add_argument("--parts", nargs="+", metavar="NAME", help="some of them; an unknown name lists all")
+    parser.add_argument("--seconds", type=float, default=540, help="for all parts together")
+    options = parser.parse_args()
+    end, folder = time.monotonic() + options.seconds, options.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("figures.jsonl", "log.txt"):
+        (folder / name).unlink(missing_ok=True)
+    try:
+        from gpu_parts import PARTS  # what is imported here need not be imported by each part
+    except ImportError as error:
+        why = f"skipped: {error}; install the project first: pip install ."
+        finish([Row("all", "", {"python": sys.executable}, why)], folder, tiny=options.tiny)
+        return
+    wanted = options.parts or list(PARTS)
+    if unknown := [name for name in wanted if name not in PARTS]:
+        parser.error(f"no part {', '.join(unknown)}; there is: {', '.join(PARTS)}")
+    rows = list[Row]()
+    for name in wanted:
+        left = end - time.monotonic()
+        limit = PARTS[name].limit * (3 if options.tiny else 1)  # on tiny nets: a CPU, and other work on it
+        new = [Row(name, "", {}, "skipped: the time for all parts is used")]
+        if left >= LEAST:
+            new = list(run(name, options.tiny, min(left, limit), folder))
+        rows += new
+        print(*(row.as_markdown() for row in new), sep="\n", flush=True)
+    finish(rows, folder, tiny=options.tiny)
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def here(
         "image": list(example_inputs.shape[1:]),
         "batch_size": settings.batch_size,
         "conditions": asdict(conditions(settings)),
-        "device": fingerprint(),
+        "device": fingerprint(example_inputs.device),
     }
 
 

@@ -41,7 +41,8 @@ def check(path: Path, *, seconds: float = 1.0) -> dict[str, Any]:
     for number in numbers:
         widths = dict(zip(facts["axes"], tensors["sizes"][number].tolist(), strict=True))
         small = derive(model, axes, Arch({name: range(width) for name, width in widths.items()}))
-        pair = {"dense": dense, "small": small}
+        place = "cuda" if "accelerator" in facts["device"] and torch.cuda.is_available() else "cpu"
+        pair = {"dense": dense.to(place), "small": small.to(place)}
         how = Conditions(**facts["conditions"])
         times = measure_together(pair, images, conditions=how, seconds=seconds, calm={"dense": facts["calm_ms"]})
         off.append(abs(times.ratio("small", "dense").median / known[number] - 1))

@@ -8,8 +8,11 @@ from pathlib import Path
 import torch
 
 
-def fingerprint() -> dict[str, str]:
-    """Processor, accelerator, threads and versions: what decides about a latency."""
+def fingerprint(place: torch.device | None = None) -> dict[str, str]:
+    """Processor, accelerator, threads and versions: what decides about a latency.
+
+    ``place``: where it was timed; on the CPU the GPU beside it has no part in it.
+    """
     facts = {
         "processor": _processor(),
         "cores": str(os.cpu_count()),
@@ -17,7 +20,7 @@ def fingerprint() -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and (place is None or place.type == "cuda"):
         facts["accelerator"] = torch.cuda.get_device_name()
     return facts | versions("torch", "timm", "onnxruntime", "openvino", "nas_prune")
 
