@@ -64,6 +64,7 @@ def test_a_finished_run_is_not_repeated(finished):
     assert changed <= {"seconds.json", "results.json"}
 
 
+@pytest.mark.crash
 def test_a_run_that_is_killed_twice_ends_in_the_same_bytes(finished, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
