@@ -1,5 +1,6 @@
 """What all tests share: one thread, and every backbone of the zoo traced once."""
 
+import gc
 import os
 import tempfile
 
@@ -11,6 +12,12 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start: there
 os.environ["NAS_PRUNE_CACHE"] = tempfile.mkdtemp(prefix="nas_prune_tests_")  # no calibration of the user's
 torch.set_num_threads(1)
 torch.set_warn_always(True)  # a warning that comes once per process would fail whichever test is first
+
+
+def pytest_collection_finish() -> None:
+    """What the imports have made stays: no garbage collection during the tests looks at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", params=few(BACKBONES))

@@ -73,6 +73,7 @@ def test_an_artefact_that_was_deleted_or_changed_is_made_again(finished, lost, t
     assert ("is made again" in capfd.readouterr().err) == (lost == "derived/model.safetensors")
 
 
+@pytest.mark.crash
 def test_a_run_that_is_killed_twice_ends_in_the_same_bytes(finished, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()

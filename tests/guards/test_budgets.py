@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -22,12 +23,17 @@ LOOPS = (
 )  # may take eight parameters, as constructors may
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-TREES = {path: ast.parse(path.read_text()) for path in [*FILES, *TESTS]}
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    """A file, parsed once, and only where these tests run."""
+    return ast.parse(path.read_text())
 
 
 def functions(path: Path) -> list[Function]:
     """All functions of a file, methods and inner ones included."""
-    return [node for node in ast.walk(TREES[path]) if isinstance(node, Function)]
+    return [node for node in ast.walk(tree(path)) if isinstance(node, Function)]
 
 
 def lines(function: Function) -> int:
@@ -49,7 +55,7 @@ def at(path: Path, node: ast.AST | int, what: str) -> str:
 
 def found(paths: list[Path], look: Callable[[ast.AST], str | None]) -> list[str]:
     """Findings of a look at every node."""
-    return [at(path, node, what) for path in paths for node in ast.walk(TREES[path]) if (what := look(node))]
+    return [at(path, node, what) for path in paths for node in ast.walk(tree(path)) if (what := look(node))]
 
 
 def test_files_are_short() -> None:
@@ -90,7 +96,7 @@ def test_few_parameters() -> None:
 OWNERS = {"self"} | {  # classes with a field called data: a Job, a Recipe
     node.name.lower()
     for path in FILES
-    for node in ast.walk(TREES[path])
+    for node in ast.walk(tree(path))
     if isinstance(node, ast.ClassDef)
     and any(
         isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name) and f.target.id == "data" for f in node.body
