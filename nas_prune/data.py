@@ -38,9 +38,27 @@ class Data:
 
 
 def from_loaders(train: Loader, evaluation: Loader, *, classes: int) -> Data:
-    """Loaders of one's own, of (images, labels)."""
-    images, _ = next(iter(evaluation))
+    """Loaders of one's own, of (images, labels). Raises DataError for labels that no loss here can learn."""
+    images, labels = next(iter(evaluation))
+    check_labels(labels, classes)
     return Data(train, evaluation, classes, images.shape[1], "loaders")
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raise DataError unless each image of a batch has one class, or probabilities (b classes) that add up to one."""
+    if labels.ndim == 1 and not labels.is_floating_point():
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            found = f"{int(labels.min())} to {int(labels.max())}"
+            raise DataError(f"the labels of a batch are {found}, there are {classes} classes: 0 to {classes - 1}")
+    elif labels.shape[1:] != (classes,) or not _are_probabilities(labels):
+        raise DataError(
+            f"the labels of a batch are {tuple(labels.shape)} of {labels.dtype}; what can be learnt is one class per "
+            f"image (b), as integers, or probabilities (b {classes}) that add up to one. Several labels per image cannot"
+        )
+
+
+def _are_probabilities(rows: Tensor) -> bool:
+    return rows.is_floating_point() and bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 1e-3).all())
 
 
 def first_batches(data: Data, count: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

@@ -190,8 +190,8 @@ class SearchSettings(OptimSettings):
 
     @property
     def epochs(self) -> int:
-        """Epochs of the three phases together."""
-        return self.warmup + self.joint + self.freeze
+        """Epochs of the three phases together; a criterion scores in one shot, and only the last phase trains."""
+        return self.freeze if self.criterion else self.warmup + self.joint + self.freeze
 
 
 class FinetuneSettings(TrainSettings):
