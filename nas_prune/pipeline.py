@@ -51,6 +51,7 @@ def run(
 
     A run that is finished is read, and nothing is written. Raises InUseError where another process runs in the folder.
     """
+    recipe = build.resolved(recipe)
     if resume and until in ("evaluate", "report") and finished(recipe, folder, report=until == "report"):
         known: dict[str, Any] = read_json(folder / "results.json", CheckpointError)
         return known
@@ -76,6 +77,7 @@ def finished(recipe: Recipe, folder: Path, *, report: bool) -> bool:
 @contextmanager
 def opened(recipe: Recipe, folder: Path, *, resume: bool = True, force: bool = False) -> Iterator[Job]:
     """A job at work in its run folder: data, backbone, axes, bars and journal."""
+    recipe = build.resolved(recipe)
     build.check(recipe)
     data = datasets.load(recipe.data, seed=recipe.seed)
     accelerator = build.accelerator(recipe)

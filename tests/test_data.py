@@ -251,7 +251,7 @@ def test_every_dataset_has_a_line_about_it() -> None:
     [
         (torch.tensor([0, 3]), "0 to 3, there are 3 classes"),
         (torch.tensor([-1, 2]), "-1 to 2"),
-        (torch.tensor([[1, 0, 1], [0, 1, 0]]), "Several labels per image"),
+        (torch.tensor([[1, 0, 1], [0, 1, 0]]), "not several labels per image"),
         (torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]), "add up to one"),
         (torch.tensor([[0.5, 0.5]]), r"\(b 3\)"),
         (torch.tensor([0.5, 1.5]), "one class per image"),

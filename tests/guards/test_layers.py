@@ -13,7 +13,7 @@ LAYERS = (
     "intercept gated derivation removal swaps attention_scale sources repair rewrite citizen expressible rebuild adapt "
     "verification substitute",
     "criteria shapley selectors schedules penalties",
-    "ascent joint finetune evaluate data augment idx memory_images file_images order checkpoint artifact "
+    "ascent joint finetune evaluate data augment idx memory_images file_images order preprocessing checkpoint artifact "
     "artifact_config artifact_tensors timm_entry timm_build "
     "calibration_file calibration_check bench sampling calibrate meet reform coverage exporting export_forms "
     "report summary figures pareto stages track progress train budget",
