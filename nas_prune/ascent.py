@@ -17,10 +17,13 @@ from torch import Tensor
 
 from nas_prune.criteria.shapley import Player, contributions, game_of
 from nas_prune.data import Data, first_batches
-from nas_prune.files import read_lines, write_lines
+from nas_prune.documents import read_journal
+from nas_prune.errors import CheckpointError
+from nas_prune.files import write_lines
 from nas_prune.gated import GatedModel
 from nas_prune.gates.contribution import Contribution
 from nas_prune.order import seeded
+from nas_prune.run_files import ShapleyRow
 from nas_prune.settings import ShapleySettings
 from nas_prune.shapley import Plan, Processes, ascended, permutations, standardised
 from nas_prune.tracing.capture import evaluating
@@ -54,7 +57,8 @@ def ascend(gated: GatedModel, data: Data, settings: ShapleySettings, run: Run, *
         _step({name: gates[name] for name in names}, gated, named, settings)
     if run.folder is not None and run.accelerator.is_main_process:
         content = {name: float(value) for name, value in named.items()}
-        earlier = [each for each in read_lines(run.folder / FILE) if each["epoch"] < epoch]  # it may be repeated
+        known = read_journal(run.folder / FILE, ShapleyRow, CheckpointError)
+        earlier = [each for each in known if each["epoch"] < epoch]  # an epoch may be repeated
         write_lines(run.folder / FILE, [*earlier, {"epoch": epoch, "values": content, **row}])
 
 

@@ -12,8 +12,10 @@ from nas_prune.costs import Bench, Conditions, OperatorTable, measured_divisors
 from nas_prune.costs.operator_table import plan
 from nas_prune.costs.operator_timing import Point, time_point
 from nas_prune.costs.staircase import sweeps
+from nas_prune.documents import read_journal
 from nas_prune.errors import CheckpointError
-from nas_prune.files import append_line, read_lines
+from nas_prune.files import append_line
+from nas_prune.run_files import PointRow
 from nas_prune.settings import LatencySettings
 from nas_prune.space import SearchSpace
 
@@ -53,7 +55,7 @@ def _bench(settings: LatencySettings, device: str) -> Bench:
 
 def _timed(points: Sequence[Point], bench: Bench, journal: Path, follow: Follow) -> list[float]:
     """Milliseconds of every point, the missing ones timed now."""
-    known = {row["point"]: float(row["ms"]) for row in read_lines(journal, CheckpointError)}
+    known = {row["point"]: float(row["ms"]) for row in read_journal(journal, PointRow, CheckpointError)}
     missing = [point for point in points if point.key not in known]
     for point in follow(missing, "timing operators"):
         known[point.key] = time_point(point, bench)

@@ -7,14 +7,13 @@ the sum before anything is unpickled, and unpickles nothing but tensors and plai
 import hashlib
 import io
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nas_prune.errors import CheckpointError
+from nas_prune.errors import CheckpointError, first_line
 from nas_prune.files import atomic_write
 
 
@@ -38,8 +37,10 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     payload = _checked_payload(Path(path))
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"the checkpoint {path} cannot be read ({error}); {_advice()}") from error
+    except Exception as error:  # what is no pickle of tensors breaks in every way that there is
+        raise CheckpointError(f"the checkpoint {path} cannot be read ({first_line(error)}); {_advice()}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"the checkpoint {path} holds a {type(state).__name__}, not a state; {_advice()}")
     return state
 
 
@@ -51,8 +52,8 @@ def _checked_payload(path: Path) -> bytes:
     """Everything after the header, once header and sum are right."""
     try:
         content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}") from error
+    except (OSError, MemoryError) as error:
+        raise CheckpointError(f"cannot read the checkpoint {path}: {first_line(error)}") from error
     size = len(_header(b""))
     header, payload = content[:size], content[size:]
     if header.partition(b"\n")[0] != _header(b"").partition(b"\n")[0]:

@@ -11,8 +11,10 @@ from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import BaseModel, ConfigDict
 
-from nas_prune.files import append_line, atomic_write, read_lines
+from nas_prune.documents import Text, Whole, read_journal
+from nas_prune.files import append_line, atomic_write
 
 if TYPE_CHECKING:
     from nas_prune.coverage import Case
@@ -21,6 +23,17 @@ Row = Mapping[str, Any]
 LIMIT = 1200  # seconds for one model
 REACH = 0.45
 EXAMPLES = "Example: nas-prune coverage --only resnet --only swin_transformer --out /tmp/coverage.md"
+
+
+class CoverageRow(BaseModel):
+    """A row of the journal of ``nas-prune coverage``."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
+
+    module: Text
+    model: Text
+    size: list[Whole]
+    problems: dict[str, Text]
 
 
 def command(
@@ -45,7 +58,7 @@ def command(
     journal = out.with_suffix(".jsonl")
     if not resume:
         journal.unlink(missing_ok=True)
-    done: dict[str, Row] = {each["module"]: each for each in read_lines(journal)}
+    done: dict[str, Row] = {each["module"]: each for each in read_journal(journal, CoverageRow)}
     wanted = [case for name, case in known.items() if name in (only or known) and name not in done]
     for found in _examined(wanted, jobs):
         append_line(journal, found)

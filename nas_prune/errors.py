@@ -22,6 +22,7 @@ NasPruneError                 exit code 2: the input cannot be used
 """
 
 import errno
+from reprlib import Repr
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})  # there is no room, now
 CLOSED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})  # nobody can write there
@@ -35,7 +36,23 @@ class NasPruneError(Exception):
 
 def first_line(error: BaseException) -> str:
     """The first line of what someone else's error says; torch's go on for pages."""
-    return next(iter(str(error).splitlines()), "")
+    return one_line(next(iter(str(error).splitlines()), ""), 300)
+
+
+def one_line(text: str, most: int = 120) -> str:
+    """A text in one line of at most so many characters, none of them a control character."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * most]).split())
+    return line if len(line) <= most and len(text) <= 4 * most else f"{line[: most - 3]}..."
+
+
+def shown(value: object, most: int = 60) -> str:
+    """A value as a message may show it: what ``repr`` says of it, cut after a few words."""
+    reader = Repr()
+    reader.maxstring = reader.maxother = most
+    try:
+        return one_line(reader.repr(value), most + 2)
+    except ValueError:  # Python does not write numbers of more than 4300 digits
+        return f"a {type(value).__name__} with a number of thousands of digits"
 
 
 class UnknownNameError(NasPruneError):

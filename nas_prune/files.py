@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from nas_prune.errors import NasPruneError, StorageError
+from nas_prune.json_text import parse
+
+LONGEST, LONGEST_JOURNAL = 2**26, 2**28  # bytes; those that nas_prune writes have less than 1 % of them
 
 
 def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> None:
@@ -54,11 +57,22 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
 def read_json(path: str | os.PathLike[str], error: type[NasPruneError] = NasPruneError) -> Any:
     """What ``write_json`` wrote; a missing or broken file raises ``error``."""
     try:
-        return json.loads(Path(path).read_bytes())
-    except OSError as cause:
-        raise error(f"cannot read {path}: {cause.strerror}") from cause
+        return parse(read_bytes(path, error))
     except ValueError as cause:
         raise error(f"{path} is not valid JSON ({cause}); restore it, or delete it to have it made again") from cause
+
+
+def read_bytes(path: str | os.PathLike[str], error: type[NasPruneError], longest: int = LONGEST) -> bytes:
+    """The content of a regular file of at most so many bytes; whatever else is there raises ``error``."""
+    file = Path(path)
+    try:
+        if file.exists() and not file.is_file():
+            raise error(f"{path} is not a regular file; put the file that belongs there in its place")
+        if file.stat().st_size > longest:
+            raise error(f"{path} is larger than any file of its kind ({longest} bytes); restore it, or delete it")
+        return file.read_bytes()
+    except OSError as cause:
+        raise error(f"cannot read {path}: {cause.strerror or cause}") from cause
 
 
 def append_line(path: str | os.PathLike[str], value: Mapping[str, object]) -> None:
@@ -81,12 +95,9 @@ def write_lines(path: str | os.PathLike[str], values: list[dict[str, Any]]) -> N
 
 def read_lines(path: str | os.PathLike[str], error: type[NasPruneError] = NasPruneError) -> list[dict[str, Any]]:
     """Every whole line of a journal; no file is an empty journal, a broken line before the end raises ``error``."""
-    try:
-        *lines, _torn = Path(path).read_bytes().split(b"\n")
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return []
-    except OSError as cause:
-        raise error(f"cannot read {path}: {cause.strerror}") from cause
+    *lines, _torn = read_bytes(path, error, LONGEST_JOURNAL).split(b"\n")
     return [_parsed(line, f"line {number} of {path}", error) for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -107,7 +118,7 @@ def _line(value: Mapping[str, object]) -> bytes:
 
 def _parsed(line: bytes, where: str, error: type[NasPruneError]) -> dict[str, Any]:
     try:
-        value = json.loads(line)
+        value = parse(line)
     except ValueError as cause:
         raise error(
             f"{where} is not valid JSON ({cause}); delete that line, or the file to have it made again"

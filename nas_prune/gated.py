@@ -48,6 +48,9 @@ class GatedModel(nn.Module):
             raise SpaceError("there is nothing to gate: every axis is frozen. `axes[name].frozen` says why")
         self.backbone = model
         self.writers = {name: writers(self.space.axes, name) for name in self.space.free}
+        for name, written in self.writers.items():  # buffers, so that they are where the weights are
+            for index, (_, _, order) in enumerate(written):
+                self.register_buffer(_order(name, index), order, persistent=False)
         self.deciders = self.space.choices | {name: (name,) for name in self.space.alone}
         self.gates = nn.ModuleDict()
         for name, members in self.deciders.items():
@@ -139,10 +142,11 @@ class GatedModel(nn.Module):
         if name in self.axes and self.axes[name].kind == "stripe":
             return [rearrange(self._striped(name), "n c i j -> (n i j) c")]
         result = []
-        for tensor, dim, order in self.writers.get(name, ()):
+        for index, (tensor, dim, order) in enumerate(self.writers.get(name, ())):
             rows = self.backbone.get_parameter(tensor).movedim(dim, 0).flatten(1)
             size = self.space.axes[name].size
-            result.append(rows if order is None else rows[order.to(rows.device)].reshape(size, -1))
+            ordered = rows if order is None else rows[self.get_buffer(_order(name, index))]
+            result.append(ordered.reshape(size, -1))
         return result
 
     def _compute_live(self) -> None:
@@ -222,6 +226,11 @@ class Fixed:
                 said = self.gated.gate_values()
                 self._keep = {name: keep * said[name].detach() for name, keep in self._keep.items()}
         return self._keep
+
+
+def _order(name: str, index: int) -> str:
+    """The buffer that holds which rows of a writer belong to which unit."""
+    return f"order/{_key(name)}/{index}"
 
 
 def _key(name: str) -> str:

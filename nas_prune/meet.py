@@ -17,8 +17,10 @@ from typing import Any
 
 from nas_prune.arch import Arch
 from nas_prune.costs import Budget, Limits
-from nas_prune.errors import BudgetError
-from nas_prune.files import append_line, read_lines
+from nas_prune.documents import read_journal
+from nas_prune.errors import BudgetError, CheckpointError
+from nas_prune.files import append_line
+from nas_prune.run_files import RoundRow
 from nas_prune.selectors import Scores, Selector
 from nas_prune.space import SearchSpace
 
@@ -61,7 +63,7 @@ class _Measurements:
     def __init__(self, cost_of: Callable[[Arch], float], space: SearchSpace, journal: Path | None) -> None:
         self.cost_of, self.space, self.journal = cost_of, space, journal
         self.journalled: dict[tuple[int, ...], list[float]] = {}
-        for row in read_lines(journal) if journal else []:
+        for row in read_journal(journal, RoundRow, CheckpointError) if journal else []:
             self.journalled.setdefault(tuple(row["key"]), []).append(float(row["measured"]))
 
     def __call__(self, arch: Arch, target: float) -> float:

@@ -23,15 +23,17 @@ from nas_prune.calibrated import calibrated, refuse
 from nas_prune.costs import count, measure
 from nas_prune.data import Data
 from nas_prune.derivation import derive
+from nas_prune.documents import read_document
 from nas_prune.errors import CheckpointError
 from nas_prune.exporting import image_shape
-from nas_prune.files import read_json, write_json
+from nas_prune.files import write_json
 from nas_prune.finetune import finetune
 from nas_prune.job import Job, held, identity, open_folder, open_run
 from nas_prune.order import drawing
 from nas_prune.progress import Bars
 from nas_prune.recipe import Recipe
 from nas_prune.results import Outcome, evaluated
+from nas_prune.run_files import ResultsFile, Seconds
 from nas_prune.space import SearchSpace
 from nas_prune.steps import baseline, derived, save, searched, train_dense
 from nas_prune.substitute import laid_out
@@ -53,7 +55,7 @@ def run(
     """
     recipe = build.resolved(recipe)
     if resume and until in ("evaluate", "report") and finished(recipe, folder, report=until == "report"):
-        known: dict[str, Any] = read_json(folder / "results.json", CheckpointError)
+        known: dict[str, Any] = read_document(folder / "results.json", ResultsFile, CheckpointError)
         return known
     with opened(recipe, folder, resume=resume, force=force) as job:
         results = _steps(job, until)
@@ -87,7 +89,7 @@ def opened(recipe: Recipe, folder: Path, *, resume: bool = True, force: bool = F
         with accelerator.main_process_first():
             open_folder(recipe, folder, resume=resume or not first, force=force)
         known = folder / "seconds.json"
-        seconds = read_json(known) if known.exists() else {}
+        seconds = read_document(known, Seconds, CheckpointError) if known.exists() else {}
         with Bars(Console(stderr=True, quiet=not first)) as bars, _track(recipe, folder, first=first) as track:
             space = _space(recipe, folder, model, data, first=first)
             shared = Run(accelerator, recipe.seed, folder, track, bars, identity(recipe))

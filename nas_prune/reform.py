@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nas_prune.costs import Conditions, measure_together
 from nas_prune.costs.conditions import USUAL
+from nas_prune.errors import CheckpointError, shown
 from nas_prune.ops.stripe_conv import StripeConv
 from nas_prune.ops.stripe_forms import forms
 from nas_prune.tracing.capture import evaluating
@@ -37,10 +38,14 @@ def reform(
 
 
 def take_forms(model: nn.Module, rows: Iterable[Row]) -> None:
-    """Give the convolutions of a model the forms that were chosen before."""
+    """Give the convolutions of a model the forms that were chosen before; raises CheckpointError for any other."""
     for row in rows:
-        conv = model.get_submodule(row["module"])
-        assert isinstance(conv, StripeConv)
+        conv = dict(model.named_modules()).get(row["module"])
+        if not isinstance(conv, StripeConv) or row["form"] not in forms:
+            raise CheckpointError(
+                f"stripes.json gives {shown(row['module'])} the form {shown(row['form'])}, which this model does not "
+                "have; delete it to have the stripes timed again"
+            )
         model.set_submodule(row["module"], conv.reformed(row["form"]))
 
 

@@ -4,22 +4,23 @@ Every number says how it was come by: a predicted latency is called predicted, a
 the run that has not happened yet is shown as such.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from nas_prune import figures
-from nas_prune.errors import ArtifactError
-from nas_prune.files import atomic_write, read_json, read_lines
+from nas_prune import figures, run_files, yaml_text
+from nas_prune.arch import Arch
+from nas_prune.documents import read_document, read_journal
+from nas_prune.errors import ArtifactError, one_line
+from nas_prune.files import atomic_write, read_bytes
 from nas_prune.pareto import pareto_svg, remarks, target_rows, targets_headline
 from nas_prune.summary import (
     columns,
@@ -41,7 +42,7 @@ class RunFolder:
     name: str
     recipe: str
     metrics: list[dict[str, Any]]
-    arch: Mapping[str, list[int]]
+    arch: Mapping[str, Sequence[int]]
     axes: list[dict[str, Any]]
     calibration: Mapping[str, Any]
     samples: list[dict[str, Any]]
@@ -54,18 +55,18 @@ class RunFolder:
         """Read the folder of a run, however far it got."""
         if not folder.is_dir():
             raise ArtifactError(f"there is no run folder {folder}; name the folder that `nas-prune run` wrote")
-        recipe = folder / "recipe.yaml"
+        recipe, arch = folder / "recipe.yaml", folder / "arch.json"
         return RunFolder(
             name=folder.resolve().name,
-            recipe=recipe.read_text() if recipe.exists() else "",
-            metrics=read_lines(folder / "metrics.jsonl", ArtifactError),
-            arch=_json(folder / "arch.json").get("kept", {}),
-            axes=_json(folder / "axes.json").get("axes", []),
-            calibration=_json(folder / "calibration" / "calibration.json"),
-            samples=read_lines(folder / "calibration" / "samples.jsonl", ArtifactError),
-            results=_json(folder / "results.json"),
-            targets=_json(folder / "targets.json"),
-            shapley=read_lines(folder / "shapley.jsonl", ArtifactError),
+            recipe=_text(recipe) if recipe.exists() else "",
+            metrics=read_journal(folder / "metrics.jsonl", run_files.MetricsRow, ArtifactError),
+            arch=Arch.read(arch).kept if arch.exists() else {},
+            axes=_document(folder / "axes.json", run_files.AxesFile).get("axes", []),
+            calibration=_document(folder / "calibration" / "calibration.json", run_files.CalibrationPage),
+            samples=read_journal(folder / "calibration" / "samples.jsonl", run_files.SampleRow, ArtifactError),
+            results=_document(folder / "results.json", run_files.ResultsFile),
+            targets=_document(folder / "targets.json", run_files.TargetsFile),
+            shapley=read_journal(folder / "shapley.jsonl", run_files.ShapleyRow, ArtifactError),
         )
 
 
@@ -140,9 +141,9 @@ def _for_terminal(row: Mapping[str, str]) -> dict[str, str]:
 def _title(run: RunFolder) -> str:
     """``resnet18 on fashion_mnist``, or the folder's name where the recipe does not tell."""
     try:
-        recipe = yaml.safe_load(run.recipe) or {}
-        return f"{recipe['model']['name']} on {recipe['data']['name']}"
-    except (yaml.YAMLError, KeyError, TypeError):
+        recipe = yaml_text.parse(run.recipe) or {}
+        return one_line(f"{recipe['model']['name']} on {recipe['data']['name']}")
+    except (yaml_text.YamlError, KeyError, TypeError):
         return run.name
 
 
@@ -169,7 +170,7 @@ def _contributions(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
         {
             "choice": name.rpartition(".")[0],
             "candidate": name.rpartition(".")[2],
-            "Shapley value": f"{values[name]:+.4f}" + (f" ± {half[name]:.4f}" if name in half else ""),
+            "Shapley value": f"{values[name]:+.4f}" + (f" ± {half[name]:.4f}" if half.get(name) is not None else ""),
         }
         for name in ranked
     ]
@@ -228,5 +229,9 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _json(path: Path) -> Any:
-    return read_json(path, ArtifactError) if path.exists() else {}
+def _text(path: Path) -> str:
+    return read_bytes(path, ArtifactError, yaml_text.LONGEST).decode(errors="replace")
+
+
+def _document(path: Path, kind: object) -> Any:
+    return read_document(path, kind, ArtifactError) if path.exists() else {}

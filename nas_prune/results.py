@@ -11,12 +11,14 @@ from torch import nn
 from nas_prune.calibrate import Calibration
 from nas_prune.costs import Budget, count, counted
 from nas_prune.device import fingerprint
+from nas_prune.documents import REMAKE, read_document
 from nas_prune.errors import CheckpointError
 from nas_prune.evaluate import top1
-from nas_prune.files import read_json, write_json
+from nas_prune.files import write_json
 from nas_prune.gated import GatedModel
 from nas_prune.job import Job
 from nas_prune.meet import Met
+from nas_prune.run_files import Stages, StripesFile, Timings
 from nas_prune.stages import stage_times
 
 FINAL = 20  # the last timing takes so many times longer than a sample of the calibration
@@ -69,7 +71,7 @@ def _stripes(job: Job, gated: Mapping[str, Any]) -> dict[str, Any] | None:
     path = job.folder / "stripes.json"
     if not path.exists():
         return None
-    return {"macs": gated["macs"], "params": gated["params"], **read_json(path, CheckpointError)}
+    return {"macs": gated["macs"], "params": gated["params"], **read_document(path, StripesFile, CheckpointError)}
 
 
 def _rows(job: Job, outcome: Outcome) -> dict[str, Any]:
@@ -94,7 +96,7 @@ def timed(job: Job, models: dict[str, nn.Module], folder: Path) -> Figures:
         times = job.measure(models, seconds=FINAL * job.recipe.latency.seconds)
         return {name: asdict(times[name]) | {"share": times.ratio(name, "dense").median} for name in models}
 
-    return _kept(job, folder / "timings.json", measured)
+    return _kept(job, folder / "timings.json", (Timings, set(models)), measured)
 
 
 def _stages(job: Job, models: dict[str, nn.Module]) -> Figures:
@@ -102,15 +104,18 @@ def _stages(job: Job, models: dict[str, nn.Module]) -> Figures:
     how, pair = job.recipe.latency, {name: models[name] for name in ("dense", "derived")}
     images = job.images(how.batch_size)
     measured = partial(stage_times, pair, images, seconds=5 * how.seconds, threads=how.threads)
-    return _kept(job, job.folder / "stages.json", measured)
+    return _kept(job, job.folder / "stages.json", (Stages, set(pair)), measured)
 
 
-def _kept(job: Job, path: Path, measured: Callable[[], Figures]) -> Figures:
-    """Figures that are measured once and then kept."""
+def _kept(job: Job, path: Path, what: tuple[object, set[str]], measured: Callable[[], Figures]) -> Figures:
+    """Figures that are measured once and then kept. ``what``: their kind, and the names of the models."""
+    kind, names = what
     with job.first():
         if not path.exists():
             write_json(path, measured())
-    kept: Figures = read_json(path, CheckpointError)
+    kept: Figures = read_document(path, kind, CheckpointError)
+    if kept.keys() != names:
+        raise CheckpointError(f"{path} is not of the models {', '.join(sorted(names))}; {REMAKE}")
     return kept
 
 

@@ -1,6 +1,6 @@
 """The scores of a run: learnt by gates, or given by a criterion in one shot. Kept, so that many targets share them."""
 
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from nas_prune import build
 from nas_prune.costs import Budget, Limits, Predictor
@@ -10,6 +10,7 @@ from nas_prune.files import atomic_write
 from nas_prune.gated import GatedModel
 from nas_prune.job import Job
 from nas_prune.joint import learn
+from nas_prune.scores import read_scores
 from nas_prune.selectors import Scores
 
 FILE = "scores.safetensors"
@@ -42,7 +43,7 @@ def scored(job: Job, gated: GatedModel, predictor: Predictor) -> Scores:
 
 def kept(job: Job) -> Scores:
     """The scores of a search that is done."""
-    return load_file(job.folder / FILE)
+    return read_scores(job.folder / FILE, job.space)
 
 
 def _by_criterion(job: Job, gated: GatedModel) -> Scores:

@@ -27,21 +27,22 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from torch import Tensor
 
 from nas_prune.axes import BITS, Axis, Kind
-from nas_prune.errors import SpaceError
+from nas_prune.documents import explained
+from nas_prune.errors import SpaceError, shown
 from nas_prune.registry import hint
 from nas_prune.shipped import shipped
 from nas_prune.tracing import Axes
+from nas_prune.yaml_text import read_mapping
 
 
 class Rule(BaseModel):
     """One rule: which axes it is about, and what they may do."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     match: str | list[str] = Field("*", description="pattern over axis names, * and ? allowed")
     kinds: list[Kind] | Literal["all"] = Field("all", description="axis kinds that the rule is about")
@@ -61,7 +62,7 @@ class Rule(BaseModel):
 class Replacement(BaseModel):
     """Which modules become a choice of candidate operations, and which candidates."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     match: str | list[str] = Field("*", description="pattern over paths of modules, * and ? allowed")
     type: str = Field("Conv2d", description="class of the modules, by its name")
@@ -75,7 +76,7 @@ class SpaceFile(BaseModel):
     ``cell``: for networks of cells (``nas_prune.cells``), what a cell is; ``replace``: modules that become choices.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     description: str = ""
     cell: dict[str, Any] | None = None
@@ -187,9 +188,10 @@ def read_file(name: str | os.PathLike[str]) -> SpaceFile:
     path = known.get(str(name), Path(name))
     if not path.is_file():
         raise SpaceError(
-            f"no search space {str(name)!r}: neither a file nor a shipped one{hint(str(name), list(known))}"
+            f"no search space {shown(str(name))}: neither a file nor a shipped one{hint(str(name), list(known))}"
         )
+    content = read_mapping(path, SpaceError)
     try:
-        return SpaceFile.model_validate(yaml.safe_load(path.read_text()))
-    except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
-        raise SpaceError(f"{path} is not a search space: {error}") from error
+        return SpaceFile.model_validate(content)
+    except ValidationError as error:
+        raise SpaceError(f"{path} is not a search space: {explained(error)}") from None

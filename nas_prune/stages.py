@@ -118,7 +118,7 @@ def _spent(marks: Marks) -> dict[str, float]:
         else:
             entered[name] = now
     whole = spent.pop("")
-    return {**spent, OTHER: whole - sum(spent.values())}
+    return {**spent, OTHER: max(0.0, whole - sum(spent.values()))}
 
 
 def _milliseconds(start: Any, end: Any) -> float:

@@ -14,14 +14,16 @@ from nas_prune.calibrate import Calibration
 from nas_prune.cells.genotype import write_genotype
 from nas_prune.costs import Budget
 from nas_prune.derivation import derive
+from nas_prune.documents import read_document
 from nas_prune.errors import CheckpointError
-from nas_prune.files import read_json, write_json
+from nas_prune.files import write_json
 from nas_prune.gated import GatedModel
 from nas_prune.job import Job
 from nas_prune.joint import settle
 from nas_prune.meet import Met, meet
 from nas_prune.ops import first_alone, inherit
 from nas_prune.reform import reform, take_forms
+from nas_prune.run_files import CertificateFile, StripesFile
 from nas_prune.scoring import scored
 from nas_prune.selectors import Scores, selectors
 from nas_prune.train import Stage, fit, optimizer_of, task_loss
@@ -101,7 +103,7 @@ def derived(job: Job, arch: Arch) -> tuple[nn.Module, dict[str, Any]]:
         reformed(job, small, job.folder)
         path = job.folder / "certificate.json"
         if path.exists() and saved(job, "derived"):
-            return small, read_json(path, CheckpointError)
+            return small, read_document(path, CertificateFile, CheckpointError)
         certificate = verify(job.model, job.space.axes, arch, build.example(job.recipe, job.data, batch=2)).as_dict()
         save(job, small, "derived", arch, certificate)
         write_json(path, certificate)
@@ -112,7 +114,7 @@ def reformed(job: Job, small: nn.Module, folder: Path) -> None:
     """Give stripes the forms that are fastest here; measured once, then kept in ``folder``."""
     path, how = folder / "stripes.json", job.recipe.latency
     if path.exists():
-        take_forms(small, read_json(path, CheckpointError)["convolutions"])
+        take_forms(small, read_document(path, StripesFile, CheckpointError)["convolutions"])
     elif job.space.axes.stripes:
         images = job.images(how.batch_size)
         rows = reform(small, images, conditions(how), seconds=how.seconds, follow=job.run.bars.follow)

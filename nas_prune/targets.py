@@ -14,12 +14,13 @@ from nas_prune.calibrated import calibrated, refuse
 from nas_prune.costs import Budget, counted
 from nas_prune.costs.budget import parse_target
 from nas_prune.derivation import derive
+from nas_prune.documents import read_document
 from nas_prune.errors import CheckpointError
 from nas_prune.evaluate import top1
-from nas_prune.files import read_json
 from nas_prune.finetune import finetune, recalibrate
 from nas_prune.job import Job
 from nas_prune.results import Figures, kept_promise, timed
+from nas_prune.run_files import TargetRow
 from nas_prune.scoring import kept
 from nas_prune.steps import baseline, reformed, save, saved, searched, train_dense, within
 from nas_prune.verification import verify
@@ -55,7 +56,7 @@ def _one(job: Job, calibration: Calibration, limit: Budget, teacher: nn.Module, 
     done = f"{name}/tuned.json" if tune else f"{name}/derived.json"
     made = [f"{name}/derived", *([f"{name}/finetuned"] if tune else [])]
     if (job.folder / done).exists() and all(saved(job, each) for each in made):
-        row: dict[str, Any] = read_json(job.folder / done, CheckpointError)
+        row: dict[str, Any] = read_document(job.folder / done, TargetRow, CheckpointError)
         return row
     with job.first():
         met = within(job, kept(job), calibration, limit, journal=job.folder / name / "rounds.jsonl")

@@ -15,7 +15,10 @@ from types import TracebackType
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-from nas_prune.files import append_line, finite, read_json, read_lines, write_json, write_lines
+from nas_prune.documents import read_document, read_journal
+from nas_prune.errors import ArtifactError
+from nas_prune.files import append_line, finite, write_json, write_lines
+from nas_prune.run_files import MetricsRow, WandbFile
 from nas_prune.settings import TrackSettings
 
 Row = Mapping[str, float | int | str]
@@ -31,7 +34,7 @@ class Track:
         self._resumed = resumed
         self._sent: set[tuple[object, ...]] = set()
         self._around: tuple[Rows, Rows] = [], []  # the rows before and after those of a stage that is repeated
-        self._follow(read_lines(self._journal))
+        self._follow(read_journal(self._journal, MetricsRow, ArtifactError))
 
     def log(self, row: Row, *, stage: str, epoch: float) -> None:
         """Append one row; ``epoch`` counts from the start of the stage and may be a fraction."""
@@ -48,7 +51,7 @@ class Track:
         A stage whose checkpoint was lost is repeated when later ones are done: its rows keep their place before those.
         They go when the first new one comes, so that the place is known however often the stage is stopped.
         """
-        rows = read_lines(self._journal)
+        rows = read_journal(self._journal, MetricsRow, ArtifactError)
         dropped = [row for row in rows if row["stage"] == stage and row["epoch"] > epoch]
         end = max((number for number, row in enumerate(rows, 1) if row["stage"] == stage), default=len(rows))
         before = [row for row in rows[:end] if row["stage"] != stage or row["epoch"] <= epoch]
@@ -166,7 +169,7 @@ def _logged_in() -> bool:
 def _known_run(folder: Path) -> str | None:
     """The W&B run that this folder was recorded in before."""
     path = folder / "wandb.json"
-    return str(read_json(path)["id"]) if path.exists() else None
+    return str(read_document(path, WandbFile, ArtifactError)["id"]) if path.exists() else None
 
 
 def _identity(row: Mapping[str, Any]) -> tuple[object, ...]:

@@ -20,12 +20,13 @@ from torch.optim import Optimizer
 
 from nas_prune import checkpoint
 from nas_prune.data import Data, check_labels, mixer, set_epoch
-from nas_prune.errors import CheckpointError, DivergedError, InterruptedRunError
+from nas_prune.errors import DivergedError, InterruptedRunError
 from nas_prune.evaluate import top1
 from nas_prune.order import drawing
 from nas_prune.progress import Bars
 from nas_prune.settings import DataSettings, OptimSettings
 from nas_prune.signals import StopRequest, stop_signals
+from nas_prune.stage_file import Length, Live, restore
 from nas_prune.track import Track
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -100,7 +101,7 @@ def fit(
     schedule = _schedule(optimizers, stage, steps)
     mix = mixer(stage.images, data.classes, stage.settings.label_smoothing) or _as_they_are
     memory = _Memory(run, stage, model, optimizers)
-    position = memory.recall()
+    position = memory.recall(steps)
     bar = run.bars.bar(stage.name, stage.epochs * steps, position.epoch * steps + position.step)
     with stop_signals() as stop:
         while position.epoch < stage.epochs:
@@ -268,25 +269,16 @@ class _Memory:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(self.path, state)
 
-    def recall(self) -> Position:
+    def recall(self, steps: int) -> Position:
         """Go on from the checkpoint, if there is one; the journal, too."""
-        position = Position() if self.path is None or not self.path.exists() else self._loaded(self.path)
+        position = self._restored(self.path, steps) if self.path is not None and self.path.exists() else Position()
         if self.run.track is not None:
             self.run.track.rewind(self.stage.name, position.epoch)
         return position
 
-    def _loaded(self, path: Path) -> Position:
+    def _restored(self, path: Path, steps: int) -> Position:
         """Put everything back to where ``keep`` found it."""
-        state = checkpoint.load(path)
-        if state["identity"] != self.run.identity:
-            raise CheckpointError(f"{path} is of a run of another recipe; delete it to start the stage anew")
-        self.model.load_state_dict(state["model"])
-        position = Position(state["epoch"], state["step"], state["loss"])
-        if position.epoch < self.stage.epochs:
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-            if self.run.accelerator.scaler is not None:
-                self.run.accelerator.scaler.load_state_dict(state["scaler"])
-            if self.average is not None:
-                self.average.module.load_state_dict(state["average"])
-        return position
+        average, scaler = None if self.average is None else self.average.module, self.run.accelerator.scaler
+        live, length = Live(self.model, self.optimizers, average, scaler), Length(self.stage.epochs, steps)
+        state = restore(path, live, length, self.run.identity)
+        return Position(state.epoch, state.step, state.loss)

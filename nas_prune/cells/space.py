@@ -4,19 +4,28 @@ DARTS (arXiv 1806.09055) and NAS-Bench-201 (arXiv 2001.00326) are two such files
 are its inputs and then its nodes; a node is the sum of its edges, and an edge is one of the operations, from a state.
 """
 
+import re
 from collections.abc import Mapping
 from fractions import Fraction
 from math import comb, prod
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
-from nas_prune.errors import SpaceError
+from nas_prune.documents import explained
+from nas_prune.errors import SpaceError, shown
 from nas_prune.registry import hint
 from nas_prune.shipped import shipped
+from nas_prune.yaml_text import read_mapping
 
 Edge = tuple[int, int]  # (state that is read, node that reads it)
+
+
+def _small(share: object) -> object:
+    """A share of the depth as one may write it: 0.5, or 1/3; never 1e999999999, which would be computed."""
+    if isinstance(share, str) and not re.fullmatch(r"[0-9]{1,4}(/[0-9]{1,4}|\.[0-9]{1,9})?", share):
+        raise ValueError("a share of the depth is written 0.5 or 1/3")
+    return share
 
 
 class Kind(BaseModel):
@@ -25,7 +34,9 @@ class Kind(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     stride: Literal[1, 2] = Field(1, description="2: half the resolution, twice the width from here on")
-    at: list[Fraction] = Field([], description="shares of the depth where it stands; none: wherever no other kind does")
+    at: list[Annotated[Fraction, BeforeValidator(_small)]] = Field(
+        [], description="shares of the depth where it stands; none: wherever no other kind does"
+    )
     searched: bool = Field(True, description="false: a residual block, not a cell")
 
 
@@ -56,11 +67,11 @@ class CellSpace(BaseModel):
         known, content = _shipped(), dict(space) if isinstance(space, Mapping) else {"like": space}
         name = content.pop("like", None)
         if name is not None and name not in list(known):
-            raise SpaceError(f"no space of cells is called {name!r}{hint(str(name), known)}")
+            raise SpaceError(f"no space of cells is called {shown(name)}{hint(str(name), known)}")
         try:
             return cls.model_validate(content if name is None else {**known[name], **content})
         except ValidationError as error:
-            raise SpaceError(f"not a space of cells: {error}") from error
+            raise SpaceError(f"not a space of cells: {explained(error)}") from None
 
     @property
     def pairs(self) -> list[Edge]:
@@ -128,5 +139,5 @@ def decision(kind: str, edge: Edge) -> str:
 
 def _shipped() -> dict[str, Any]:
     """The shipped spaces of cells, as plain data."""
-    files = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(shipped("search_spaces").glob("*.yaml"))}
+    files = {path.stem: read_mapping(path, SpaceError) for path in sorted(shipped("search_spaces").glob("*.yaml"))}
     return {name: content["cell"] for name, content in files.items() if "cell" in content}

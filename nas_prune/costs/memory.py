@@ -40,17 +40,25 @@ class Memory:
 
     def __call__(self, sizes: Sizes) -> Tensor:
         """Bytes, a scalar; gradients reach the sizes that the peak depends on."""
-        return (self.moments @ torch.stack(self._products(sizes))).amax()
+        return self._peak(self._products(sizes))
 
     def many(self, columns: Columns) -> Tensor:
         """Bytes (b) for sizes (b) per axis."""
         count = len(next(iter(columns.values())))
-        return (self.moments @ torch.stack([each.expand(count) for each in self._products(columns)])).amax(0)
+        return self._peak([each.expand(count) for each in self._products(columns)])
+
+    def _peak(self, products: list[Tensor]) -> Tensor:
+        """Bytes of the moment that takes the most."""
+        units = torch.stack(products)
+        self.moments = self.moments.to(units.device)  # and there it stays: a search asks in every step
+        return (self.moments @ units).amax(0)
 
     def _products(self, sizes: Sizes) -> list[Tensor]:
         """Units in each combination of changing dimensions."""
         widths = [product(self.axes.width(term, sizes) for term in terms) for terms in self._terms]
-        return [torch.as_tensor(width, dtype=torch.float64).cpu() for width in widths]
+        place = next((width.device for width in widths if isinstance(width, Tensor)), torch.device("cpu"))
+        place = torch.device("cpu") if place.type == "mps" else place  # Apple's knows no float64
+        return [torch.as_tensor(width, dtype=torch.float64, device=place) for width in widths]
 
     def _bytes(self, outputs: Iterable[tuple[Dims, float]]) -> list[float]:
         """Bytes per combination of changing dimensions, of tensors given as (dimensions, bytes per entry)."""

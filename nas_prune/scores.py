@@ -1,0 +1,27 @@
+"""The scores of a search as a file: one finite number for every unit of every axis that may change."""
+
+from pathlib import Path
+
+import torch
+
+from nas_prune import tensor_file
+from nas_prune.errors import CheckpointError
+from nas_prune.selectors import Scores
+from nas_prune.space import SearchSpace
+
+
+def read_scores(path: Path, space: SearchSpace) -> Scores:
+    """Scores (c) per axis. Raises CheckpointError where they are not of the axes of this space."""
+    scores = tensor_file.read(path, CheckpointError)
+    expected = {
+        name: torch.zeros(axis.size, dtype=scores[name].dtype if name in scores else torch.float32)
+        for name, axis in space.free.items()
+    }
+    problem = tensor_file.misfit(expected, scores)
+    floating = all(score.is_floating_point() for score in scores.values())
+    if problem or not floating:
+        raise CheckpointError(
+            f"{path} does not hold the scores of this model's axes ({problem or 'scores are real numbers'}); "
+            "delete it to have them made again"
+        )
+    return scores
