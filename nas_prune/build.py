@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from nas_prune.costs import Budget, CostModel, Predictor, costs
 from nas_prune.costs.budget import parse_target
+from nas_prune.costs.runtimes import missing
 from nas_prune.criteria import criteria
 from nas_prune.data import Data
-from nas_prune.errors import ArtifactError, RecipeError, UnknownNameError
+from nas_prune.descent import Pace
+from nas_prune.errors import ArtifactError, RecipeError, RuntimeMissingError, UnknownNameError
 from nas_prune.gated import GatedModel
 from nas_prune.gates import gates
 from nas_prune.order import drawing
@@ -63,16 +65,26 @@ def _bind(key: str, part: Callable[..., object], given: tuple[object, ...], opti
 
 
 def accelerator(recipe: Recipe) -> Accelerator:
-    """Device, precision and processes; seeds every generator."""
+    """Device, precision and processes; seeds every generator. Raises RecipeError for what this machine cannot do."""
     set_seed(recipe.seed)
-    return Accelerator(
-        cpu=recipe.device == "cpu",
-        mixed_precision=recipe.precision,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(find_unused_parameters=True),
-            InitProcessGroupKwargs(timeout=PATIENCE),
-        ],
-    )
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True), InitProcessGroupKwargs(timeout=PATIENCE)]
+    try:
+        made = Accelerator(cpu=recipe.device == "cpu", mixed_precision=recipe.precision, kwargs_handlers=handlers)
+    except ValueError as error:
+        raise RecipeError(f"precision: {recipe.precision} cannot be had here: {error}") from error
+    if recipe.device not in ("auto", made.device.type):
+        raise RecipeError(f"device: torch sees no {recipe.device} here, only {made.device.type}; set device: auto")
+    if recipe.precision == "fp16" and made.device.type == "cpu":
+        raise RecipeError("precision: no processor trains in fp16, only a GPU; set precision: bf16, or no")
+    return made
+
+
+def pace(recipe: Recipe) -> Pace:
+    """What makes the recipe's training faster. Raises RuntimeMissingError where torch.compile lacks a compiler."""
+    lacking = missing("compile") if recipe.compile else None
+    if lacking is not None:
+        raise RuntimeMissingError(f"compile: {lacking}")
+    return Pace(recipe.compile, recipe.channels_last)
 
 
 def model_kwargs(settings: ModelSettings, data: Data) -> dict[str, Any]:

@@ -7,6 +7,7 @@ exactly nothing, and the derived model computes exactly what the gated one compu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -72,9 +73,17 @@ class GatedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The backbone's forward, gated."""
-        keep = self._fixed[-1].keep() if self._fixed else self.gate_values()
+        keep = self._fixed[-1].keep() if self._fixed else self._said()
         self._board.open(keep, [self._mask(site.term, site.how, keep) for site in self._sites])
-        return self.backbone(*args, **kwargs)
+        output = self.backbone(*args, **kwargs)
+        self._board.entered.clear()  # every pass begins alike, so torch.compile compiles one
+        return output
+
+    def _said(self) -> dict[str, Tensor]:
+        """What the gates say, in full precision even where the backbone computes in less: half a unit is none."""
+        place = next(self.backbone.parameters()).device.type
+        with torch.autocast(place, enabled=False) if torch.amp.is_autocast_available(place) else nullcontext():
+            return self.gate_values()
 
     def gate_values(self) -> dict[str, Tensor]:
         """What the gates say now: keep values (c) per axis, never less than the minimum width open."""
@@ -82,9 +91,10 @@ class GatedModel(nn.Module):
         for name, members in self.deciders.items():
             score = self.gate(name).score(self.weights(name))
             keep = self.gate(name).open(score)
-            mixed = len(members) > 1 and bool((keep.detach() > 0).any())  # a choice that mixes needs no floor
-            best = score.detach().topk(0 if mixed else self._least(members)).indices
+            best = score.detach().topk(self._least(members)).indices
             forced = torch.zeros_like(keep).scatter(0, best, 1.0)
+            if len(members) > 1:  # a choice that mixes needs no floor
+                forced = forced * (keep.detach() <= 0).all()
             values |= self._split(members, keep + (forced * (1 - keep)).detach())
         return values
 
@@ -191,8 +201,8 @@ class GatedModel(nn.Module):
     def _mask(self, term: Term, how: str, keep: dict[str, Tensor]) -> Tensor | None:
         """The mask of one site; None where a norm is open anyway, so that it computes bit for bit what it did."""
         mask = self.axes.mask(term, keep)
-        learning = self.training and mask.requires_grad
-        return None if how != "mask" and not learning and bool((mask == 1).all()) else mask
+        needed = how == "mask" or (self.training and mask.requires_grad) or torch.compiler.is_compiling()
+        return mask if needed or not bool((mask == 1).all()) else None
 
 
 class Fixed:
@@ -204,6 +214,7 @@ class Fixed:
 
     def __enter__(self) -> GatedModel:
         self.gated._fixed.append(self)
+        self.keep()  # now, and in no forward pass: torch.compile would compile the first one apart
         self.gated._compute_live()
         return self.gated
 

@@ -92,7 +92,7 @@ def opened(recipe: Recipe, folder: Path, *, resume: bool = True, force: bool = F
         seconds = read_document(known, Seconds, CheckpointError) if known.exists() else {}
         with Bars(Console(stderr=True, quiet=not first)) as bars, _track(recipe, folder, first=first) as track:
             space = _space(recipe, folder, model, data, first=first)
-            shared = Run(accelerator, recipe.seed, folder, track, bars, identity(recipe))
+            shared = Run(accelerator, recipe.seed, folder, track, bars, identity(recipe), build.pace(recipe))
             yield Job(recipe, folder, shared, data, model.to(accelerator.device), space, seconds)
 
 

@@ -38,6 +38,8 @@ class Recipe(Settings):
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to train; auto: what there is")
     precision: Literal["no", "fp16", "bf16"] = Field("no", description="mixed precision of training")
+    compile: bool = Field(False, description="torch.compile what trains: worth its minutes where training takes hours")
+    channels_last: bool = Field(False, description="train with images and weights channels last: fast on GPUs")
     model: ModelSettings = Field(description="the timm backbone")
     data: DataSettings = Field(DataSettings(), description="the dataset, its image size and its augmentation")
     space: str = Field("channels", description="search space: a name in search_spaces/ or the path of a YAML file")

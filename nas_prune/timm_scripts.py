@@ -61,7 +61,7 @@ def _finetuned(model: nn.Module, recipe: Recipe, data: Data, accelerator: Accele
     """Train the model in place and save it."""
     flat = recipes.flat(recipe)
     with Bars() as bars, open_track(folder, recipe.track, config=flat, name=recipe.name) as track:
-        run = Run(accelerator, recipe.seed, folder, track, bars, identity(recipe))
+        run = Run(accelerator, recipe.seed, folder, track, bars, identity(recipe), build.pace(recipe))
         finetune(model, None, data, settings=recipe.finetune, run=run, images=recipe.data)
     if accelerator.is_main_process:
         kept = folder_of(recipe.model.name, ARCH)

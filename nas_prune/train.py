@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from nas_prune import checkpoint
 from nas_prune.data import Data, check_labels, mixer, set_epoch
+from nas_prune.descent import Pace, descend, ready
 from nas_prune.errors import DivergedError, InterruptedRunError
 from nas_prune.evaluate import top1
 from nas_prune.order import drawing
@@ -46,6 +47,7 @@ class Run:
     track: Track | None = None
     bars: Bars = field(default_factory=Bars)
     identity: str = ""
+    pace: Pace = field(default_factory=Pace)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def fit(
     """
     if not stage.epochs:
         return
-    trained, *prepared = run.accelerator.prepare(model, *optimizers)
+    trained = ready(run.accelerator, model, run.pace)
     loader = run.accelerator.prepare_data_loader(data.train)
     steps = min(len(loader), stage.settings.max_steps or len(loader))
     schedule = _schedule(optimizers, stage, steps)
@@ -110,7 +112,7 @@ def fit(
                 schedule.step_update(number := position.epoch * steps + position.step)
                 with drawing(run.seed, stage.name, number):
                     loss = loss_of(trained, *mix(images, labels))
-                    _update(run.accelerator, trained, loss, prepared, stage.settings.clip_grad)
+                    descend(run.accelerator, trained, loss, optimizers, stage.settings.clip_grad)
                 position.step, position.loss = position.step + 1, loss.detach()
                 bar.advance(_look(stage, position, steps))
                 memory.close_step(position, stop)
@@ -123,19 +125,6 @@ def _open_epoch(model: nn.Module, position: Position, begin: Callable[[int], obj
     if position.step == 0:
         begin(position.epoch)
     model.train()
-
-
-def _update(
-    accelerator: Accelerator, trained: nn.Module, loss: Tensor, optimizers: Sequence[Any], clip: float | None
-) -> None:
-    """One step of every optimizer down the gradient of the loss."""
-    for optimizer in optimizers:
-        optimizer.zero_grad()
-    accelerator.backward(loss)
-    if clip is not None:
-        accelerator.clip_grad_norm_(trained.parameters(), clip)
-    for optimizer in optimizers:
-        optimizer.step()
 
 
 def _as_they_are(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,7 +163,7 @@ def _batches(loader: Any, position: Position, steps: int, classes: int) -> Itera
         return
     set_epoch(loader, position.epoch)
     rest = skip_first_batches(loader, position.step) if position.step else loader
-    for (images, labels), number in zip(rest, range(position.step, steps), strict=False):
+    for number, (images, labels) in zip(range(position.step, steps), rest, strict=False):
         if number == position.step:
             check_labels(labels, classes)
         yield images, labels

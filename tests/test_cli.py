@@ -5,10 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from nas_prune import cli
 from nas_prune.recipe import json_schema, recipe_keys
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +29,29 @@ def nas_prune(*words: str) -> subprocess.CompletedProcess[str]:
     return python("-m", "nas_prune", *words)
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How the program ended: its exit code, and what it has said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """The program in this process, which has imported torch already."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def ended(*words: str) -> Ended:
+        with pytest.raises(SystemExit) as exit_:
+            cli.main(words)
+        return Ended(int(exit_.value.code or 0), *capsys.readouterr())
+
+    return ended
+
+
 def test_help_names_every_command() -> None:
     done = nas_prune("--help")
     assert done.returncode == 0
@@ -33,8 +59,8 @@ def test_help_names_every_command() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command: str) -> None:
-    done = nas_prune(command, "--help")
+def test_every_command_explains_itself(here: Callable[..., Ended], command: str) -> None:
+    done = here(command, "--help")
     assert done.returncode == 0
     assert "Usage: nas-prune" in done.stdout
 
@@ -67,8 +93,10 @@ def test_help_and_recipes_need_no_torch() -> None:
         (["list", "gate"], ["did you mean 'gates'?"]),
     ],
 )
-def test_a_mistake_is_one_message_and_exit_code_2(words: list[str], parts: list[str]) -> None:
-    done = nas_prune(*words)
+def test_a_mistake_is_one_message_and_exit_code_2(
+    here: Callable[..., Ended], words: list[str], parts: list[str]
+) -> None:
+    done = here(*words)
     assert done.returncode == 2
     assert [part for part in parts if part not in done.stderr] == [], done.stderr
     assert "Traceback" not in done.stderr
@@ -81,11 +109,9 @@ def test_options_are_understood_in_any_position() -> None:
     assert done.stderr.endswith("error: override --search.jont: unknown key 'search.jont'; did you mean 'joint'?\n")
 
 
-def test_a_missing_dataset_is_named(tmp_path: Path) -> None:
+def test_a_missing_dataset_is_named(here: Callable[..., Ended], tmp_path: Path) -> None:
     lost = tmp_path / "lost"
-    done = nas_prune(
-        "run", "smoke/quickstart", "--data.name=folder", f"--data.root={lost}", "--out", str(tmp_path / "run")
-    )
+    done = here("run", "smoke/quickstart", "--data.name=folder", f"--data.root={lost}", "--out", str(tmp_path / "run"))
     assert done.returncode == 2
     assert f"data.root {lost} is no folder" in done.stderr
     assert "Traceback" not in done.stderr
@@ -100,8 +126,8 @@ def test_a_missing_dataset_is_named(tmp_path: Path) -> None:
         ("operations", ["separable_convolution", "max_pool"]),
     ],
 )
-def test_list_shows_what_a_recipe_can_name(kind: str, names: list[str]) -> None:
-    done = nas_prune("list", kind, *(["resnet1*"] if kind == "models" else []))
+def test_list_shows_what_a_recipe_can_name(here: Callable[..., Ended], kind: str, names: list[str]) -> None:
+    done = here("list", kind, *(["resnet1*"] if kind == "models" else []))
     assert done.returncode == 0, done.stderr
     assert [name for name in names if name not in done.stdout.split()] == []
 
@@ -125,8 +151,10 @@ def test_a_stopped_run_ends_as_its_parent_expects(number: int, code: int) -> Non
         ("dense.lr=1e30", 1, "learning rate"),
     ],
 )
-def test_a_run_that_cannot_be_says_so_in_one_message(override: str, code: int, message: str, tmp_path: Path) -> None:
-    result = nas_prune("run", "smoke/quickstart", override, "--out", str(tmp_path / "run"))
+def test_a_run_that_cannot_be_says_so_in_one_message(
+    here: Callable[..., Ended], override: str, code: int, message: str, tmp_path: Path
+) -> None:
+    result = here("run", "smoke/quickstart", override, "--out", str(tmp_path / "run"))
     assert result.returncode == code
     assert message in result.stderr
     assert "Traceback" not in result.stderr

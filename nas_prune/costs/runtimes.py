@@ -160,9 +160,8 @@ def _copied(model: nn.Module, example_inputs: Inputs, conditions: Conditions) ->
         new = value.detach().clone().to(device, dtype if value.is_floating_point() else None)
         return new.contiguous(memory_format=torch.channels_last) if conditions.channels_last and new.ndim == 4 else new
 
-    own = copy.deepcopy(model).eval().to(device, dtype)
-    if conditions.channels_last:
-        own = own.to(memory_format=torch.channels_last)
+    layout = torch.channels_last if conditions.channels_last else torch.contiguous_format  # whatever it was trained in
+    own = copy.deepcopy(model).eval().to(device, dtype).to(memory_format=layout)
     return own, each_tensor(converted, example_inputs)
 
 

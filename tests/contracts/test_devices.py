@@ -1,4 +1,4 @@
-"""Forward on a GPU, without one: every registered part runs on a fake device, where a tensor left on the CPU is an error.
+"""Forward on a GPU, without one: every registered part runs on a fake device, where a tensor left behind is an error.
 
 Parts that move no numbers between devices say so by running here; what needs numbers or gradients of a GPU is run by
 ``benchmarks/gpu.sh`` on a real one.

@@ -18,7 +18,7 @@ LAYERS = (
     "artifact "
     "artifact_config artifact_tensors timm_entry timm_build "
     "calibration_file calibration_check bench sampling calibrate meet reform coverage exporting export_forms "
-    "scores report summary figures pareto stages track progress train budget",
+    "scores report summary figures pareto stages track progress train descent budget",
     "recipe recipe_keys overrides build job calibrated scoring steps results targets pipeline subject doctor "
     "cli cli_coverage cli_doctor cli_export cli_timm timm_recipe timm_scripts cli_help cli_list __main__",
 )
