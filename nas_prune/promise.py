@@ -59,7 +59,7 @@ def _accuracy(results: Mapping[str, Any]) -> str:
 def _untrained(results: Mapping[str, Any]) -> str:
     if results["trained"]:
         return ""
-    return "the dense model was not trained (dense.epochs is 0, and it starts from random weights): what was kept is luck"
+    return "what is kept was chosen by random weights: dense.epochs is 0, and the model starts from no trained ones"
 
 
 def _closed_at_once(results: Mapping[str, Any]) -> str:
@@ -69,7 +69,7 @@ def _closed_at_once(results: Mapping[str, Any]) -> str:
     return (
         f"the gates ended at {gates['ended'] / gates['dense']:.2f}x of the dense model (predicted), the target is "
         f"{gates['limit'] / gates['dense']:.2f}x: the selection closed the rest at once. Search for longer "
-        f"(search.joint), or raise search.gate_lr or the budget penalty's weight"
+        f"(search.joint), or raise search.gate_lr or the budget penalty's alpha"
     )
 
 
@@ -81,5 +81,5 @@ def _disturbed(results: Mapping[str, Any]) -> str:
         return ""
     return (
         f"the machine was disturbed while the models were timed: calls of the {worst} model spread by "
-        f"±{100 * shares[worst]:.0f} %. Stop what else runs, delete timings.json and results.json, and run the same command again"
+        f"±{100 * shares[worst]:.0f} %. Stop what else runs, delete timings.json and results.json, and run it again"
     )

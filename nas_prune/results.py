@@ -69,7 +69,7 @@ def _promise(job: Job, outcome: Outcome, rows: Mapping[str, Any]) -> dict[str, A
     timed = promise.unit == "ms"
     now = dense_ms / outcome.calibration.dense_ms if timed else 1.0  # milliseconds of this run's one dense timing
     dense = float(budget.cost({}).detach())
-    rounds = [{"predicted": r.predicted * now, "measured": r.measured * now, "target": r.target * now} for r in met.rounds]
+    told = ("predicted", "measured", "target")
     return {
         "status": promise.status,
         "target": job.recipe.budget.target,
@@ -78,7 +78,7 @@ def _promise(job: Job, outcome: Outcome, rows: Mapping[str, Any]) -> dict[str, A
         "measured_share": share,
         "short": met.short,
         "gates": None if met.gates is None else {"ended": met.gates, "limit": budget.limit, "dense": dense},
-        "rounds": rounds,
+        "rounds": [{name: now * getattr(each, name) for name in told} for each in met.rounds],
     }
 
 
@@ -143,8 +143,9 @@ def _kept(job: Job, path: Path, what: tuple[object, set[str]], measured: Callabl
 
 
 def trained(recipe: Recipe) -> bool:
-    """Whether there is anything in the weights that the search looks at."""
-    return bool(recipe.dense.epochs or recipe.model.pretrained or recipe.model.checkpoint or recipe.search.joint)
+    """Whether the weights that units are chosen by have learnt anything."""
+    jointly = recipe.search.joint and recipe.search.criterion is None
+    return bool(recipe.dense.epochs or recipe.model.pretrained or recipe.model.checkpoint or jointly)
 
 
 def _row(accuracy: float, real: Count, predicted: float) -> dict[str, Any]:

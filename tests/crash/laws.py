@@ -1,18 +1,14 @@
 """The laws of a run that is stopped, at one instant in ``step``: what must hold, and in which cases it does not."""
 
-import os
 import shutil
 import socket
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
+from signal import SIGKILL, SIGTERM
 
 from cases import FULL, Case, asked, every, kill_itself, killed, record, steps, unequal, without_room
-from runs import Laboratory, beside, different, ended, finish, forked, outcome, said
-
-from signal import SIGKILL, SIGTERM
+from runs import Laboratory, beside, different, ended, finish, outcome, said
 
 EXIT = {"SIGKILL": -SIGKILL, "torn": -SIGKILL, "SIGTERM": -SIGTERM, "SIGINT": 130, FULL: 1}  # as the README says
 LEFT = (".tmp", ".previous", ".lock")  # how names end that a finished run does not leave

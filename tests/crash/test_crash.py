@@ -1,19 +1,15 @@
 """A run that is killed at any instant, and started again, ends in the bytes of one that was never stopped."""
 
-import random
-import shutil
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import runs
-from cases import Case, asked, every, killed, record, steps, unequal, without_room
-from recipes import MACS, MILLISECONDS, ONCE, OPERATORS, SHAPLEY
-from runs import Laboratory, different, ended, finish, outcome, said
+from cases import Case, every, killed, record, unequal
+from runs import Laboratory, outcome
+
+from recipes import MACS, MILLISECONDS, OPERATORS, SHAPLEY
 
 RECIPES = {"macs": (MACS, "run"), "ms": (MILLISECONDS, "run"), "shapley": (SHAPLEY, "run")}
 RECIPES["calibrate"] = (OPERATORS, "calibrate")

@@ -1,12 +1,12 @@
 """A run that is stopped ends in the bytes of one that was not: a sample of what ``-m crash`` tries everywhere."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import laws
 import pytest
+from runs import Laboratory, ended
+
 from recipes import MILLISECONDS
-from runs import Laboratory, ended, outcome
 
 
 @pytest.fixture(scope="module")

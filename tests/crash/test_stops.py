@@ -4,13 +4,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import runs
 from cases import Case, asked, every, killed, record, steps, unequal
+from runs import Laboratory, different, outcome, said
+
 from recipes import ONCE
-from runs import Laboratory, different, ended, forked, outcome, said
 
 EXIT = {"SIGTERM": -signal.SIGTERM, "SIGINT": 130}  # as the README says: 130, or the signal
 
