@@ -39,12 +39,12 @@ MODELS, RUNTIMES = ("resnet18:64", "mobilenetv3_small_100:96"), ("eager", "onnxr
 HEAD = f"{'model':<24} {'runtime':<12} {'min':>5} {'predictor':<10} {'MAPE':>7} {'Kendall':>8} {'noise':>7} {'met':>11}"
 
 
-def prepared(spec: str, batch: int) -> tuple[nn.Module, SearchSpace, Tensor]:
+def prepared(spec: str, batch: int, device: str = "cpu") -> tuple[nn.Module, SearchSpace, Tensor]:
     """A model with 10 classes, the space ``channels`` over it, and a batch of images; the same ones every time."""
     torch.manual_seed(0)
     name, _, size = spec.partition(":")
-    model = timm.create_model(name, num_classes=10).eval()
-    images = torch.randn(batch, 3, int(size), int(size))
+    model = timm.create_model(name, num_classes=10).eval().to(device)
+    images = torch.randn(batch, 3, int(size), int(size)).to(device)
     return model, SearchSpace.read("channels", trace(model, images[:1])), images
 
 

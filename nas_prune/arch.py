@@ -5,14 +5,33 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from nas_prune.axes import BITS, Axis
-from nas_prune.errors import ArchError
-from nas_prune.files import read_json, write_json
+from nas_prune.documents import Document, read_document
+from nas_prune.errors import ArchError, shown
+from nas_prune.files import write_json
 from nas_prune.registry import hint
+
+Units = Annotated[list[Annotated[int, Field(ge=0, lt=10**7)]], Field(max_length=10**7)]
+ADVICE = "an architecture file is {'kept': {axis: [units]}}"
+
+
+class ArchFile(Document):
+    """What the file of an architecture holds: whole numbers per axis, none of them twice."""
+
+    kept: dict[str, Units]
+
+    @field_validator("kept")
+    @classmethod
+    def _once(cls, kept: dict[str, list[int]]) -> dict[str, list[int]]:
+        if any(len(set(units)) < len(units) for units in kept.values()):
+            raise ValueError("a unit is named twice")
+        return kept
 
 
 @dataclass(frozen=True)
@@ -58,13 +77,7 @@ class Arch:
     @staticmethod
     def read(path: str | os.PathLike[str]) -> Arch:
         """Read the JSON that ``write`` wrote."""
-        content = read_json(path, ArchError)
-        kept = content.get("kept") if isinstance(content, dict) else None
-        if not isinstance(kept, dict) or not all(isinstance(units, list) for units in kept.values()):
-            raise ArchError(f"{path} is not an architecture file; expected {{'kept': {{axis: [units]}}}}")
-        if any(type(unit) is not int for units in kept.values() for unit in units):
-            raise ArchError(f"{path} is not an architecture file: a unit is a whole number")
-        return Arch(kept)
+        return Arch(read_document(path, ArchFile, ArchError, advice=ADVICE)["kept"])
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write one JSON file, whole or not at all."""
@@ -84,7 +97,7 @@ class Arch:
         for name, units in self.kept.items():
             if name not in axes:
                 raise ArchError(
-                    f"the architecture names axis {name!r}, which the model does not have{hint(name, list(axes))}"
+                    f"the architecture names axis {shown(name)}, which the model does not have{hint(name, list(axes))}"
                 )
             axis = axes[name]
             if not units and axis.kind not in (*BITS, "stripe"):

@@ -16,12 +16,16 @@ from torch import nn
 from nas_prune import artifact_config, artifact_tensors
 from nas_prune.arch import Arch
 from nas_prune.artifact_config import AGAIN, ARCH, BUFFERS, FILES, WEIGHTS, Config, Rewritten
+from nas_prune.bounds import Work, bounded
 from nas_prune.device import versions
-from nas_prune.errors import ArtifactError
+from nas_prune.errors import ArtifactError, one_line
 from nas_prune.folders import whole_folder
 from nas_prune.origin import Origin, is_plain
 from nas_prune.rebuild import Difference, buffers_of, difference, identical, rebuild, tensors_of
 from nas_prune.rewrite import recorded
+
+# a timm model registers up to 3 parts per tensor, one of which most blocks or candidates are gone many more
+LEAST_PARTS, PARTS_PER_TENSOR = 3000, 50
 
 Remarks = Mapping[Literal["certificate", "provenance"], Mapping[str, Any]]
 
@@ -75,7 +79,8 @@ def checked(path: Path) -> Config:
     config = artifact_config.read(path)
     with _advising(path):
         weights, buffers = (artifact_tensors.header(path / name) for name in (WEIGHTS, BUFFERS))
-        rebuild(config.origin.build("meta"), config.difference, weights, buffers)
+        with bounded(Work(parts=LEAST_PARTS + PARTS_PER_TENSOR * len(weights))):
+            rebuild(config.origin.build("meta"), config.difference, weights, buffers)
     return config
 
 
@@ -85,7 +90,9 @@ def _advising(path: Path) -> Iterator[None]:
     try:
         yield
     except ArtifactError as error:
-        raise ArtifactError(f"the artefact {path} cannot be loaded: {error}. To repair it, {AGAIN}") from error
+        raise ArtifactError(
+            f"the artefact {path} cannot be loaded: {one_line(str(error), 500)}. To repair it, {AGAIN}"
+        ) from error
 
 
 def intact(folder: str | os.PathLike[str]) -> bool:

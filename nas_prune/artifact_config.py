@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nas_prune.errors import ArtifactError
+from nas_prune.documents import explained
+from nas_prune.errors import ArtifactError, shown
 from nas_prune.files import finite, read_json, write_json
 from nas_prune.folders import previous
 from nas_prune.origin import Origin
@@ -23,7 +24,6 @@ FileName = Literal["config.json", "model.safetensors", "buffers.safetensors", "a
 FILES: tuple[FileName, ...] = get_args(FileName)
 CONFIG, WEIGHTS, BUFFERS, ARCH = FILES
 FORMAT, VERSION = "nas_prune artefact", 2
-LONGEST, DEEPEST = 2**26, 20  # bytes and levels; real configs have less than 1 % of the bytes and five levels
 AGAIN = "restore the folder, or make it again with nas_prune.save"
 
 
@@ -76,7 +76,7 @@ def write(folder: Path, config: Config) -> None:
     """Write ``config.json`` beside the files that are in the folder already, with the sums of all."""
     plain = finite(config.model_dump())
     assert isinstance(plain, dict)
-    plain["sha256"] = {path.name: _sum(path) for path in sorted(folder.iterdir())}
+    plain["sha256"] = {path.name: sum_of(path) for path in sorted(folder.iterdir())}
     plain["sha256"][CONFIG] = sum_of_config(plain)
     write_json(folder / CONFIG, plain)
 
@@ -87,9 +87,7 @@ def read(folder: Path) -> Config:
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ArtifactError(f"{folder / CONFIG}: {where}: {first['msg']}; {AGAIN}") from None
+        raise ArtifactError(f"{folder / CONFIG}: {explained(error)}; {AGAIN}") from None
     if not {CONFIG, WEIGHTS} <= config.sha256.keys() or sum_of_config(raw) != config.sha256[CONFIG]:
         raise ArtifactError(f"{folder / CONFIG} was changed after it was saved (its SHA-256 does not match); {AGAIN}")
     for name in FILES[1:]:
@@ -113,44 +111,30 @@ def _raw(folder: Path) -> dict[str, Any]:
     version = raw.get("format_version")
     if version != VERSION:
         raise ArtifactError(
-            f"{folder} is an artefact of format version {str(version)[:20]}, this nas_prune reads version {VERSION}; "
+            f"{folder} is an artefact of format version {shown(version, 20)}, this nas_prune reads version {VERSION}; "
             "install the nas_prune that wrote it, or a newer one"
         )
     return raw
 
 
-def _parsed(folder: Path) -> object:
+def _parsed(folder: Path) -> Any:
     path = folder / CONFIG
     if not path.is_file():
         rescue = previous(folder.resolve())
         advice = f"an interrupted save left the old one in {rescue}, rename it" if rescue.exists() else "check the path"
         raise ArtifactError(f"there is no artefact in {folder} (no {CONFIG}); {advice}")
-    if path.stat().st_size > LONGEST:
-        raise ArtifactError(f"{path} is larger than any config ({LONGEST} bytes); {AGAIN}")
-    try:
-        raw: object = read_json(path, ArtifactError)
-    except RecursionError:
-        raw = None
-    if raw is None or not _shallow(raw, DEEPEST):
-        raise ArtifactError(f"{path} is empty, or nested more deeply than any config; {AGAIN}")
-    return raw
-
-
-def _shallow(value: object, levels: int) -> bool:
-    if isinstance(value, dict | list):
-        items = value.values() if isinstance(value, dict) else value
-        return levels > 0 and all(_shallow(item, levels - 1) for item in items)
-    return True
+    return read_json(path, ArtifactError)
 
 
 def _check_file(path: Path, expected: str | None) -> None:
     """A listed file is there and unchanged, and a file that is not listed is not there."""
     if path.is_file() != (expected is not None):
         raise ArtifactError(f"{path} is {'missing' if expected else 'not part of the artefact'}; {AGAIN}")
-    if expected is not None and _sum(path) != expected:
+    if expected is not None and sum_of(path) != expected:
         raise ArtifactError(f"{path} is damaged or was changed (its SHA-256 does not match); {AGAIN}")
 
 
-def _sum(path: Path) -> str:
+def sum_of(path: Path) -> str:
+    """The SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,25 +10,25 @@ import timm
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import InitProcessGroupKwargs, set_seed
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.optim import list_optimizers
 from torch import Tensor, nn
 
+from nas_prune import tensor_file
 from nas_prune.costs import Budget, CostModel, Predictor, costs
 from nas_prune.costs.budget import parse_target
 from nas_prune.costs.runtimes import missing
 from nas_prune.criteria import criteria
 from nas_prune.data import Data
 from nas_prune.descent import Pace
-from nas_prune.errors import ArtifactError, RecipeError, RuntimeMissingError, UnknownNameError
+from nas_prune.errors import ArtifactError, RecipeError, RuntimeMissingError, UnknownNameError, first_line, shown
 from nas_prune.gated import GatedModel
 from nas_prune.gates import gates
 from nas_prune.order import drawing
+from nas_prune.origin import SOURCES
 from nas_prune.penalties import penalties
 from nas_prune.preprocessing import data_keys, tell
 from nas_prune.recipe import Recipe
-from nas_prune.registry import hint
+from nas_prune.registry import MODELS, hint
 from nas_prune.selectors import selectors
 from nas_prune.settings import ModelSettings
 from nas_prune.space import SearchSpace
@@ -41,6 +41,7 @@ def check(recipe: Recipe) -> None:
     """Every name and every option of a recipe, before the first second is spent on it."""
     for target in (recipe.budget.target, *recipe.budget.limits.values()):
         parse_target(target)
+    _refuse_sources(recipe.model.kwargs)
     _bind("gate.options", gates[recipe.gate.name], (1, [1]), recipe.gate.options)
     for kind, own in recipe.gate.kinds.items():
         _bind(f"gate.kinds.{kind}.options", gates[own.name], (1, [1]), own.options)
@@ -49,19 +50,31 @@ def check(recipe: Recipe) -> None:
     known = dict.fromkeys(list_optimizers())
     for section, name in {"dense": recipe.dense, "search": recipe.search, "finetune": recipe.finetune}.items():
         if name.optimizer.lower() not in known:
-            raise RecipeError(f"{section}.optimizer: timm has no {name.optimizer!r}{hint(name.optimizer, known)}")
+            raise RecipeError(f"{section}.optimizer: timm has no {shown(name.optimizer)}{hint(name.optimizer, known)}")
     if recipe.search.criterion is not None and recipe.search.criterion not in criteria:
-        raise RecipeError(f"search.criterion: no {recipe.search.criterion!r}{hint(recipe.search.criterion, criteria)}")
+        raise RecipeError(
+            f"search.criterion: no {shown(recipe.search.criterion)}{hint(recipe.search.criterion, criteria)}"
+        )
     selector = recipe.search.fitting_selector
     if selector not in selectors:
-        raise RecipeError(f"search.selector: no {selector!r}{hint(selector, selectors)}")
+        raise RecipeError(f"search.selector: no {shown(selector)}{hint(selector, selectors)}")
+
+
+def _refuse_sources(arguments: dict[str, Any]) -> None:
+    """A recipe may come from anyone, and timm's own checkpoints may be pickles: weights have keys of their own."""
+    for name, value in arguments.items():
+        reaches = isinstance(value, dict) and SOURCES & value.keys()
+        if name in ("pretrained", "checkpoint_path", "cache_dir") or (name.startswith("pretrained") and reaches):
+            raise RecipeError(
+                f"model.kwargs.{name} names weights; use model.pretrained, or model.checkpoint for safetensors"
+            )
 
 
 def _bind(key: str, part: Callable[..., object], given: tuple[object, ...], options: dict[str, Any]) -> None:
     try:
         inspect.signature(part).bind(*given, **options)
     except TypeError as error:
-        raise RecipeError(f"{key} do not fit: {error}; `nas-prune list` shows what there is") from error
+        raise RecipeError(f"{key} do not fit: {first_line(error)}; `nas-prune list` shows what there is") from error
 
 
 def accelerator(recipe: Recipe) -> Accelerator:
@@ -95,12 +108,14 @@ def model_kwargs(settings: ModelSettings, data: Data) -> dict[str, Any]:
 def model(settings: ModelSettings, data: Data) -> nn.Module:
     """The timm backbone. Raises UnknownNameError or RecipeError, saying what timm said."""
     if not timm.is_model(settings.name):
-        raise UnknownNameError(f"timm has no model {settings.name!r}{hint(settings.name, timm.list_models())}")
+        raise UnknownNameError(
+            f"timm has no model {shown(settings.name)}{hint(settings.name, timm.list_models(), MODELS)}"
+        )
     try:
         created = timm.create_model(settings.name, pretrained=settings.pretrained, **model_kwargs(settings, data))
     except Exception as error:
         what = "its published weights could not be fetched" if settings.pretrained else "check model.kwargs"
-        raise RecipeError(f"timm cannot create {settings.name} ({what}): {error}") from error
+        raise RecipeError(f"timm cannot create {settings.name} ({what}): {first_line(error)}") from error
     if settings.checkpoint is not None:
         _load_weights(created, Path(settings.checkpoint))
     assert isinstance(created, nn.Module)
@@ -120,10 +135,10 @@ def resolved(recipe: Recipe) -> Recipe:
 
 def _load_weights(created: nn.Module, path: Path) -> None:
     try:
-        created.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        created.load_state_dict(tensor_file.read(path, ArtifactError))
+    except RuntimeError as error:
         raise ArtifactError(
-            f"model.checkpoint {path} does not hold this model's weights as safetensors: {error}"
+            f"model.checkpoint {path} does not hold this model's weights: {first_line(error)}"
         ) from error
 
 

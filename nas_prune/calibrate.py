@@ -5,6 +5,7 @@ down does not look like a slow network. Each timing is journalled when it is tak
 on where it was, and one that is finished is read, not repeated.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from nas_prune import calibration_file
 from nas_prune.arch import Arch
 from nas_prune.bench import conditions, operator_table
+from nas_prune.calibration_facts import PREDICTOR
 from nas_prune.costs import (
     OperatorTable,
     PredictionError,
@@ -29,17 +31,21 @@ from nas_prune.costs import (
 )
 from nas_prune.derivation import derive
 from nas_prune.device import fingerprint
-from nas_prune.errors import ArtifactError, BudgetError, CalibrationError
-from nas_prune.files import append_line, read_lines, write_json, write_lines
+from nas_prune.documents import read_journal
+from nas_prune.errors import BudgetError, CalibrationError, one_line
+from nas_prune.files import append_line, write_json, write_lines
 from nas_prune.order import seeded
+from nas_prune.run_files import SampleTimed
 from nas_prune.sampling import sample
 from nas_prune.settings import LatencySettings
 from nas_prune.space import SearchSpace
+from nas_prune.tensor_file import misfit
 
 KNOWN = 3  # samples after which it is known what the dense model takes
 CALM = 0.2  # share of the timings that are thought to be undisturbed
 REPEATED = 6  # so many sub-networks are timed again at the end: the noise floor
 FILE = "calibration.safetensors"
+AGAIN = "delete it to have it made again"
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 TimePair = Callable[[Arch, Mapping[str, float]], tuple[Ratio, float]]
@@ -125,27 +131,42 @@ def here(
 
 def adopt(path: Path, space: SearchSpace, folder: Path) -> Calibration:
     """Read a calibration, and lay out in ``folder`` what a report shows of it."""
-    tensors, facts = calibration_file.read(path)
-    missing = facts["axes"].keys() ^ space.free.keys()
-    if missing:
-        raise CalibrationError(
-            f"the calibration {path} is of other axes than the model's: {', '.join(sorted(missing)[:3])}"
-        )
-    predictor = predictors[facts["predictor"]](space.axes, facts["dense_ms"], None)
-    try:
-        predictor.load_state_dict(_under(tensors, "predictor."))
-    except RuntimeError as error:
-        raise CalibrationError(
-            f"the predictor in {path} is of another version of nas_prune; calibrate again"
-        ) from error
-    predictor.requires_grad_(False)
-    errors = {name: PredictionError(**error) for name, error in facts["errors"].items()}
+    tensors, facts = calibration_file.read(path, AGAIN)
+    axes = {name: axis.size for name, axis in space.free.items()}
+    other = sorted(name for name in {**axes, **facts["axes"]} if axes.get(name) != facts["axes"].get(name))
+    if other:
+        named = one_line(", ".join(other[:3]))
+        raise CalibrationError(f"the calibration {path} is of other axes than the model's ({named}); {AGAIN}")
+    predictor = _predictor(path, tensors, facts, space)
+    errors = {name: PredictionError(**_ranked(error)) for name, error in facts["errors"].items()}
     low, high = facts["interval"]
     measured = (facts[name] for name in ("noise", "dense_ms", "calm_ms", "smallest_ms"))
     result = Calibration(predictor, facts["predictor"], errors, (low, high), *measured)
     write_lines(folder / "samples.jsonl", list(_samples(tensors, facts)))
     write_json(folder / "calibration.json", facts | {"error": asdict(result.error)} | facts["conditions"])
     return result
+
+
+def _predictor(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], space: SearchSpace) -> Predictor:
+    """The predictor that was fitted, once it is known to fit and to predict a time."""
+    predictor = predictors[facts["predictor"]](space.axes, facts["dense_ms"], None)
+    state = _under(tensors, PREDICTOR)
+    problem = misfit(predictor.state_dict(), state)
+    if not problem:
+        predictor.load_state_dict(state)
+        predictor.requires_grad_(False)
+        timed = [dict(zip(facts["axes"], sizes, strict=True)) for sizes in tensors["sizes"].tolist()]
+        predicted = predictor.predict(predictor.shares([{}, *timed]))
+        if not bool((predicted.isfinite() & (predicted > 0)).all()):
+            problem = "it predicts no time"
+    if problem:
+        raise CalibrationError(f"the predictor in {path} does not fit: {problem}; {AGAIN}")
+    return predictor
+
+
+def _ranked(error: Mapping[str, float | None]) -> dict[str, Any]:
+    """The figures of an error, with NaN for a correlation that does not exist."""
+    return {name: math.nan if value is None else value for name, value in error.items()}
 
 
 def refuse_unreachable(calibration: Calibration, limit: float, space: SearchSpace) -> None:
@@ -163,7 +184,7 @@ def _measured(
     plan: Sequence[int], arch_of: Callable[[int], Arch], time_pair: TimePair, journal: Path, progress: Progress
 ) -> list[dict[str, Any]]:
     """Every row of the journal, the missing ones timed now; a number that comes again is a repetition."""
-    rows = read_lines(journal, ArtifactError)
+    rows = _checked(read_journal(journal, SampleTimed, CalibrationError), plan, arch_of, journal)
     for position in progress(range(len(rows), len(plan)), "timing sub-networks"):
         index = plan[position]
         arch = arch_of(index)
@@ -178,6 +199,19 @@ def _measured(
         }
         append_line(journal, row)
         rows.append(row)
+    return rows
+
+
+def _checked(
+    rows: list[dict[str, Any]], plan: Sequence[int], arch_of: Callable[[int], Arch], journal: Path
+) -> list[dict[str, Any]]:
+    """The rows of a journal, which are those of the plan as far as they go."""
+    for position, (row, index) in enumerate(zip(rows, plan, strict=False)):
+        sizes = {name: len(units) for name, units in arch_of(index).kept.items()}
+        if (row["index"], row["repeat"], row["sizes"]) != (index, index in plan[:position], sizes):
+            raise CalibrationError(f"line {position + 1} of {journal} is not of this calibration; {AGAIN}")
+    if len(rows) > len(plan):
+        raise CalibrationError(f"{journal} has more lines than this calibration has timings; {AGAIN}")
     return rows
 
 
@@ -201,7 +235,7 @@ def _fitted(
         "calm_ms": _calm_ms(rows),
         "smallest_ms": dense_ms * samples[0]["share"],
     }
-    state = {f"predictor.{name}": tensor for name, tensor in chosen.predictor.state_dict().items()}
+    state = {f"{PREDICTOR}{name}": tensor for name, tensor in chosen.predictor.state_dict().items()}
     spread = torch.tensor([row["spread"] for row in samples])
     return state | {"sizes": sizes, "share": measured, "spread": spread, "predicted_ms": chosen.predicted}
 

@@ -1,6 +1,6 @@
 """The calibration of a run: of the file that its recipe names, of this machine's cache, or made now."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +8,18 @@ from nas_prune import build, calibration_file
 from nas_prune.bench import staircase
 from nas_prune.calibrate import FILE, Calibration, adopt, calibrate, here, refuse_unreachable
 from nas_prune.costs import Budget, Limits
-from nas_prune.errors import BudgetError
+from nas_prune.errors import BudgetError, CalibrationError, StorageError
 from nas_prune.files import atomic_write
+from nas_prune.folders import tidy
 from nas_prune.job import Job
 from nas_prune.sampling import smallest
+from nas_prune.settings import LatencySettings
 from nas_prune.space import SearchSpace
+
+OTHERWISE = "get that file again, name another in latency.calibration, or leave that key out to have one made here"
+
+
+ABANDONED = 3600  # seconds after which what a writer has left in the cache is nobody's
 
 
 def calibrated(job: Job) -> Calibration:
@@ -22,8 +29,7 @@ def calibrated(job: Job) -> Calibration:
         if settings.staircase:
             journal, device = folder / "staircase.jsonl", str(job.run.accelerator.device)
             job.space = staircase(job.space, settings, device, journal, job.run.bars.follow)
-        if not (folder / FILE).exists():
-            _bring(job, folder)
+        _bring(job, folder)
     result = adopt(folder / FILE, job.space, folder)
     result.predictor.to(job.run.accelerator.device)
     if not settings.trust_calibration:  # one of elsewhere does not know this machine
@@ -51,27 +57,63 @@ def _refuse_impossible(limits: Sequence[Budget], space: SearchSpace) -> None:
 
 
 def _bring(job: Job, folder: Path) -> None:
-    """Put the calibration into the folder of the run. Raises CalibrationError if the one named does not fit."""
+    """See to it that the calibration is in the folder of the run, and in the cache.
+
+    Raises CalibrationError if the one that the recipe names does not fit.
+    """
     settings, about = job.recipe.latency, _about(job)
     inputs = job.images(settings.batch_size)
     wanted = here(job.space, inputs, settings, about)
     kept = calibration_file.cached(wanted | {"asked": settings.model_dump(mode="json"), "seed": job.recipe.seed})
-    known = Path(settings.calibration) if settings.calibration else kept
-    if settings.calibration or (settings.cache and kept.exists()):
-        if not settings.trust_calibration:
-            calibration_file.require_fit(known, calibration_file.describe(known), wanted)
-        job.run.bars.say(f"calibration: {known}")
-        atomic_write(folder / FILE, known.read_bytes())
-        return
-    made = calibrate(
-        *(job.model, job.space, inputs, settings, folder),
-        about=about,
-        seed=job.recipe.seed,
-        progress=job.run.bars.follow,
-    )
-    job.run.bars.say(said(made))
-    if settings.cache:
-        atomic_write(kept, (folder / FILE).read_bytes())
+    missing = not (folder / FILE).exists()
+    if missing:
+        known = _named(settings, wanted) or _remembered(job, kept, wanted)
+        if known is not None:
+            job.run.bars.say(f"calibration: {known}")
+            atomic_write(folder / FILE, known.read_bytes())
+            return
+        made = calibrate(
+            *(job.model, job.space, inputs, settings, folder),
+            about=about,
+            seed=job.recipe.seed,
+            progress=job.run.bars.follow,
+        )
+        job.run.bars.say(said(made))
+    if settings.cache and settings.calibration is None and (missing or not kept.exists()):
+        _remember(job, folder / FILE, kept)
+
+
+def _remember(job: Job, path: Path, kept: Path) -> None:
+    """Keep a calibration for later runs; where that cannot be, this one goes on without."""
+    try:
+        atomic_write(kept, path.read_bytes())
+        tidy(kept.parent, seconds=ABANDONED)
+    except StorageError as error:
+        job.run.bars.say(f"the calibration is not kept for later runs: {error}")
+
+
+def _named(settings: LatencySettings, wanted: Mapping[str, Any]) -> Path | None:
+    """The calibration that the recipe names, if any; raises CalibrationError for a broken one, or one of elsewhere."""
+    if settings.calibration is None:
+        return None
+    path = Path(settings.calibration)
+    _, facts = calibration_file.read(path, OTHERWISE)
+    if not settings.trust_calibration:
+        calibration_file.require_fit(path, facts, wanted)
+    return path
+
+
+def _remembered(job: Job, kept: Path, wanted: Mapping[str, Any]) -> Path | None:
+    """The calibration that the cache has, if it is whole; one that is not is made again, and said to be."""
+    if not job.recipe.latency.cache or not kept.exists():
+        return None
+    try:
+        _, facts = calibration_file.read(kept, "it is made again")
+        calibration_file.require_fit(kept, facts, wanted)
+    except CalibrationError as error:
+        job.run.bars.say(f"the calibration in the cache is not used, and made again: {error}")
+        return None
+    return kept
 
 
 def said(made: Calibration) -> str:

@@ -10,47 +10,96 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
-from nas_prune.errors import CalibrationError
-from nas_prune.files import atomic_write
+from nas_prune import json_text, tensor_file
+from nas_prune.calibration_facts import Facts, disagreement
+from nas_prune.documents import Document, validated
+from nas_prune.errors import CalibrationError, one_line
+from nas_prune.files import atomic_write, finite
 
-FORMAT = "nas_prune.calibration/5"
+FORMAT = "nas_prune.calibration/6"
+ENTRY = "calibration"  # what the header has beside the tensors
 DECISIVE = ("processor", "cores", "accelerator", "system")  # the rest of a fingerprint may differ a little
+
+
+class Entry(Document):
+    """What the header says: the format, the facts as text, and the sum of all."""
+
+    format: Literal["nas_prune.calibration/6"]
+    facts: str
+    sha256: str
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write one file, whole or not at all. The order of ``facts["axes"]`` is that of the columns of ``sizes``."""
     tidy = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"format": FORMAT, "facts": json.dumps(facts)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, safetensors.torch.save(tidy, metadata=metadata))
+    atomic_write(path, sealed(tidy, json.dumps(finite(facts), allow_nan=False)))
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and facts of a file. Raises CalibrationError if it is not a calibration."""
-    facts = describe(path)
-    return safetensors.torch.load_file(path), facts
+def sealed(tensors: Mapping[str, Tensor], facts: str) -> bytes:
+    """The file that holds these tensors and facts. Of several entries in a header, safetensors would choose the order
+    anew in every process, and the same calibration would not be the same bytes."""
+    entry = json.dumps({"format": FORMAT, "facts": facts, "sha256": sum_of(tensors, facts)})
+    return safetensors.torch.save(dict(tensors), metadata={ENTRY: entry})
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """The facts of a file, without its tensors."""
-    if not path.is_file():
-        raise CalibrationError(f"there is no calibration {path}; `nas-prune calibrate` makes one")
+def read(
+    path: Path, advice: str = "make it again with `nas-prune calibrate`"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts of a file. Raises CalibrationError, with the advice, if it is not a whole calibration."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        if metadata.get("format") != FORMAT:
-            raise CalibrationError(f"{path} is a {metadata.get('format', 'safetensors file')}, not a {FORMAT}")
-        facts = json.loads(metadata["facts"])
-    except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise CalibrationError(f"{path} is not a calibration ({error}); make it again") from error
-    assert isinstance(facts, dict)
+        text, expected = _described(path)
+        tensors = tensor_file.read(path, CalibrationError)
+        if sum_of(tensors, text) != expected:
+            raise CalibrationError(f"the calibration {path} is damaged or was changed (its SHA-256 does not match)")
+        facts = _facts(path, text)
+        validated(facts, Facts, f"the facts of {path}", CalibrationError, "it is not a calibration")
+        problem = disagreement(tensors, facts["axes"])
+        if problem:
+            raise CalibrationError(f"{path} is not a calibration: {problem}")
+    except CalibrationError as error:
+        raise CalibrationError(f"{one_line(str(error), 500)}; {advice}") from error
+    return tensors, facts
+
+
+def _facts(path: Path, text: str) -> dict[str, Any]:
+    try:
+        facts: dict[str, Any] = json_text.parse(text.encode())
+    except ValueError as error:
+        raise CalibrationError(f"the facts of {path} are not valid JSON ({one_line(str(error))})") from error
     return facts
+
+
+def _described(path: Path) -> tuple[str, str]:
+    """The facts of a file as text, and its sum."""
+    if not os.path.isfile(path):
+        raise CalibrationError(f"there is no calibration {one_line(str(path))}")
+    metadata = tensor_file.metadata(path, CalibrationError)
+    if ENTRY not in metadata:
+        found = one_line(metadata.get("format", "safetensors file"), 40)
+        raise CalibrationError(f"{path} is a {found}, not a {FORMAT}")
+    try:
+        entry = validated(
+            json_text.parse(metadata[ENTRY].encode()), Entry, str(path), CalibrationError, "it is no calibration"
+        )
+    except ValueError as error:
+        raise CalibrationError(f"the header of {path} is not valid JSON ({one_line(str(error))})") from error
+    return entry.facts, entry.sha256
+
+
+def sum_of(tensors: Mapping[str, Tensor], facts: str) -> str:
+    """The SHA-256 of everything that a calibration says, however its file is laid out."""
+    found = hashlib.sha256(facts.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
@@ -73,8 +122,8 @@ def require_fit(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -
     found = list(differences(there, here))
     if found:
         raise CalibrationError(
-            f"the calibration {path} is not of here ({'; '.join(found)}); make one here with `nas-prune calibrate`, "
-            f"or set latency.trust_calibration=true to use it all the same"
+            f"the calibration {path} is not of here ({one_line('; '.join(found), 500)}); make one here with "
+            f"`nas-prune calibrate`, or set latency.trust_calibration=true to use it all the same"
         )
 
 

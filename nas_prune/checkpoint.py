@@ -29,7 +29,7 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
             "save tensors, numbers, strings, lists and dicts only"
         )
     payload = buffer.getvalue()
-    atomic_write(path, _header(payload) + payload)
+    atomic_write(path, sealed(payload))
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -42,6 +42,11 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise CheckpointError(f"the checkpoint {path} holds a {type(state).__name__}, not a state; {_advice()}")
     return state
+
+
+def sealed(payload: bytes) -> bytes:
+    """The file that holds a payload: the name of the format, the sum, and the payload."""
+    return _header(payload) + payload
 
 
 def _header(payload: bytes) -> bytes:

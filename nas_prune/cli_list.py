@@ -6,9 +6,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from nas_prune.errors import NasPruneError, SpaceError, UnknownNameError
+from nas_prune.errors import NasPruneError, SpaceError, UnknownNameError, shown
 from nas_prune.recipe import recipes
-from nas_prune.registry import Registry, hint
+from nas_prune.registry import MODELS, Registry, hint
 from nas_prune.shipped import shipped
 from nas_prune.yaml_text import read_mapping
 
@@ -36,7 +36,7 @@ def listing(kind: str, pattern: str | None = None) -> Rows:
     """The names of one kind; models can be narrowed by a pattern."""
     known = listings()
     if kind not in known:
-        raise UnknownNameError(f"cannot list {kind!r}{hint(kind, known)}")
+        raise UnknownNameError(f"cannot list {shown(kind)}{hint(kind, known)}")
     if pattern is None:
         return known[kind]()
     if kind != "models":
@@ -52,8 +52,8 @@ def _parts(kind: str, package: str | None = None) -> Rows:
 
 def _options(part: Callable[..., object]) -> str:
     keyword = [p for p in inspect.signature(part).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    shown = (p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in keyword)
-    return f" Options: {', '.join(shown)}." if keyword else ""
+    told = (p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in keyword)
+    return f" Options: {', '.join(told)}." if keyword else ""
 
 
 def _idea(part: object) -> str:
@@ -99,5 +99,7 @@ def _models(pattern: str) -> Rows:
 
     found = timm.list_models(pattern)
     if not found:
-        raise UnknownNameError(f"no timm model matches {pattern!r}{hint(pattern.strip('*'), timm.list_models())[:300]}")
+        raise UnknownNameError(
+            f"no timm model matches {shown(pattern)}{hint(pattern.strip('*'), timm.list_models(), MODELS)}"
+        )
     return [(name, "") for name in found]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from nas_prune import file_images, memory_images
-from nas_prune.errors import DataError
+from nas_prune.errors import DataError, shown
 from nas_prune.file_images import Replayable
 from nas_prune.memory_images import ImageSet, MemoryImages, as_is
 from nas_prune.order import EpochSampler, seeded, set_epoch
@@ -138,7 +138,7 @@ def _from_memory(settings: DataSettings, read: Callable[[DataSettings], tuple[Im
 def _from_files(settings: DataSettings, seed: int) -> Data:
     known = datasets()
     if settings.name not in known and "/" not in settings.name:
-        raise DataError(f"unknown dataset {settings.name!r}{hint(settings.name, known)}")
+        raise DataError(f"unknown dataset {shown(settings.name)}{hint(settings.name, known)}")
     train = file_images.open_files(settings, training=True, seed=seed)
     evaluation = file_images.open_files(settings, training=False, seed=seed)
     classes = settings.classes or file_images.classes_of(train)

@@ -158,7 +158,7 @@ def sizes_of(axis: Axis, least: int | None) -> str:
 def one(space: SearchSpace, name: str) -> dict[str, Any]:
     """One axis in full, as plain data."""
     if name not in space.axes:
-        raise UnknownNameError(f"the model has no axis {name!r}{hint(name, dict(space.axes))[:300]}")
+        raise UnknownNameError(f"the model has no axis {name!r}{hint(name, dict(space.axes))}")
     axis, least = space.axes[name], space.minimum.get(name)
     return {**asdict(axis), "minimum": least, "sizes": sizes_of(axis, least)}
 

@@ -16,10 +16,10 @@ from nas_prune.files import read_json, read_lines
 
 REMAKE = "restore it, or delete it to have it made again"
 
-LARGEST = 1e39  # no float32 is larger
+LARGEST, MOST = 1e39, 2**53  # no float32 is larger; a float counts no further
 
-Count = Annotated[int, Field(ge=0)]
-Whole = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Whole = Annotated[int, Field(gt=0, le=MOST)]
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Positive = Annotated[float, Field(gt=0, le=LARGEST)]
 NotNegative = Annotated[float, Field(ge=0, le=LARGEST)]

@@ -34,6 +34,7 @@ from nas_prune.registry import hint
 from nas_prune.tracing.capture import output_tensors
 
 TOLERANCE = 1e-4  # float32, relative to the largest output: runtimes add up in another order
+WIDEST = 2**15  # pixels of a side, or channels
 TRIED = (1, 3)  # batches on which a file of dynamic batch is compared
 
 
@@ -97,7 +98,7 @@ def image_shape(facts: Mapping[str, Any], img_size: int | None = None) -> tuple[
     channels, *known = size if isinstance(size, list | tuple) and size else [None]
     side = img_size or trained or arguments.get("img_size") or known
     shape = (arguments.get("in_chans") or channels or 3, *(side if isinstance(side, list | tuple) else (side, side)))
-    if len(shape) != 3 or any(type(size) is not int or size < 1 for size in shape):
+    if len(shape) != 3 or any(type(size) is not int or not 1 <= size <= WIDEST for size in shape):
         name = facts.get("backbone", "this model")
         raise ArtifactError(
             f"{name} does not say what size of images it takes; give their side in pixels: --img-size N"

@@ -4,6 +4,7 @@ timm's transforms draw from the random states of Python, numpy and torch. ``Repl
 at a time, so that the augmentation of an image depends on the seed, the epoch and the image alone.
 """
 
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,9 @@ def _folder(settings: DataSettings, training: bool) -> Any:
         )
     names = ("train", "training") if training else ("val", "validation", "test")
     root = Path(settings.root)
-    split = next((root / name for name in names if (root / name).is_dir()), None)
+    split = next((root / name for name in names if isdir(root / name)), None)
     if split is None:
-        problem = f"has no folder {names[0]}/" if root.is_dir() else "is no folder"
+        problem = f"has no folder {names[0]}/" if isdir(root) else "is no folder"
         raise DataError(f"data.root {root} {problem}; it must hold train/ and val/, with a folder for each class")
     try:
         return ImageFolder(str(split))

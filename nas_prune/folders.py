@@ -5,6 +5,7 @@ It is written beside its target and renamed; an old one is renamed out of the wa
 
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,16 +37,21 @@ def whole_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def tidy(folder: Path) -> None:
-    """Remove what writers that were killed left in a folder and below; nobody else may be writing there.
+def tidy(folder: Path, *, seconds: float = 0.0) -> None:
+    """Remove what writers that were killed left in a folder and below; what is younger than ``seconds`` stays, so that
+    others may be writing there.
 
     An old folder whose successor had not taken its place yet is put back. Hidden files of others stay.
     """
-    for path in sorted(folder.rglob(".*"), key=lambda path: len(path.parts)):
+    now = time.time()
+    found = [path for path in folder.rglob(".*") if TEMPORARY.fullmatch(path.name) or PREVIOUS.fullmatch(path.name)]
+    for path in sorted(found, key=lambda path: len(path.parts)):
+        if not path.exists() or now - path.stat().st_mtime < seconds:
+            continue
         left = PREVIOUS.fullmatch(path.name)
         if left and path.is_dir() and not (path.parent / left[1]).exists():
             path.rename(path.parent / left[1])
-        elif left or TEMPORARY.fullmatch(path.name):
+        else:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 

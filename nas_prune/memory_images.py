@@ -6,6 +6,7 @@ They are held as bytes; a whole batch is taken, normalised, brought to size and 
 import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def _sized(images: Tensor, size: int) -> Tensor:
 def _fashion_files(settings: DataSettings) -> list[Path]:
     """The four files: from data.root, from Debian's package, or downloaded by torchvision."""
     root = Path(settings.root) if settings.root else None
-    if root and not root.is_dir():
+    if root and not isdir(root):
         raise DataError(f"data.root {root} is no folder; {_ways()}")
     cache = root or Path.home() / ".cache" / "nas_prune"
     folders = [*([root] if root else [_DEBIAN]), cache / "FashionMNIST" / "raw"]

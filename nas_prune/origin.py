@@ -16,7 +16,7 @@ import timm
 import torch
 from torch import nn
 
-from nas_prune.errors import ArtifactError
+from nas_prune.errors import ArtifactError, first_line, shown
 
 SOURCES = frozenset({"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source"})  # where weights come from
 REFUSED = frozenset({"model_name", "checkpoint_path", "cache_dir", "pruned", "device", "dtype"})
@@ -51,19 +51,21 @@ class Origin:
     def check(self) -> None:
         """Raise ArtifactError unless timm knows the name and every argument is harmless."""
         if not timm.is_model(self.architecture):
-            near = get_close_matches(self.architecture, timm.list_models(), n=1)
+            near = get_close_matches(self.architecture[:100], timm.list_models(), n=1)
             advice = f"did you mean {near[0]!r}?" if near else "a newer timm may know it"
-            raise ArtifactError(f"timm {timm.__version__} knows no architecture {self.architecture!r}; {advice}")
+            raise ArtifactError(f"timm {timm.__version__} knows no architecture {shown(self.architecture)}; {advice}")
         for name, value in self.arguments.items():
             if name in REFUSED or name.startswith("pretrained"):
                 raise ArtifactError(
-                    f"the argument {name!r} of {self.architecture} may not be part of an artefact; leave it out"
+                    f"the argument {shown(name)} of {self.architecture} may not be part of an artefact; leave it out"
                 )
             if not is_plain(value) or not is_moderate(value):
                 raise ArtifactError(
-                    f"the argument {name!r} of {self.architecture} must be plain data with numbers up to {LARGEST}, "
-                    f"not {str(value)[:60]}; pass origin= with names in place of objects"
+                    f"the argument {shown(name)} of {self.architecture} must be plain data with numbers up to "
+                    f"{LARGEST}, not {shown(value)}; pass origin= with names in place of objects"
                 )
+        if not is_plain(self.pretrained_cfg) or not is_moderate(self.pretrained_cfg):
+            raise ArtifactError(f"pretrained_cfg must be plain data with numbers up to {LARGEST}")
         for name in SOURCES & set(self.pretrained_cfg):
             raise ArtifactError(f"pretrained_cfg names a source of other weights ({name!r}); leave it out")
 
@@ -75,9 +77,9 @@ class Origin:
             with torch.random.fork_rng(devices=[]), torch.device(device):
                 model = timm.create_model(self.architecture, pretrained_cfg=config or None, **self.arguments)
         except Exception as error:  # a constructor may raise anything when its arguments do not fit
-            arguments = str(dict(self.arguments))[:200]
+            arguments = shown(dict(self.arguments), 200)
             raise ArtifactError(
-                f"timm {timm.__version__} cannot build {self.architecture} with {arguments}: {error}"
+                f"timm {timm.__version__} cannot build {self.architecture} with {arguments}: {first_line(error)}"
             ) from error
         assert isinstance(model, nn.Module)
         return model.eval()

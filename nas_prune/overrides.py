@@ -18,12 +18,12 @@ import types
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
-import yaml
-
-from nas_prune.errors import RecipeError
+from nas_prune.errors import RecipeError, one_line, shown
 from nas_prune.recipe_keys import Section, default_value, is_section, members, suggestion, type_at
+from nas_prune.yaml_text import YamlError
 from nas_prune.yaml_text import parse as parse_yaml
 
 _ASSIGNMENT = re.compile(r"(?:--|\+{1,2})?(?P<key>[A-Za-z_][\w.-]*)=(?P<value>.*)", re.DOTALL)
@@ -87,7 +87,9 @@ def _type(key: str, section: Section) -> Any:
     try:
         return type_at(section, _path(key))
     except KeyError:
-        raise RecipeError(f"override --{key}: unknown key {key!r}{suggestion(section, _path(key))}") from None
+        raise RecipeError(
+            f"override --{one_line(key)}: unknown key {shown(key)}{suggestion(section, _path(key))}"
+        ) from None
 
 
 def _flag(key: str, waiting: deque[str], section: Section) -> tuple[str, str]:
@@ -136,7 +138,7 @@ def _yaml(text: str) -> Any:
     """A YAML value, else the text itself."""
     try:
         return parse_yaml(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except YamlError:
         return text
 
 
@@ -145,7 +147,7 @@ def _is_plain(value: Any) -> bool:
         return all(_is_plain(item) for pair in value.items() for item in pair)
     if isinstance(value, list):
         return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, bool | int | float | str)
+    return value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and isfinite(value))
 
 
 def _written(value: Any) -> str:
@@ -178,7 +180,8 @@ def _step(here: Any, name: str, default: Any, override: Override) -> Any:
         below = here[name]
     if not isinstance(below, dict | list):
         raise RecipeError(
-            f"override {override.text}: {name!r} is {below!r} in the recipe; make it a section there first"
+            f"override {one_line(override.text)}: {shown(name)} is {shown(below)} in the recipe; make it a "
+            "section there first"
         )
     return below
 
@@ -186,7 +189,9 @@ def _step(here: Any, name: str, default: Any, override: Override) -> Any:
 def _number(items: list[Any], name: str, override: Override) -> int:
     if name.isdigit() and int(name) < len(items):
         return int(name)
-    raise RecipeError(f"override {override.text}: there is no item {name!r} in a list of {len(items)} (the first is 0)")
+    raise RecipeError(
+        f"override {one_line(override.text)}: there is no item {shown(name)} in a list of {len(items)} (the first is 0)"
+    )
 
 
 def _default(section: Section, path: Sequence[str]) -> Any:

@@ -91,7 +91,7 @@ def _results(folder: Path) -> dict[str, Any] | None:
 
 def finished(recipe: Recipe, folder: Path, *, report: bool) -> bool:
     """Whether a folder holds all that a run of this recipe makes, the artefacts as they were saved."""
-    made = ("recipe.yaml", *(["report.html"] if report else []))
+    made = ("recipe.yaml", "arch.json", *(["report.html"] if report else []))
     return (
         all((folder / name).is_file() for name in made)
         and open_run(folder) == recipe

@@ -4,6 +4,7 @@ Every mistake in it is reported with the file (or the override), the dotted key,
 """
 
 from collections.abc import Iterator, Sequence
+from os.path import isfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from pydantic import Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from nas_prune import overrides, yaml_text
-from nas_prune.errors import RecipeError
+from nas_prune.errors import RecipeError, one_line, shown
 from nas_prune.files import atomic_write
 from nas_prune.overrides import Override, plain
 from nas_prune.recipe_keys import Key, keys, suggestion
@@ -29,6 +30,8 @@ from nas_prune.settings import (
     TrackSettings,
 )
 from nas_prune.shipped import shipped
+
+MOST_TOLD, LONGEST = 4, 240  # mistakes in one message, and characters of one
 
 
 class Recipe(Settings):
@@ -69,7 +72,9 @@ def read(name_or_path: str | Path, tokens: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
-        raise RecipeError("\n".join(_explained(error, path, changes))) from None
+        lines = list(_explained(error, path, changes))
+        more = [f"and {len(lines) - MOST_TOLD} more"] if len(lines) > MOST_TOLD else []
+        raise RecipeError("\n".join(lines[:MOST_TOLD] + more)) from None
 
 
 def write(recipe: Recipe, path: str | Path) -> None:
@@ -94,13 +99,15 @@ def recipe_keys() -> list[Key]:
 
 def _locate(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
-    if path.is_file():
+    if isfile(path):
         return path
     if path.suffix in (".yaml", ".yml") or isinstance(name_or_path, Path):
-        raise RecipeError(f"there is no recipe file {path}; `nas-prune list recipes` shows those that are shipped")
+        raise RecipeError(
+            f"there is no recipe file {one_line(str(path))}; `nas-prune list recipes` shows those that are shipped"
+        )
     known = recipes()
     if str(name_or_path) not in known:
-        raise RecipeError(f"unknown recipe {str(name_or_path)!r}{hint(str(name_or_path), known)}")
+        raise RecipeError(f"unknown recipe {shown(str(name_or_path))}{hint(str(name_or_path), known)}")
     return known[str(name_or_path)]
 
 
@@ -117,7 +124,7 @@ def _explained(error: ValidationError, path: Path, changes: Sequence[Override]) 
     for detail in error.errors(include_url=False):
         location = tuple(str(part) for part in detail["loc"])
         blamed = [change.text for change in changes if change.path[: len(location)] == location[: len(change.path)]]
-        where = f"override {blamed[-1]}" if blamed and detail["type"] != "missing" else str(path)
+        where = f"override {one_line(blamed[-1])}" if blamed and detail["type"] != "missing" else str(path)
         yield f"{where}: {_mistake(detail, location)}"
 
 
@@ -126,11 +133,11 @@ def _mistake(detail: ErrorDetails, location: tuple[str, ...]) -> str:
     described = {key.name: key.description for key in keys(Recipe)}.get(dotted)
     about = f" ({described})" if described else ""
     if detail["type"] == "extra_forbidden":
-        return f"unknown key {dotted!r}{suggestion(Recipe, location)}"
+        return f"unknown key {shown(dotted, 100)}{suggestion(Recipe, location)}"
     if detail["type"] == "missing":
-        return f"the key {dotted!r} is missing; add it{about}"
+        return f"the key {shown(dotted, 100)} is missing; add it{about}"
     allowed = str(detail.get("ctx", {}).get("expected", "")).replace(" or ", ", ").replace("'", "").split(", ")
-    near = hint(str(detail["input"]), allowed) if detail["type"] == "literal_error" else ""
+    near = hint(shown(detail["input"]).strip("'"), allowed) if detail["type"] == "literal_error" else ""
     near = near if "did you mean" in near else ""
-    message = detail["msg"].removeprefix("Input ").removeprefix("String ")
-    return f"{dotted} {message}, not {detail['input']!r}{near}{about}"
+    message = one_line(detail["msg"].removeprefix("Input ").removeprefix("String "), 200)
+    return one_line(f"{one_line(dotted)} {message}, not {shown(detail['input'])}{near}{about}", LONGEST)

@@ -65,7 +65,9 @@ def suggestion(section: Section, path: Sequence[str]) -> str:
     elsewhere = [name for name in dotted if name.rsplit(".", 1)[-1] == path[-1]]
     if elsewhere:
         return f"; did you mean {' or '.join(repr(name) for name in elsewhere)}?"
-    depth = next(depth for depth in range(len(path)) if not _exists(section, path[: depth + 1]))
+    depth = next((depth for depth in range(len(path)) if not _exists(section, path[: depth + 1])), None)
+    if depth is None:  # below a mapping of sections
+        return ""
     here = type_at(section, path[:depth])
     names = list(here.model_fields) if is_section(here) else []
     return hint(path[depth], names) if names else f"; '{'.'.join(path[:depth])}' holds no further keys"

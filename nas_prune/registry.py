@@ -4,20 +4,31 @@ There is one per kind of part (gates, criteria, selectors, schedules, penalties,
 the contract tests run every entry of every registry through the laws.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TypeVar
 
-from nas_prune.errors import UnknownNameError
+from nas_prune.errors import UnknownNameError, shown
 
 Part = TypeVar("Part")
+MODELS = "nas-prune list models"  # the command that lists what timm has
+MOST_LISTED = 30  # names that a message may list
 
 
-def hint(name: str, known: Mapping[str, object] | list[str]) -> str:
-    """``; did you mean 'magnitude'?`` for a near miss, otherwise the list of what there is."""
-    names = sorted(known)
-    near = get_close_matches(name, names, n=1)
-    return f"; did you mean '{near[0]}'?" if near else f"; there is: {', '.join(names) or 'nothing'}"
+def hint(name: str, known: Mapping[str, object] | Sequence[str], listed_by: str = "") -> str:
+    """``; did you mean 'magnitude'?`` for a near miss, otherwise the list of what there is.
+
+    Of many names, only the nearest five, and ``listed_by``, the command that lists them all.
+    """
+    names, asked = sorted(known), name[:100]
+    near = get_close_matches(asked, names, n=1)
+    if len(names) <= MOST_LISTED:
+        return f"; did you mean '{near[0]}'?" if near else f"; there is: {', '.join(names) or 'nothing'}"
+    nearest = get_close_matches(asked, names, n=5, cutoff=0.0)
+    command = f"; `{listed_by}` lists all {len(names)}" if listed_by else f" (of {len(names)})"
+    if near:
+        return f"; did you mean '{near[0]}'? Near it: {', '.join(nearest[1:])}{command}"
+    return f"; the nearest names are {', '.join(nearest)}{command}"
 
 
 class Registry(Mapping[str, Part]):
@@ -39,7 +50,7 @@ class Registry(Mapping[str, Part]):
 
     def __getitem__(self, name: str) -> Part:
         if name not in self._parts:
-            raise UnknownNameError(f"unknown {self.kind} {name!r}{hint(name, self._parts)}")
+            raise UnknownNameError(f"unknown {self.kind} {shown(name)}{hint(name, self._parts)}")
         return self._parts[name]
 
     def __contains__(self, name: object) -> bool:

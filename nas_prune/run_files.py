@@ -157,7 +157,7 @@ class AxisFile(Document):
 
     name: Text
     kind: Kind
-    size: Whole
+    size: Annotated[int, Field(gt=0, le=10**7)]
     frozen: Text | None
     divisor: Whole
     members: list[MemberFile]

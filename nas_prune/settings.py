@@ -10,12 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from nas_prune.axes import Kind
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Triple = Annotated[tuple[float, float, float], Field(strict=False)]  # YAML has lists
 
 
 class Settings(BaseModel):
     """One section of a recipe: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class ModelSettings(Settings):
@@ -44,14 +45,14 @@ class DataSettings(Settings):
     eval_batch_size: PositiveInt = Field(256, description="images in an evaluation step")
     workers: int = Field(0, ge=0, description="processes that load data; 0 loads in the main process")
     classes: PositiveInt | None = Field(None, description="number of classes, for a timm dataset that does not tell")
-    mean: tuple[float, float, float] | None = Field(None, description="mean of R, G, B in files; null: ImageNet's")
-    std: tuple[float, float, float] | None = Field(None, description="spread of R, G, B in files; null: ImageNet's")
+    mean: Triple | None = Field(None, description="mean of R, G, B in files; null: ImageNet's")
+    std: Triple | None = Field(None, description="spread of R, G, B in files; null: ImageNet's")
     crop_pct: Share = Field(0.875, gt=0.0, description="share of the shorter side that evaluation keeps (image files)")
     interpolation: Literal["bilinear", "bicubic"] = Field("bicubic", description="how image files are resized")
     train_images: PositiveInt | None = Field(None, description="use only so many training images")
     hflip: Share = Field(0.0, description="probability of a horizontal flip")
     crop_scale: tuple[Share, Share] = Field(
-        (1.0, 1.0), description="share of the area that a random resized crop keeps; (1, 1) crops nothing"
+        (1.0, 1.0), strict=False, description="share of the area that a random resized crop keeps; (1, 1) crops nothing"
     )
     shift: int = Field(0, ge=0, description="random shift by up to so many pixels (pad, then crop)")
     auto_augment: str | None = Field(None, description="timm auto-augment policy, e.g. rand-m9-mstd0.5-inc1")

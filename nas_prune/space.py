@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import ceil
+from os.path import isfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -186,7 +187,7 @@ def read_file(name: str | os.PathLike[str]) -> SpaceFile:
     """What a search-space file says, by the name of a shipped one or by path."""
     known = spaces()
     path = known.get(str(name), Path(name))
-    if not path.is_file():
+    if not isfile(path):
         raise SpaceError(
             f"no search space {shown(str(name))}: neither a file nor a shipped one{hint(str(name), list(known))}"
         )

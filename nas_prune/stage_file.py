@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nas_prune import checkpoint
-from nas_prune.documents import Count, validated
+from nas_prune.documents import LARGEST, MOST, Count, validated
 from nas_prune.errors import CheckpointError, shown
 from nas_prune.tensor_file import misfit
 
@@ -99,10 +99,11 @@ def _problem(state: StageState, live: Live, length: Length, *, done: bool) -> st
 def _misfit_of(optimizer: Optimizer, saved: Mapping[str, Any]) -> str:
     """What keeps an optimizer from taking a state."""
     now, later = optimizer.state_dict(), _after_a_step(optimizer)
-    if saved.keys() != now.keys() or not isinstance(saved["state"], dict):
+    if saved.keys() != now.keys() or (type(saved["state"]), type(saved["param_groups"])) != (dict, list):
         return "it is not the state of an optimizer"
-    if not _alike(now["param_groups"], saved["param_groups"]):
-        return "its optimizer has other groups of parameters"
+    groups = now["param_groups"], later["param_groups"], saved["param_groups"]
+    if len(groups[0]) != len(groups[2]) or not all(map(_is_group, *groups)):
+        return "its optimizer has other groups of parameters, or other settings"
     for number, state in saved["state"].items():
         known = later["state"].get(number)
         if known is None or not isinstance(state, dict) or state.keys() != known.keys():
@@ -110,6 +111,8 @@ def _misfit_of(optimizer: Optimizer, saved: Mapping[str, Any]) -> str:
         problem = misfit(_tensors(known), _tensors(state))
         if problem or not all(_alike(known[name], value) for name, value in state.items()):
             return f"its optimizer, parameter {shown(number)}: {problem or 'a number of another kind'}"
+        if any(bool(torch.as_tensor(state[name]).lt(0).any()) for name in state if name == "step" or "_sq" in name):
+            return f"its optimizer, parameter {shown(number)}: a count of steps or a square is negative"
     return ""
 
 
@@ -117,19 +120,27 @@ def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def _alike(known: Any, found: Any) -> bool:
-    """Whether plain values have the same form: lists and mappings item by item; any finite number for a number."""
-    if isinstance(known, dict):
-        same = isinstance(found, dict) and known.keys() == found.keys()
-        return (
-            same
-            and all(_alike(known[name], found[name]) for name in known if name != "params")
-            and (known.get("params") == found.get("params"))
-        )
+def _is_group(now: Mapping[str, Any], later: Mapping[str, Any], found: Any) -> bool:
+    """Whether a group of parameters has the settings of now; the learning rate, and what a step changes, may differ."""
+    if not isinstance(found, dict) or found.keys() not in (now.keys(), later.keys()):
+        return False
+    still = {name for name, value in now.items() if name != "lr" and _equal(value, later[name])}
+    return all(_equal(now[name], found[name]) if name in still else _alike(later[name], found[name]) for name in found)
+
+
+def _equal(known: Any, found: Any) -> bool:
+    """Whether plain values are the same, True and 1 apart."""
+    if isinstance(known, Tensor) or isinstance(found, Tensor):
+        return isinstance(known, Tensor) and isinstance(found, Tensor) and torch.equal(known, found)
     if isinstance(known, list | tuple):
-        return type(found) is type(known) and len(found) == len(known) and all(map(_alike, known, found))
+        return type(found) is type(known) and len(found) == len(known) and all(map(_equal, known, found))
+    return type(found) is type(known) and bool(found == known)
+
+
+def _alike(known: Any, found: Any) -> bool:
+    """Whether a value is of the same sort: a number for a number, any list for a list."""
     if isinstance(known, int | float) and not isinstance(known, bool):
-        return type(found) in (int, float) and abs(found) < float("inf")
+        return type(found) in (int, float) and abs(found) <= (MOST if type(found) is int else LARGEST)
     return type(found) is type(known)
 
 

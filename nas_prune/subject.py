@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 from nas_prune import artifact
 from nas_prune import data as datasets
 from nas_prune import recipe as recipes
-from nas_prune.errors import DataError, NasPruneError, UnknownNameError
+from nas_prune.errors import DataError, NasPruneError, UnknownNameError, first_line, shown
 from nas_prune.exporting import image_shape
 from nas_prune.recipe import Recipe
-from nas_prune.registry import hint
+from nas_prune.registry import MODELS, hint
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def find(word: str, *, img_size: int | None, space: str | None, settings: Mappin
     """
     path = Path(word)
     is_recipe = path.suffix in (".yaml", ".yml") or word in recipes.recipes()
-    if path.is_dir() and not is_recipe and ((path / "config.json").exists() or not timm.is_model(word)):
+    if isdir(path) and not is_recipe and ((path / "config.json").exists() or not timm.is_model(word)):
         if settings:
             raise NasPruneError(f"{word} is an artefact, whose arguments are settled; leave out --set")
         facts = artifact.describe(path)
@@ -59,13 +60,15 @@ def _create(name: str, settings: Mapping[str, Any], img_size: int | None) -> tup
     """A model of timm without its published weights, and its images; one of a fixed size is made for that size."""
     if not timm.is_model(name):
         known = [*timm.list_models(), *recipes.recipes()]
-        raise UnknownNameError(f"{name!r} is no model of timm, no recipe and no folder{hint(name, known)[:300]}")
+        raise UnknownNameError(f"{shown(name)} is no model of timm, no recipe and no folder{hint(name, known, MODELS)}")
     fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
     arguments = {**({"img_size": img_size} if img_size and fixed else {}), **settings}
     try:
         model = timm.create_model(name, pretrained=False, **arguments)
     except Exception as error:
-        raise NasPruneError(f"timm cannot create {name} with {arguments}: {error}; check --set, --img-size") from error
+        raise NasPruneError(
+            f"timm cannot create {name} with {shown(arguments)}: {first_line(error)}; check --set, --img-size"
+        ) from error
     assert isinstance(model, nn.Module)
     config = getattr(model, "pretrained_cfg", None) or {}
     facts = {"backbone": name, "model_args": arguments, "pretrained_cfg": config}

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nas_prune.errors import SpaceError
+from nas_prune.errors import SpaceError, one_line
 from nas_prune.expressible import trace
 from nas_prune.ops import Choice
 from nas_prune.space import Replacement, SearchSpace, read_file
@@ -38,7 +38,9 @@ def substitute(model: nn.Module, rules: Sequence[Replacement]) -> list[str]:
         found |= {path: rule for path, module in model.named_modules() if _about(rule, path, module)}
     if rules and not found:
         patterns = ", ".join(f"{rule.type} {rule.match}" for rule in rules)
-        raise SpaceError(f"`replace` matches no module of {type(model).__name__}: {patterns}; see its named_modules()")
+        raise SpaceError(
+            f"`replace` matches no module of {type(model).__name__}: {one_line(patterns)}; see its named_modules()"
+        )
     for path, rule in found.items():
         old = model.get_submodule(path)
         model.set_submodule(path, Choice.like(old, candidates=rule.candidates).train(old.training))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas_prune.errors import ArtifactError, UnknownNameError
+from nas_prune.errors import ArtifactError, UnknownNameError, first_line, shown
 from nas_prune.ops import Operation, name_of, operations
 from nas_prune.origin import LARGEST, is_moderate, is_plain
 from nas_prune.rewrite import original
@@ -78,8 +78,8 @@ def _built(path: str, record: Mapping[str, Any]) -> Operation:
     name, config = str(record.get("operation")), {key: value for key, value in record.items() if key != "operation"}
     if not is_plain(config) or not is_moderate(config):
         raise ArtifactError(
-            f"the arguments of the operation {name!r} at {path!r} must be plain data with numbers up to {LARGEST}, "
-            f"not {str(config)[:200]}"
+            f"the arguments of the operation {shown(name)} at {shown(path)} must be plain data with numbers up to "
+            f"{LARGEST}, not {shown(config, 200)}"
         )
     try:
         return operations[name](**config)
@@ -87,7 +87,8 @@ def _built(path: str, record: Mapping[str, Any]) -> Operation:
         raise ArtifactError(f"at {path!r}: {error}") from error
     except Exception as error:  # a constructor may raise anything when its arguments do not fit
         raise ArtifactError(
-            f"the operation {name!r} at {path!r} cannot be built with {str(config)[:200]}: {error}"
+            f"the operation {shown(name)} at {shown(path)} cannot be built with {shown(config, 200)}: "
+            f"{first_line(error)}"
         ) from error
 
 
@@ -97,7 +98,9 @@ def _module(model: nn.Module, path: str) -> nn.Module:
     if not path or path not in known:
         near = get_close_matches(path, known, n=1)
         advice = f"did you mean {near[0]!r}?" if path and near else "paths are those of named_modules()"
-        raise ArtifactError(f"{type(model).__name__} has no module {path!r} that an operation could replace; {advice}")
+        raise ArtifactError(
+            f"{type(model).__name__} has no module {shown(path)} that an operation could replace; {advice}"
+        )
     return known[path]
 
 

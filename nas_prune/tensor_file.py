@@ -4,6 +4,7 @@ A header says which tensors there are; the library checks that it fits the file,
 """
 
 from collections.abc import Callable, Mapping
+from os.path import isfile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from nas_prune.errors import NasPruneError, first_line, shown
+from nas_prune.errors import NasPruneError, first_line, one_line, shown
 
 TYPES = {
     "F64": torch.float64,
@@ -89,8 +90,8 @@ def _type(name: str, kind: str) -> torch.dtype:
 
 
 def _opened(path: Path, error: Error, look: Callable[[Any], Found]) -> Found:
-    if not path.is_file():
-        raise error(f"there is no file {path}")
+    if not isfile(path):
+        raise error(f"there is no file {one_line(str(path))}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return look(file)

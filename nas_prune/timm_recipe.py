@@ -1,6 +1,7 @@
 """The recipe of a script on one model: what the model knows of its images and its training, and overrides of that."""
 
 from collections.abc import Mapping, Sequence
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ from pydantic import ValidationError
 
 from nas_prune import artifact, build, overrides
 from nas_prune import recipe as recipes
-from nas_prune.errors import RecipeError, UnknownNameError
+from nas_prune.documents import explained
+from nas_prune.errors import RecipeError, UnknownNameError, shown
 from nas_prune.exporting import image_shape
 from nas_prune.preprocessing import data_keys
 from nas_prune.recipe import Recipe
-from nas_prune.registry import hint
+from nas_prune.registry import MODELS, hint
 
 LOCAL = "local-dir:"
 _KNOWN = ("data.", "finetune.", "latency.")  # what an artefact's own recipe decides here,
@@ -29,9 +31,7 @@ def recipe_for(name: str, tokens: Sequence[str]) -> Recipe:
     try:
         recipe = Recipe.model_validate(overrides.apply({}, changes, Recipe))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise RecipeError(f"{where}: {first['msg']}, not {first['input']!r}") from None
+        raise RecipeError(explained(error)) from None
     build.check(recipe)
     return recipe
 
@@ -40,10 +40,10 @@ def facts_of(name: str) -> dict[str, Any]:
     """What is known about a model before it is built."""
     if (folder := folder_of(name)) is not None:
         return artifact.describe(folder)
-    if Path(name).is_dir():
+    if isdir(name):
         raise UnknownNameError(f"{name} is a folder; write --model {LOCAL}{name}")
     if not timm.is_model(name.partition(".")[0]):
-        raise UnknownNameError(f"timm has no model {name!r}{hint(name, timm.list_models())}")
+        raise UnknownNameError(f"timm has no model {shown(name)}{hint(name, timm.list_models(), MODELS)}")
     config = timm.get_pretrained_cfg(name)
     return {"backbone": name, "model_args": {}, "pretrained_cfg": config.to_dict() if config else {}}
 

@@ -9,6 +9,7 @@ PyYAML follows YAML 1.1, where 1e-3 is text and ``no`` is false. This file reads
 import re
 from collections.abc import Hashable
 from itertools import chain
+from math import isfinite
 from pathlib import Path
 from typing import Any, cast
 
@@ -85,8 +86,15 @@ class _Reader(yaml.SafeLoader):
             raise _refused(f"a number has {len(node.value)} digits", node.start_mark)
         return int(super().construct_yaml_int(node))
 
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        value = float(super().construct_yaml_float(node))
+        if not isfinite(value):
+            raise _refused(f"{shown(node.value)} is not a finite number", node.start_mark)
+        return value
+
 
 _Reader.add_constructor(f"{_TAG}int", _Reader.construct_yaml_int)
+_Reader.add_constructor(f"{_TAG}float", _Reader.construct_yaml_float)
 
 
 def _here(reader: Any) -> yaml.Mark:

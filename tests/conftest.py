@@ -5,7 +5,7 @@ import tempfile
 
 import pytest
 import torch
-from zoo import BACKBONES, Traced, traced
+from zoo import BACKBONES, Traced, few, traced
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start: there is a test process per core already
 os.environ["NAS_PRUNE_CACHE"] = tempfile.mkdtemp(prefix="nas_prune_tests_")  # no calibration of the user's
@@ -13,9 +13,9 @@ torch.set_num_threads(1)
 torch.set_warn_always(True)  # a warning that comes once per process would fail whichever test is first
 
 
-@pytest.fixture(scope="session", params=BACKBONES)
+@pytest.fixture(scope="session", params=few(BACKBONES))
 def net(request: pytest.FixtureRequest) -> Traced:
-    """Each backbone in turn."""
+    """A few backbones in turn, all of the zoo with ``-m zoo``."""
     return traced(request.param)
 
 

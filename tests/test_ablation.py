@@ -1,5 +1,7 @@
 """Laws of ablation: scores are, or add up to, what the loss of the derived network is above that of the dense one."""
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -46,6 +48,12 @@ def gated(batches: list[Batch]) -> GatedModel:
     return GatedModel(model, npr.trace(model, batches[0][0][:1])).eval()
 
 
+def alone(gated: GatedModel, name: str) -> GatedModel:
+    """The model with one axis that may change."""
+    others = {other: replace(axis, frozen="it is not asked") for other, axis in gated.axes.items() if other != name}
+    return GatedModel(gated.plain(), replace(gated.axes, named={**gated.axes.named, **others})).eval()
+
+
 def risen(gated: GatedModel, batches: list[Batch], kept: dict[str, list[int]]) -> float:
     """By how much the mean loss of the derived network is above that of the dense one."""
     images, labels = (torch.cat(each) for each in zip(*batches, strict=True))
@@ -74,6 +82,7 @@ def test_of_one_pixel_a_smaller_kernel_costs_nothing(gated: GatedModel, batches:
 def test_units_of_a_width_add_up_to_what_all_of_them_change(gated: GatedModel, batches: list[Batch]) -> None:
     """Of what the dense network says itself. Steps that seem to help count nothing, so the sum may be more."""
     name = "conv1.0"
+    gated = alone(gated, name)
     with torch.no_grad():
         agreed = [(images, gated.fixed(Arch())(images).argmax(1)) for images, _ in batches]
     norms = gated.weights(name)[0].detach().square().sum(1)

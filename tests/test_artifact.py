@@ -15,6 +15,7 @@ import safetensors.torch
 import timm
 import torch
 from torch import Tensor, nn
+from zoo import few
 
 from nas_prune.arch import Arch
 from nas_prune.artifact import describe, load, save
@@ -71,7 +72,7 @@ def without_sources(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in sources}
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", few(BACKBONES, ("resnet18", "test_vit", "densenet121")))
 def test_what_is_loaded_is_what_was_saved(name: str, tmp_path: Path) -> None:
     size, kwargs = BACKBONES[name]
     small, x, arch = derived(name, size, **kwargs)
@@ -282,7 +283,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
         within("attributes", {"norm": {"normalized_shape": [64] * 9}}),
         "normalized_shape would be",
     ),
-    "deep": (of("provenance", {"a": json.loads("[" * 300 + "]" * 300)}), "nested more deeply"),
+    "deep": (of("provenance", {"a": json.loads("[" * 300 + "]" * 300)}), "nested more than 40 levels"),
 }
 
 

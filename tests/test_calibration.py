@@ -29,6 +29,7 @@ from nas_prune.space import SearchSpace
 from nas_prune.substitute import laid_out
 
 SETTINGS = LatencySettings(batch_size=2, threads=1, samples=14, seconds=0.01, predictor="additive")
+SMALL = "--latency.batch_size=2"  # for runs that no millisecond decides about
 ABOUT = {"name": "test_resnet", "kwargs": {"num_classes": 10}}
 
 
@@ -58,7 +59,7 @@ def test_one_file_holds_all_of_it(made, tmp_path: Path) -> None:
 
 def test_a_calibration_of_elsewhere_is_refused_with_the_difference(made) -> None:
     _, space, images, folder = made
-    there = calibration_file.describe(folder / FILE)
+    there = calibration_file.read(folder / FILE)[1]
     wanted = here(space, images, SETTINGS, ABOUT)
     calibration_file.require_fit(folder / FILE, there, wanted)
     foreign = {
@@ -124,13 +125,13 @@ def test_columns_of_sizes_keep_their_names(made, tmp_path: Path) -> None:
 
 def test_the_same_calibration_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NAS_PRUNE_CACHE", str(tmp_path / "cache"))
-    asked = recipe.read("smoke/quickstart", ["--latency.samples=12"])
+    asked = recipe.read("smoke/quickstart", ["--latency.samples=12", SMALL])
     first = pipeline.run(asked, tmp_path / "first", until="calibrate")
     second = pipeline.run(asked, tmp_path / "second", until="calibrate")
     assert first["error"] == second["error"]
     assert (tmp_path / "first/calibration/timings.jsonl").exists()
     assert not (tmp_path / "second/calibration/timings.jsonl").exists()
-    named = recipe.read("smoke/quickstart", [f"--latency.calibration={first['file']}", "--latency.cache=false"])
+    named = recipe.read("smoke/quickstart", [f"--latency.calibration={first['file']}", "--latency.cache=false", SMALL])
     assert pipeline.run(named, tmp_path / "third", until="calibrate")["error"] == first["error"]
     other = named.model_copy(update={"latency": named.latency.model_copy(update={"batch_size": 3})})
     with pytest.raises(CalibrationError, match="batch_size"):
@@ -155,7 +156,7 @@ def test_samples_reach_corners_and_pairs(made) -> None:
 
 
 def test_a_limit_that_nothing_meets_is_named_before_training(tmp_path: Path) -> None:
-    tokens = ["--budget.limits={params: 0.9x, macs: 10k}", "--latency.samples=12"]
+    tokens = ["--budget.limits={params: 0.9x, macs: 10k}", "--latency.samples=12", SMALL]
     with pytest.raises(BudgetError, match=r"MACs is .*x the limit of 1e[+]04 MACs"):
         pipeline.run(recipe.read("smoke/quickstart", tokens), tmp_path / "run")
     assert not (tmp_path / "run/checkpoints").exists()
@@ -166,7 +167,7 @@ def test_calibrate_takes_a_model_of_timm(tmp_path: Path) -> None:
     words += ["--latency.batch_size=1", "--latency.predictor=additive", "--model.kwargs={img_size: 64}"]
     done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
-    facts = calibration_file.describe(tmp_path / "run/calibration" / FILE)
+    facts = calibration_file.read(tmp_path / "run/calibration" / FILE)[1]
     assert facts["model"]["name"] == "test_vit"
     assert facts["image"] == [3, 64, 64]
 
@@ -189,7 +190,7 @@ def test_many_targets_from_one_search(tmp_path: Path) -> None:
 
 
 def test_many_targets_of_stripes(tmp_path: Path) -> None:
-    pipeline.run(recipe.read("smoke/fashion_mnist_resnet18_filter_skeleton"), tmp_path / "run", until="search")
+    pipeline.run(recipe.read("smoke/fashion_mnist_resnet18_filter_skeleton", [SMALL]), tmp_path / "run", until="search")
     pipeline.derive_many(tmp_path / "run", ["0.9x"], tune=False)
     folder = tmp_path / "run" / "targets" / "0.9x"
     rows = json.loads((folder / "stripes.json").read_text())["convolutions"]
@@ -204,7 +205,7 @@ def test_many_targets_of_stripes(tmp_path: Path) -> None:
 
 def test_operators_and_stairs_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = recipe.read(
-        "smoke/quickstart", ["--latency.operators=true", "--latency.staircase=true", "--latency.cache=false"]
+        "smoke/quickstart", ["--latency.operators=true", "--latency.staircase=true", "--latency.cache=false", SMALL]
     )
     planted = Counter[str]()
 

@@ -145,16 +145,16 @@ def test_a_stopped_run_ends_as_its_parent_expects(number: int, code: int) -> Non
 
 
 @pytest.mark.parametrize(
-    ("override", "code", "message"),
+    ("overrides", "code", "message"),
     [
-        ("budget.target=0.001x", 2, "smallest network"),
-        ("dense.lr=1e30", 1, "learning rate"),
+        (["budget.target=0.001x"], 2, "smallest network"),
+        (["budget.cost=macs", "dense.lr=1e30"], 1, "learning rate"),
     ],
 )
 def test_a_run_that_cannot_be_says_so_in_one_message(
-    here: Callable[..., Ended], override: str, code: int, message: str, tmp_path: Path
+    here: Callable[..., Ended], overrides: list[str], code: int, message: str, tmp_path: Path
 ) -> None:
-    result = here("run", "smoke/quickstart", override, "--out", str(tmp_path / "run"))
+    result = here("run", "smoke/quickstart", "latency.batch_size=2", *overrides, "--out", str(tmp_path / "run"))
     assert result.returncode == code
     assert message in result.stderr
     assert "Traceback" not in result.stderr

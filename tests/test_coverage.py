@@ -1,11 +1,11 @@
-"""Families of timm beyond those of the laws: a fast dozen here, all 98 modules with ``-m slow``."""
+"""Families of timm beyond those of the laws: seven here, a dozen with ``-m zoo``, all 98 modules with ``-m slow``."""
 
 from typing import Any
 
 import pytest
 import timm
 import torch
-from zoo import apart, traced_model
+from zoo import apart, few, traced_model
 
 from nas_prune.cli_coverage import page, summary
 from nas_prune.costs import Macs, count
@@ -41,9 +41,12 @@ DOZEN: dict[str, dict[str, Any]] = {
     "efficientvit_b0": {},
     "test_mambaout": {},
 }
+# each runs lines of the package that neither the backbones of the laws nor the modules of users run
+SEVEN = ("beit_base_patch16_224", "swin_tiny_patch4_window7_224", "xcit_nano_12_p16_224", "twins_svt_small")
+SEVEN += ("resnest14d", "edgenext_xx_small", "efficientvit_b0")
 
 
-@pytest.mark.parametrize("name", DOZEN)
+@pytest.mark.parametrize("name", few(DOZEN, SEVEN))
 def test_a_family_is_exact_and_small(name: str) -> None:
     torch.manual_seed(0)
     net = traced_model(timm.create_model(name, num_classes=10, **DOZEN[name]), torch.randn(2, 3, 64, 64))

@@ -12,7 +12,9 @@ from nas_prune.criteria import criteria, taylor
 from nas_prune.errors import DataError, DivergedError
 from nas_prune.expressible import trace
 from nas_prune.gated import GatedModel
+from nas_prune.shapley import Plan
 
+BRIEF = {"shapley": {"plan": Plan(evaluations=100)}}  # options of criteria that take seconds otherwise
 EVERY = 8  # units from one that the naive loop looks at to the next
 
 
@@ -115,7 +117,7 @@ def test_a_criterion_leaves_the_model_untouched(name: str, gate: str) -> None:
     gated.backbone.layer2.eval()
     modes = [module.training for module in gated.modules()]
     state = copy.deepcopy(gated.state_dict())
-    first, again = (criteria[name](gated, batches_of(net.images, 2)) for _ in range(2))
+    first, again = (criteria[name](gated, batches_of(net.images, 2), **BRIEF.get(name, {})) for _ in range(2))
     assert [module.training for module in gated.modules()] == modes
     assert all(torch.equal(value, state[key]) for key, value in gated.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in gated.parameters())

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -99,23 +100,25 @@ def test_a_fixed_architecture_is_compiled_whole_and_once() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
-def test_inductor_computes_the_same_gradients(name: str) -> None:
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+def test_inductor_computes_the_same_gradients() -> None:
     torch.compiler.reset()
     assert missing("compile") is None
-    model, images = build(name), torch.randn(4, 3, 32, 32)
+    model = Small()
+    images = model.example()
     gated = GatedModel(model, trace(model, images), "weight", options={"init": 0.0}).train()
+    assert all(0 < float(keep.detach().mean()) < 1 for keep in gated.gate_values().values() if len(keep) > 1)
     assert same(stepped(gated, gated, images), stepped(gated, torch.compile(gated), images), 1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
-def test_a_compiled_run_ends_like_one_that_is_not(tmp_path: Path) -> None:
+def test_a_compiled_run_ends_like_one_that_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # generates no code: seconds
     found = []
     for key in ("compile=false", "compile=true"):
-        folder = tmp_path / key
         tokens = [f"--{key}", "--budget.cost=macs", "--search.max_steps=1", "--dense.max_steps=1"]
-        found.append((pipeline.run(recipe.read("smoke/quickstart", tokens), folder), folder))
+        found.append((pipeline.run(recipe.read("smoke/quickstart", tokens), tmp_path / key), tmp_path / key))
     (plain, one), (fast, other) = found
     assert json.loads((one / "arch.json").read_text()) == json.loads((other / "arch.json").read_text())
     assert plain["finetuned"]["macs"] == fast["finetuned"]["macs"]

@@ -21,7 +21,7 @@ from nas_prune.finetune import recalibrate
 from nas_prune.train import Run
 
 PROGRAM = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nas_prune"]
-LONGER = ["--search.joint=20", "--search.max_steps=25"]
+LONGER = ["--search.joint=6", "--search.max_steps=25"]
 FIXED = ["--budget.cost=macs", "--budget.target=0.6x"]  # no timing changes what is decided
 
 

@@ -94,7 +94,7 @@ def test_an_override_changes_nothing_else(tiny: Path) -> None:
         ),
         (MINIMAL + "device: cude", [], ["tiny.yaml", "device", "did you mean 'cuda'"]),
         (MINIMAL + "search: 3", [], ["tiny.yaml", "search should be"]),
-        (MINIMAL + "dense: {lr: .inf}", [], ["tiny.yaml", "dense.lr", "finite"]),
+        (MINIMAL + "dense: {lr: .inf}", [], ["tiny.yaml", "line 3", "not a finite number"]),
         (MINIMAL + "dense: {lr: 1, lr: 2}", [], ["tiny.yaml", "line 3", "'lr' is given twice"]),
         ("name: tiny", [], ["tiny.yaml", "'model' is missing"]),
         ("name: ../tiny\nmodel: {name: x}", [], ["tiny.yaml", "name should match"]),

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from processes import joined
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from zoo import Traced, apart, build, traced
+from zoo import Traced, apart, build, few, traced
 
 import nas_prune as npr
 from nas_prune.arch import Arch
@@ -36,6 +36,7 @@ from nas_prune.verification import verify
 EXACT = 1e-9
 SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4)}
 FAMILIES = ("test_resnet", "mobilenetv3_small_050", "test_convnext", "test_vit", "swin")
+USUAL = ("test_resnet", "test_convnext", "test_vit")  # 3x3, depthwise and patches
 KERNELS = {
     "as_it_is": {"operation": "convolution"},
     "kernel_1": {"operation": "convolution", "kernel": 1},
@@ -92,7 +93,7 @@ def one_each(net: Traced, seed: int, keep: float, bits: float) -> Arch:
     return Arch(kept)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", few(FAMILIES, USUAL))
 @pytest.mark.parametrize(("keep", "bits"), [(1.0, 1.0), (0.5, 1.0), (0.5, 0.5)])
 def test_stripes_are_exact_alone_with_widths_and_with_depth(name: str, keep: float, bits: float) -> None:
     net = striped(name)
@@ -123,7 +124,7 @@ def test_work_of_stripes_is_that_of_the_live_ones() -> None:
     assert float(Macs(net.axes)(sizes)) == whole.macs - 2 * saved * height * width
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", few(OPERATIONS, USUAL))
 @pytest.mark.parametrize(("keep", "bits"), [(1.0, 1.0), (0.5, 1.0), (0.5, 0.5)])
 def test_operations_are_exact_and_counted(name: str, keep: float, bits: float) -> None:
     net = chosen(name)

@@ -12,6 +12,7 @@ import torch
 from test_artifact import signed, within
 from timm.models import group_parameters
 from torch import Tensor, nn
+from zoo import few
 
 import nas_prune as npr
 from nas_prune.artifact import describe, load, save
@@ -42,7 +43,7 @@ def halved(model: nn.Module, x: Tensor) -> nn.Module:
     return npr.derive(model, axes, npr.Arch.random(axes, generator=torch.Generator().manual_seed(0))).eval()
 
 
-@pytest.fixture(scope="module", params=BACKBONES)
+@pytest.fixture(scope="module", params=few(BACKBONES, ("resnet18", "vit_tiny_patch16_224")))
 def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Tensor, Path]:
     """A narrow model of each family from which blocks were taken, images for it, and the folder it was saved in."""
     size, kwargs, swaps = BACKBONES[request.param]

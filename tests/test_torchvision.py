@@ -4,6 +4,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from zoo import few
 
 from nas_prune.arch import Arch
 from nas_prune.costs import Macs
@@ -36,7 +37,8 @@ CLASSIFIERS = {  # smallest of each family -> side of its images
     "wide_resnet50_2": 64,
 }
 SEGMENTERS = ("fcn_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
-FAST = {"resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"}
+FAST = ("resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in CLASSIFIERS if name not in FAST]
 REACH = {  # where attention is a function of torch or torchvision that computes head_dim from the embedding
     "vit_b_16": 0.75,
     "swin_t": 0.9,
@@ -55,9 +57,7 @@ def proven(model: nn.Module, side: int) -> float:
     return float(Macs(axes)(arch.sizes(axes)) / Macs(axes)({}))
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in CLASSIFIERS]
-)
+@pytest.mark.parametrize("name", [*few(FAST, ("resnet18", "shufflenet_v2_x0_5")), *SLOW])
 def test_a_classifier_is_exact(name: str) -> None:
     torch.manual_seed(0)
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}

@@ -1,11 +1,12 @@
 """What the laws are tried on: the smallest sensible member of each family, and modules of a user."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import pytest
 import timm
 import torch
 from einops import einsum, rearrange
@@ -46,6 +47,15 @@ BACKBONES = {
     "deit_tiny_patch16_224": Backbone(options={"img_size": 32, "depth": 2}),
     "test_vit2": Backbone(options={"img_size": 32}),
 }
+# Between them they and the modules of users below run every line of the package that all of the backbones run: residual
+# branches and max pooling; concatenation; depthwise convolutions and squeeze-and-excite; group norms and standardised
+# weights; patches, class token, attention and layer norms.
+FEW = ("resnet18", "densenet121", "test_efficientnet", "resnetv2_standardized", "test_vit")
+
+
+def few(names: Iterable[str], by_default: Container[str] = FEW) -> list[Any]:
+    """Parameters of a test: those of ``names`` that repeat its law on further backbones are behind the mark zoo."""
+    return [name if name in by_default else pytest.param(name, marks=pytest.mark.zoo) for name in names]
 
 
 def build(name: str) -> nn.Module:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from nas_prune.cells.space import CellSpace, Edge, decision
-from nas_prune.errors import ArchError
-from nas_prune.files import write_json
+from nas_prune.errors import ArchError, shown
+from nas_prune.files import read_json, write_json
 from nas_prune.registry import hint
 from nas_prune.space import read_file
 
@@ -81,6 +81,16 @@ def write_genotype(path: str | os.PathLike[str], kept: Mapping[str, Sequence[int
     return True
 
 
+def read_genotype(path: str | os.PathLike[str], space: CellSpace) -> Genotype:
+    """The genotype that ``write_genotype`` wrote, checked against a space. Raises ArchError where it is none of it."""
+    genotype: Genotype = read_json(path, ArchError)
+    try:
+        check(genotype, space)
+    except ArchError as error:
+        raise ArchError(f"{path}: {error}") from error
+    return genotype
+
+
 def check(genotype: Genotype, space: CellSpace) -> dict[str, Chosen]:
     """The chosen operations by kind of cell and edge. Raises ArchError where the genotype is not one of the space."""
     kinds = _mapping(genotype, space.searched, "the genotype")
@@ -93,12 +103,12 @@ def _chosen(nodes: Mapping[str, object], space: CellSpace, kind: str) -> Chosen:
     for node, known in space.edges.items():
         where, reads = f"node {node} of {kind}", nodes[str(node)]
         if not isinstance(reads, Mapping) or not set(reads) <= {str(state) for state in known}:
-            raise ArchError(f"{where} reads of the states {known}, {{state: operation}}; got {reads!r}")
+            raise ArchError(f"{where} reads of the states {known}, {{state: operation}}; got {shown(reads)}")
         if len(reads) != space.kept(node):
             raise ArchError(f"{where} has {len(reads)} edges; it needs {space.kept(node)}")
         for state, name in reads.items():
             if not isinstance(name, str) or name not in space.operations:
-                raise ArchError(f"{where} has no operation {name!r}{hint(str(name), list(space.operations))}")
+                raise ArchError(f"{where} has no operation {shown(name)}{hint(str(name), list(space.operations))}")
             chosen[int(state), node] = name
     return chosen
 
@@ -107,8 +117,8 @@ def _mapping(value: object, names: Sequence[str] | Mapping[int, object], what: s
     """The value, if it is a mapping with exactly these names."""
     wanted = [str(name) for name in names]
     if not isinstance(value, Mapping) or set(value) != set(wanted):
-        got = list(value) if isinstance(value, Mapping) else repr(value)
-        raise ArchError(f"{what} should be a mapping with the keys {wanted}; got {got}")
+        got = list(value) if isinstance(value, Mapping) else value
+        raise ArchError(f"{what} should be a mapping with the keys {wanted}; got {shown(got, 120)}")
     return value
 
 

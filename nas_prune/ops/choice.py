@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from nas_prune.errors import SpaceError
+from nas_prune.errors import SpaceError, shown
 from nas_prune.ops.geometry import made
 from nas_prune.ops.operation import Operation, name_of, operations
 
@@ -63,7 +63,9 @@ class Choice(Operation):
         """
         candidates = options.get("candidates")
         if not isinstance(candidates, Mapping) or not options.keys() <= {"candidates", "shared"}:
-            raise SpaceError(f"a choice takes candidates: {{name: {{operation: ...}}}}, and shared; got {options}")
+            raise SpaceError(
+                f"a choice takes candidates: {{name: {{operation: ...}}}}, and shared; got {shown(options)}"
+            )
         _check(candidates)
         split = {name: _split(description) for name, description in candidates.items()}
         like = {name: kind.like(module, **others) for name, (kind, others) in split.items()}
@@ -114,7 +116,7 @@ def inherit(model: nn.Module) -> None:
 def _split(description: Description) -> tuple[type[Operation], dict[str, Any]]:
     """The class of a described operation, and its options."""
     if not isinstance(description, Mapping) or not isinstance(description.get("operation"), str):
-        raise SpaceError(f"{description!r} does not describe an operation; write {{operation: <name>, ...}}")
+        raise SpaceError(f"{shown(description)} does not describe an operation; write {{operation: <name>, ...}}")
     return operations[description["operation"]], {k: v for k, v in description.items() if k != "operation"}
 
 

@@ -1,11 +1,12 @@
 """Every instant of a run at which it can be stopped, each in a copy of its folder: a case, to be started again.
 
-At each instant the run forks. The fork is the run as it is then; it copies the folder, moves there, and is stopped, by a
-signal that it sends itself or by a disk that is full from now on; the run waits for it, and goes on to the next instant.
+At each instant the run forks. The fork is the run as it is then: it copies the folder, moves there, and is stopped by a
+signal that it sends itself, or by a disk that is full from now on. The run waits for it and goes on to the next.
 What a killed process leaves behind is what its folder held then, so equal copies are one.
 """
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -62,6 +63,12 @@ def without_room(operation: Operation) -> Iterator[str]:
         yield FULL
 
 
+def in_turn() -> Ways:
+    """At each instant another way."""
+    ways = itertools.cycle(("SIGKILL", FULL, "SIGTERM", "torn", "SIGINT"))
+    return lambda _: [next(ways)]
+
+
 def every(step: int, ways: Ways) -> Ways:
     """These ways at one operation in ``step``."""
     numbers = iter(range(10**9))
@@ -85,6 +92,13 @@ def steps(seen: Seen) -> Iterator[None]:
             patch.setattr(module, "top1", evaluating(module.top1))
         yield
     hook.remove()
+
+
+@contextmanager
+def anything(seen: Seen) -> Iterator[None]:
+    """Operations, steps and evaluations."""
+    with watching(seen), steps(seen):
+        yield
 
 
 def record(laboratory: Laboratory, start: Path, ways: Ways, instants: Instants = watching) -> list[Case]:
@@ -182,3 +196,17 @@ def kill_itself(laboratory: Laboratory, folder: Path, number: int) -> str:
 
     assert ended(forked(work)) == -signal.SIGKILL
     return beside(folder, "where").read_text()
+
+
+def watched(laboratory: Laboratory, folder: Path) -> list[str]:
+    """Every operation below the folder of a run that goes on there to its end."""
+    found: list[Operation] = []
+
+    def work() -> int:
+        with watching(found.append):
+            code = laboratory.program(folder, number=0)
+        beside(folder, "operations").write_text("\n".join(map(str, found)))
+        return code
+
+    assert ended(forked(work)) == 0, said(folder)
+    return beside(folder, "operations").read_text().splitlines()

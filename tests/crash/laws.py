@@ -1,21 +1,24 @@
 """The laws of a run that is stopped, at one instant in ``step``: what must hold, and in which cases it does not."""
 
+import resource
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
 
-from cases import FULL, Case, asked, every, kill_itself, killed, record, steps, unequal, without_room
-from runs import Laboratory, beside, different, ended, finish, outcome, said
+import rooms
+from cases import FULL, Case, anything, asked, every, in_turn, kill_itself, killed, record, steps, unequal, without_room
+from runs import Laboratory, beside, different, ended, finish, forked, outcome, said
 
 EXIT = {"SIGKILL": -SIGKILL, "torn": -SIGKILL, "SIGTERM": -SIGTERM, "SIGINT": 130, FULL: 1}  # as the README says
 LEFT = (".tmp", ".previous", ".lock")  # how names end that a finished run does not leave
 
 
 def killed_anywhere(laboratory: Laboratory, name: str, step: int = 1) -> tuple[list[Case], list[str]]:
-    """Killed before an operation, or in the middle of a write, a run ends in the bytes of one that was never stopped."""
+    """Killed before an operation or in the middle of a write, a run ends in the bytes of one that was not."""
     start = laboratory.fresh(name)
     cases = record(laboratory, start, every(step, killed))
     reference = outcome(start)
@@ -38,6 +41,13 @@ def full_anywhere(laboratory: Laboratory, name: str, step: int = 1) -> tuple[lis
     return cases, [*misled(cases), *unsaid, *unequal(laboratory, cases, start, outcome(start))]
 
 
+def stopped_in_turn(laboratory: Laboratory, name: str, step: int) -> tuple[list[Case], list[str]]:
+    """All these ways, one after the other, at every operation, step and evaluation."""
+    start = laboratory.fresh(name)
+    cases = record(laboratory, start, every(step, in_turn()), anything)
+    return cases, [*misled(cases), *unequal(laboratory, cases, start, outcome(start))]
+
+
 def killed_twice(laboratory: Laboratory, name: str, step: int) -> tuple[list[Case], list[str]]:
     """Killed again while it goes on, a run ends in the same bytes."""
     start = laboratory.fresh(name)
@@ -58,12 +68,13 @@ def killed_itself(laboratory: Laboratory, name: str, numbers: Sequence[int]) -> 
 
 
 def lost(laboratory: Laboratory, whole: Path, names: Sequence[str]) -> list[str]:
-    """What is deleted from a finished run is made again, the same."""
+    """What is deleted from a run, with its results, is made again, the same."""
     where = {}
     for number, name in enumerate(names):
         folder = shutil.copytree(whole, beside(whole, f"without-{number}"))
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (folder / "run" / "results.json").unlink(missing_ok=True)
         where[folder] = name
     return failed(laboratory, where, whole)
 
@@ -75,6 +86,15 @@ def failed(laboratory: Laboratory, where: dict[Path, str], whole: Path) -> list[
         wrong = [f"exit code {code}: {said(folder)[-500:]}"] if code else different(folder, reference)
         found += [f"{where[folder]}: {'; '.join(wrong)}"] if wrong else []
     return found
+
+
+def told(what: str, cases: Sequence[Case], wrong: Sequence[str]) -> None:
+    """The figures, for who runs this with ``-s``."""
+    instants, folders = len({(case.folder.parent, case.number) for case in cases}), len({case.folder for case in cases})
+    sys.stderr.write(
+        f"\n{what}: {instants} instants, {len(cases)} stops, {folders} different folders, "
+        f"{len(cases) - len(wrong)} of {len(cases)} as the run that was never stopped\n"
+    )
 
 
 def misled(cases: Sequence[Case]) -> list[str]:
@@ -102,3 +122,45 @@ def contend(laboratory: Laboratory, folder: Path, delay: float) -> tuple[int, in
     assert f"in use by process {winner} on host {socket.gethostname()} since 20" in words
     assert "Traceback" not in words
     return winner, loser
+
+
+def in_a_small_disk(laboratory: Laboratory, folder: Path, size: int, whole: Path) -> list[str]:
+    """A disk of so many bytes costs one message; with more room, a run ends as the whole one. What is wrong of that."""
+    reference, found = outcome(whole), beside(folder, "found")
+
+    def work() -> int:
+        rooms.own_mounts()
+        rooms.small(folder, size)
+        shutil.copy(whole / "recipe.yaml", folder)
+        codes = [ended(laboratory.start(folder))]
+        unsaid = "" if one_message(said(folder)) else said(folder)
+        rooms.larger(folder, 100 * size)
+        codes.append(ended(laboratory.start(folder)))
+        wrong = [f"exit codes {codes}, not 1 and 0: {said(folder)[-500:]}"] if codes != [1, 0] else []
+        wrong += [unsaid] if unsaid else []
+        found.write_text("\n".join([*wrong, *different(folder, reference)]))
+        return 0
+
+    assert ended(forked(work)) == 0, said(folder)
+    return found.read_text().splitlines()
+
+
+def with_short_files(laboratory: Laboratory, folder: Path, longest: int) -> int:
+    """The exit code of a run that may write no file longer than that."""
+
+    def work() -> int:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (longest, longest))
+        return laboratory.program(folder, number=0)
+
+    return ended(forked(work))
+
+
+def read_only(laboratory: Laboratory, folder: Path, words: Sequence[str] = ()) -> int:
+    """The exit code of the program where nothing below the folder can be written."""
+
+    def work() -> int:
+        rooms.own_mounts()
+        rooms.read_only(folder)
+        return laboratory.program(folder, number=0, words=words)
+
+    return ended(forked(work))

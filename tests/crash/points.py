@@ -1,4 +1,4 @@
-"""Every operation that changes the working folder, told just before it happens: the instants at which a process can be killed.
+"""Every operation that changes the working folder, told just before it happens: where a process can be killed.
 
 Seen are the calls by which Python changes files: those of ``os``, and the system calls under a file object (a raw file
 that tells of each write stands under Python's own buffers, so a buffered write counts when it reaches the system).

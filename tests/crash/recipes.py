@@ -1,4 +1,4 @@
-"""Small runs that have all there is in a run: every stage takes several steps, with averaged weights, mixup and cutmix."""
+"""Small runs with all that is in a run: every stage takes several steps, with averaged weights, mixup and cutmix."""
 
 from typing import Any
 
@@ -25,6 +25,11 @@ MACS = DIGITS | {
 }
 MILLISECONDS = DIGITS | SHORT | {"budget": {"cost": "latency", "target": "0.6x"}}
 ONCE = DIGITS | SHORT | {"budget": {"cost": "macs", "target": "0.6x"}, "dense": STEPS | {"epochs": 1}}
+SAMPLE = MILLISECONDS | {
+    "dense": {"epochs": 0},
+    "search": STEPS | {"warmup": 0, "joint": 2, "freeze": 0},
+    "finetune": STEPS | {"epochs": 1, "distill": 0.0, "recalibrate_batches": 2},
+}
 SHAPLEY = DIGITS | {
     "space": "operations",
     "gate": {"name": "weight", "kinds": {"operation": {"name": "shapley"}}},

@@ -6,7 +6,7 @@ that a process has taken: one that was written down must not be taken again.
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import nn
 from nas_prune import bench, figures, progress, results, substitute
 from nas_prune.costs.measure import Timings
 from nas_prune.costs.operator_timing import Bench, Point
+from nas_prune.tracing import Axes
 
 MEASURED: list[object] = []
 SCATTER = (0.0, -0.004, 0.003, 0.001, -0.002, 0.005, -0.001)
@@ -30,11 +31,18 @@ def recorded() -> Iterator[None]:
         patch.setattr(measure, "time_calls", _timings)
         patch.setattr(results, "stage_times", _stage_times)
         patch.setattr(bench, "time_point", _time_point)
+        patch.setattr(bench, "plan", functools.partial(bench.plan, points=2))  # of hundreds, some dozens
+        patch.setattr(bench, "sweeps", functools.partial(_first, bench.sweeps))
         patch.setattr(substitute, "trace", _once(substitute.trace))
         patch.setattr(progress, "Progress", functools.partial(progress.Progress, disable=True))
         for drawing in ("curve", "gate_curves", "scatter", "waterfall"):
             patch.setattr(figures, drawing, lambda *_, **__: None)  # half of the time of a case
         yield
+
+
+def _first(sweeps: Callable[..., Sequence[Point]], axes: Axes) -> Sequence[Point]:
+    """The first operators alone."""
+    return sweeps(axes)[:12]
 
 
 def _once(trace: Callable[..., Any]) -> Callable[..., Any]:

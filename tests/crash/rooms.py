@@ -1,24 +1,35 @@
-"""Disks that a run finds in its way, for this process alone: full ones, and such that nothing can be written to.
+"""Disks for this process alone: small ones, and such that nothing can be written to.
 
-Linux lets a process have mounts of its own (``unshare``); who may not have any gets the reason, to skip a test with.
+Linux lets a process have mounts of its own (``unshare``), if it is root's.
 """
 
 import ctypes
 import os
 from pathlib import Path
 
+from runs import ended, forked
+
 NEW_MOUNTS = 0x00020000
-READ_ONLY, REMOUNT, BIND, PRIVATE = 0x1, 0x20, 0x1000, 0x4000 | 0x40000
+READ_ONLY, REMOUNT, BIND, PRIVATE = 0x1, 0x20, 0x1000, 0x40000 | 0x4000
 
 
-def own_mounts() -> str:
-    """From now on, what this process mounts is seen by it and its children alone; why not, if it cannot be."""
-    system = _system()
-    if system is None:
-        return "this system has no unshare"
-    if system.unshare(NEW_MOUNTS) or system.mount(None, b"/", None, PRIVATE, None):
-        return f"no mounts of one's own: {os.strerror(ctypes.get_errno())}"
-    return ""
+def own_mounts() -> None:
+    """From now on, what this process mounts is seen by it and its children alone. Raises OSError if it may not."""
+    _done(_system().unshare(NEW_MOUNTS), "unshare")
+    _done(_system().mount(None, b"/", None, PRIVATE, None), "mount /")
+
+
+def refused() -> str:
+    """Why this process cannot have mounts of its own; nothing if it can."""
+
+    def work() -> int:
+        try:
+            own_mounts()
+        except (OSError, AttributeError):
+            return 1
+        return 0
+
+    return "no mounts of one's own here (it takes Linux and root)" if ended(forked(work)) else ""
 
 
 def read_only(folder: Path) -> None:
@@ -37,14 +48,15 @@ def larger(folder: Path, size: int) -> None:
     _mount("tmpfs", folder, REMOUNT, f"size={size}")
 
 
-def _mount(source: Path | str, target: Path, flags: int, options: str | None = None) -> None:
-    system = _system()
-    assert system is not None
+def _mount(source: Path | str, target: Path, flags: int, options: str = "") -> None:
     kind = b"tmpfs" if source == "tmpfs" else None
-    if system.mount(os.fsencode(source), os.fsencode(target), kind, flags, options and options.encode()):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(target))
+    _done(_system().mount(os.fsencode(source), os.fsencode(target), kind, flags, options.encode()), f"mount {target}")
 
 
-def _system() -> ctypes.CDLL | None:
-    system = ctypes.CDLL(None, use_errno=True)
-    return system if hasattr(system, "unshare") else None
+def _done(code: int, what: str) -> None:
+    if code:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), what)
+
+
+def _system() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)

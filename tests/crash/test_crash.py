@@ -1,64 +1,79 @@
-"""A run that is killed at any instant, and started again, ends in the bytes of one that was never stopped."""
+"""A run that is stopped at any instant, and started again, ends in the bytes of one that was never stopped."""
 
-import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import laws
 import pytest
-from cases import Case, every, killed, record, unequal
-from runs import Laboratory, outcome
+import runs
+from cases import every, killed, record
+from runs import Laboratory, different, outcome
 
-from recipes import MACS, MILLISECONDS, OPERATORS, SHAPLEY
+from recipes import MACS, MILLISECONDS, ONCE, OPERATORS, SHAPLEY
 
-RECIPES = {"macs": (MACS, "run"), "ms": (MILLISECONDS, "run"), "shapley": (SHAPLEY, "run")}
-RECIPES["calibrate"] = (OPERATORS, "calibrate")
-LEFT = (".tmp", ".previous", ".lock")  # how names end that a finished run does not leave
+pytestmark = pytest.mark.crash
+RECIPES = {"macs": MACS, "ms": MILLISECONDS, "shapley": SHAPLEY}
 
 
-@pytest.fixture(scope="module")
-def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
-    """Where the shortest run can be started."""
-    laboratory = Laboratory(tmp_path_factory.mktemp("crash"), MILLISECONDS)
+@pytest.fixture
+def laboratory(tmp_path: Path) -> Iterator[Laboratory]:
+    """Where a run with one epoch of every stage can be started."""
+    laboratory = Laboratory(tmp_path, ONCE)
     with laboratory.open():
         yield laboratory
 
 
-def whole(cases: list[Case], start: Path) -> dict[str, bytes]:
-    """What the run that was never stopped has come to; its forks have ended as they were stopped."""
-    kills = [case for case in cases if case.how in ("SIGKILL", "torn")]
-    assert [case for case in kills if case.status != -signal.SIGKILL] == []
-    reference = outcome(start)
-    assert [name for name in reference if name.endswith(LEFT)] == []
-    return reference
-
-
-def test_killed_here_and_there_a_run_ends_in_the_same_bytes(laboratory: Laboratory) -> None:
-    start = laboratory.fresh("sample")
-    cases = record(laboratory, start, every(41, killed))
-    assert len(cases) > 5
-    assert unequal(laboratory, cases, start, whole(cases, start)) == []
-
-
-@pytest.mark.crash
 @pytest.mark.parametrize("name", RECIPES)
-def test_killed_at_any_operation_a_run_ends_in_the_same_bytes(name: str, tmp_path: Path) -> None:
-    laboratory = Laboratory(tmp_path, *RECIPES[name])
+def test_killed_at_any_operation(name: str, tmp_path: Path) -> None:
+    laboratory = Laboratory(tmp_path, RECIPES[name])
     with laboratory.open():
-        start = laboratory.fresh("whole")
-        cases = record(laboratory, start, killed)
-        wrong = unequal(laboratory, cases, start, whole(cases, start))
-    told(name, cases, wrong)
-    between = [case.where for case in cases if case.how == "SIGKILL"]
-    if laboratory.command == "run":
-        assert len(between) > between.index("replace run/checkpoints/search-warmup.ckpt") > 0
+        cases, wrong = laws.killed_anywhere(laboratory, "whole")
+    laws.told(f"killed, {name}", cases, wrong)
+    where = [case.where for case in cases]
+    searching = where.index("replace run/checkpoints/search-warmup.ckpt")
+    assert any("dense.ckpt" in each for each in where[:searching]) or "dense" not in laboratory.recipe
     assert not wrong, "\n".join(wrong)
 
 
-def told(name: str, cases: list[Case], wrong: list[str]) -> None:
-    """The figures, for who runs this with ``-s``."""
-    folders = len({case.folder for case in cases})
-    sys.stderr.write(
-        f"\n{name}: {cases[-1].number} instants, {len(cases)} stops, {folders} different folders, "
-        f"{len(cases) - len(wrong)} of {len(cases)} byte-equal\n"
-    )
+def test_killed_at_any_operation_of_a_calibration(tmp_path: Path) -> None:
+    laboratory = Laboratory(tmp_path, OPERATORS, "calibrate")
+    with laboratory.open():
+        cases, wrong = laws.killed_anywhere(laboratory, "whole")
+    laws.told("killed, calibrate", cases, wrong)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_killed_again_while_it_goes_on(laboratory: Laboratory) -> None:
+    cases, wrong = laws.killed_twice(laboratory, "twice", step=59)
+    laws.told("killed twice", cases, wrong)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_killed_itself_instead_of_a_fork(laboratory: Laboratory) -> None:
+    assert laws.killed_itself(laboratory, "itself", range(3, 240, 33)) == []
+
+
+def test_asked_to_stop_at_any_step(laboratory: Laboratory) -> None:
+    cases, wrong = laws.asked_anywhere(laboratory, "asked")
+    laws.told("SIGTERM and SIGINT", cases, wrong)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_in_another_interpreter(laboratory: Laboratory) -> None:
+    """With other hashes, another random state, nothing imported and nothing traced before."""
+    start = laboratory.fresh("interpreters")
+    cases = record(laboratory, start, every(101, killed))
+    for case in cases:
+        subprocess.run([sys.executable, runs.__file__, str(case.folder)], check=True, timeout=300)
+    reference = outcome(start)
+    assert [f"{case}: {found}" for case in cases if (found := different(case.folder, reference))] == []
+
+
+@pytest.mark.parametrize("attempt", range(20))
+def test_two_processes_in_one_folder(laboratory: Laboratory, attempt: int) -> None:
+    folder = laboratory.fresh("two")
+    laws.contend(laboratory, folder, delay=0.02 * attempt)
+    reference = outcome(folder)
+    assert [name for name in reference if name.endswith(laws.LEFT)] == []
