@@ -26,6 +26,7 @@ from nas_prune.gates import gates
 from nas_prune.order import drawing
 from nas_prune.origin import SOURCES
 from nas_prune.penalties import penalties
+from nas_prune.preprocessing import data_keys, tell
 from nas_prune.recipe import Recipe
 from nas_prune.registry import MODELS, hint
 from nas_prune.selectors import selectors
@@ -118,7 +119,18 @@ def model(settings: ModelSettings, data: Data) -> nn.Module:
     if settings.checkpoint is not None:
         _load_weights(created, Path(settings.checkpoint))
     assert isinstance(created, nn.Module)
+    tell(created, data.seen)
     return created
+
+
+def resolved(recipe: Recipe) -> Recipe:
+    """The recipe; what it does not say about images is as it was for the weights that it starts from, if for any."""
+    if not recipe.model.pretrained and recipe.model.checkpoint is None:
+        return recipe
+    config = timm.get_pretrained_cfg(recipe.model.name) if timm.is_model(recipe.model.name) else None
+    known = data_keys(config.to_dict()) if config else {}
+    new = {key: value for key, value in known.items() if key not in recipe.data.model_fields_set}
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=new)}) if new else recipe
 
 
 def _load_weights(created: nn.Module, path: Path) -> None:

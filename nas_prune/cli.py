@@ -9,16 +9,17 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nas_prune import cli_coverage, cli_doctor, cli_export, cli_timm
 from nas_prune.cli_help import RecipeCommand, figures, table
+from nas_prune.cli_show import end, show
 from nas_prune.errors import CLOSED, FULL, InterruptedRunError, NasPruneError, RecipeError, StorageError
 
 if TYPE_CHECKING:
@@ -133,8 +134,10 @@ def derive(
         from nas_prune.report import targets_table
 
         asked = [target.strip() for target in targets.split(",") if target.strip()]
-        Console().print(targets_table(pipeline.derive_many(folder, asked, tune=finetune)))
+        content = pipeline.derive_many(folder, asked, tune=finetune)
+        Console().print(targets_table(content))
         typer.echo(f"run folder: {folder}, report: report.html")
+    end(content["targets"])
 
 
 @app.command()
@@ -149,7 +152,9 @@ def evaluate(folder: Artefact) -> None:
     with _resumable():
         from nas_prune import pipeline
 
-        _show(pipeline.evaluate(folder))
+        results = pipeline.evaluate(folder)
+        show(results)
+    end([results])
 
 
 @app.command()
@@ -208,15 +213,19 @@ def _go(recipe: "Recipe", out: Path | None, *, until: "Until", resume: bool, for
         from nas_prune import pipeline
 
         folder = out or Path("runs") / recipe.name
-        _show(pipeline.run(recipe, folder, until=until, resume=resume, force=force))
+        results = pipeline.run(recipe, folder, until=until, resume=resume, force=force)
+        show(results)
         typer.echo(f"run folder: {folder}" + (", report: report.html" if until == "report" else ""))
+    end([results])
 
 
 def _go_on(folder: Path, *, until: "Until") -> None:
     with _resumable():
         from nas_prune import pipeline
 
-        _show(pipeline.run(pipeline.open_run(folder), folder, until=until))
+        results = pipeline.run(pipeline.open_run(folder), folder, until=until)
+        show(results)
+    end([results])
 
 
 def _check_calibration(path: Path, words: Sequence[str]) -> None:
@@ -280,18 +289,3 @@ def _told(error: NasPruneError) -> int:
         signal.signal(error.signal_number, signal.SIG_DFL)
         os.kill(os.getpid(), error.signal_number)
     return error.exit_code
-
-
-def _show(results: Mapping[str, Any]) -> None:
-    """The table of a finished run, or the figures of a step, one line each."""
-    if "finetuned" not in results:
-        figures(results)
-        return
-    from rich.console import Console
-
-    from nas_prune.report import table as results_table
-    from nas_prune.summary import headline, verdict
-
-    console = Console()
-    console.print(results_table(results))
-    console.print(headline(results), verdict(results))

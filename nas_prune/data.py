@@ -3,8 +3,8 @@
 Which images, in which order, under which augmentation: all of it is a function of the seed and the epoch.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -18,6 +18,7 @@ from nas_prune.errors import DataError, shown
 from nas_prune.file_images import Replayable
 from nas_prune.memory_images import ImageSet, MemoryImages, as_is
 from nas_prune.order import EpochSampler, seeded, set_epoch
+from nas_prune.preprocessing import in_timms_words
 from nas_prune.registry import hint
 from nas_prune.settings import DataSettings
 
@@ -28,19 +29,41 @@ Loader = DataLoader[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Data:
-    """Batches ``(images (b c h w), labels (b))`` to train on and to evaluate on."""
+    """Batches ``(images (b c h w), labels (b))`` to train on and to evaluate on.
+
+    ``seen``: how its images come, in timm's words (see ``preprocessing``); empty where that is not known.
+    """
 
     train: Loader
     evaluation: Loader
     classes: int
     channels: int
     name: str
+    seen: Mapping[str, Any] = field(default_factory=dict)
 
 
 def from_loaders(train: Loader, evaluation: Loader, *, classes: int) -> Data:
-    """Loaders of one's own, of (images, labels)."""
-    images, _ = next(iter(evaluation))
+    """Loaders of one's own, of (images, labels). Raises DataError for labels that no loss here can learn."""
+    images, labels = next(iter(evaluation))
+    check_labels(labels, classes)
     return Data(train, evaluation, classes, images.shape[1], "loaders")
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raise DataError unless each image of a batch has one class, or probabilities (b classes) that add up to one."""
+    if labels.ndim == 1 and not labels.is_floating_point():
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            found = f"{int(labels.min())} to {int(labels.max())}"
+            raise DataError(f"the labels of a batch are {found}, there are {classes} classes: 0 to {classes - 1}")
+    elif labels.shape[1:] != (classes,) or not _are_probabilities(labels):
+        raise DataError(
+            f"the labels of a batch are {tuple(labels.shape)} of {labels.dtype}; what can be learnt is one class per "
+            f"image (b), as integers, or probabilities (b {classes}) that add up to one, not several labels per image"
+        )
+
+
+def _are_probabilities(rows: Tensor) -> bool:
+    return rows.is_floating_point() and bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 1e-3).all())
 
 
 def first_batches(data: Data, count: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -100,12 +123,15 @@ def _from_memory(settings: DataSettings, read: Callable[[DataSettings], tuple[Im
         )
     train, evaluation = read(settings)
     train = train.take(torch.tensor(_chosen(len(train.labels), settings)))
+    channels, classes = train.images.shape[1], int(train.labels.max()) + 1
+    whole = settings.model_copy(update={"interpolation": "bilinear", "crop_pct": 1.0})
     return Data(
         train=_train_loader(MemoryImages(train, settings, seed=seed), settings, seed),
         evaluation=_loader(MemoryImages(evaluation, settings), settings, settings.eval_batch_size),
-        classes=int(train.labels.max()) + 1,
-        channels=train.images.shape[1],
+        classes=classes,
+        channels=channels,
         name=settings.name,
+        seen=in_timms_words(whole, ([train.mean] * channels, [train.std] * channels), None, classes),
     )
 
 
@@ -123,7 +149,8 @@ def _from_files(settings: DataSettings, seed: int) -> Data:
         loader = _loader(train, settings, settings.batch_size, drop_last=True)
     else:
         loader = _train_loader(Replayable(train, _chosen(len(train), settings), seed=seed), settings, seed)
-    return Data(loader, _loader(evaluation, settings, settings.eval_batch_size), classes, 3, settings.name)
+    seen = in_timms_words(settings, file_images.normalised(settings), file_images.names_of(evaluation), classes)
+    return Data(loader, _loader(evaluation, settings, settings.eval_batch_size), classes, 3, settings.name, seen)
 
 
 def _check_same_classes(train: object, evaluation: object, settings: DataSettings) -> None:

@@ -87,7 +87,7 @@ def scatter(samples: Rows, rounds: Rows, target: float | None, noise: float | No
     ``noise``: how far two timings of one network differ, as a share; no prediction can be seen to be better.
     """
     timed = _points(samples, "predicted_ms")
-    derived = [row for row in rounds if row.get("measured_ms") is not None and row.get("predicted_ms") is not None]
+    derived = [{"measured_ms": row["measured"], "predicted_ms": row["predicted"]} for row in rounds]
     if not timed and not derived:
         return None
     with style():

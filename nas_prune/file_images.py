@@ -47,7 +47,7 @@ def open_files(settings: DataSettings, *, training: bool, seed: int) -> Any:
 
 def transform(settings: DataSettings, *, training: bool) -> Compose:
     """timm's transform of an image file: an image of any mode and size -> (3 h w), normalised."""
-    whole = settings.crop_scale == (1.0, 1.0)
+    whole, (mean, std) = settings.crop_scale == (1.0, 1.0), normalised(settings)
     steps = create_transform(
         settings.image_size,
         is_training=training,
@@ -57,8 +57,8 @@ def transform(settings: DataSettings, *, training: bool) -> Compose:
         color_jitter=0.0,
         auto_augment=settings.auto_augment,
         interpolation=settings.interpolation,
-        mean=settings.mean or IMAGENET_DEFAULT_MEAN,
-        std=settings.std or IMAGENET_DEFAULT_STD,
+        mean=mean,
+        std=std,
         re_prob=settings.random_erasing,
         crop_pct=settings.crop_pct,
     )
@@ -66,12 +66,25 @@ def transform(settings: DataSettings, *, training: bool) -> Compose:
     return Compose([_colour, steps, *shift])
 
 
+def normalised(settings: DataSettings) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and spread of R, G, B that images are normalised with."""
+    return settings.mean or IMAGENET_DEFAULT_MEAN, settings.std or IMAGENET_DEFAULT_STD
+
+
 def classes_of(dataset: object) -> int | None:
     """How many classes a dataset says that it has; None if it does not say."""
-    names = getattr(dataset, "classes", None) or getattr(getattr(dataset, "reader", None), "class_to_idx", None)
-    features = getattr(getattr(getattr(dataset, "reader", None), "dataset", None), "features", None) or {}
-    count = len(names) if names else getattr(features.get("label"), "num_classes", None)
-    return int(count) if count else None
+    names = names_of(dataset)
+    return len(names) if names else None
+
+
+def names_of(dataset: object) -> list[str] | None:
+    """What a dataset calls its classes, in their order; None if it does not say."""
+    reader = getattr(dataset, "reader", None)
+    names = getattr(dataset, "classes", None) or getattr(reader, "class_to_idx", None)
+    features = getattr(getattr(reader, "dataset", None), "features", None) or {}
+    found = names or getattr(features.get("label"), "names", None)
+    ordered = sorted(found, key=lambda name: found[name]) if isinstance(found, dict) else found
+    return [str(name) for name in ordered] if ordered else None
 
 
 def _folder(settings: DataSettings, training: bool) -> Any:

@@ -132,7 +132,7 @@ def open_run(folder: Path) -> Recipe:
         raise RecipeError(
             f"{folder} is not a run folder: it has no recipe.yaml. Start one with `nas-prune run RECIPE --out {folder}`"
         )
-    return recipes.read(str(path), [])
+    return build.resolved(recipes.read(str(path), []))
 
 
 def identity(recipe: Recipe) -> str:

@@ -45,12 +45,13 @@ class Round:
 class Met:
     """The architecture that was chosen, and the rounds that led to it.
 
-    ``short``: why it is not within 5 % of the target, if so.
+    ``short``: why it is not within 5 % of the target, if so; ``gates``: predicted cost of what the gates alone say.
     """
 
     arch: Arch
     rounds: list[Round] = field(default_factory=list)
     short: str | None = None
+    gates: float | None = None
 
     def as_rows(self) -> list[dict[str, Any]]:
         """The rounds as plain data."""

@@ -43,7 +43,9 @@ def targets_headline(content: Content) -> str:
     met = [row for row in targets if row["status"] == "met"]
     shares = [row["measured_share"] for row in met if row.get("measured_share")]
     pace = f", the fastest {1 / min(shares):.2g}x faster than the dense model (measured)" if shares else ""
-    return f"{len(met)} of {len(targets)} latency {'target' if len(targets) == 1 else 'targets'} met{pace}."
+    cost = content.get("cost") or "latency"
+    what = {"macs": "MACs", "params": "parameter"}.get(cost, cost)
+    return f"{len(met)} of {len(targets)} {what} {'target' if len(targets) == 1 else 'targets'} met{pace}."
 
 
 def pareto_svg(content: Content) -> str | None:
@@ -88,7 +90,7 @@ def _row(model: Mapping[str, Any]) -> dict[str, str]:
         measured += f" ± {spread:.{len(measured.partition('.')[2])}f}"
     return {
         "target": str(model["target"]),
-        "target (ms)": milliseconds(model.get("target_ms")),
+        **_limit(model),
         "predicted (ms)": milliseconds(model.get("predicted_ms")),
         "measured (ms)": measured,
         "speed": f"{1 / share:.2f}x" if share else "—",
@@ -98,6 +100,14 @@ def _row(model: Mapping[str, Any]) -> dict[str, str]:
         "params": quantity(model.get("params")),
         "status": str(model["status"]),
     }
+
+
+def _limit(model: Mapping[str, Any]) -> dict[str, str]:
+    """The limit in the unit of the budget."""
+    budget = model.get("budget") or {}
+    if budget.get("unit", "ms") == "ms":
+        return {"target (ms)": milliseconds(model.get("target_ms"))}
+    return {f"target ({budget['unit']})": quantity(budget.get("limit"))}
 
 
 def _percent(value: float | None) -> str:

@@ -24,7 +24,7 @@ from nas_prune.costs import count, measure
 from nas_prune.data import Data
 from nas_prune.derivation import derive
 from nas_prune.documents import read_document
-from nas_prune.errors import CheckpointError
+from nas_prune.errors import BudgetError, CheckpointError
 from nas_prune.exporting import image_shape
 from nas_prune.files import write_json
 from nas_prune.finetune import finetune
@@ -32,8 +32,9 @@ from nas_prune.job import Job, held, identity, open_folder, open_run
 from nas_prune.order import drawing
 from nas_prune.progress import Bars
 from nas_prune.recipe import Recipe
+from nas_prune.result_files import ResultsFile
 from nas_prune.results import Outcome, evaluated
-from nas_prune.run_files import ResultsFile, Seconds
+from nas_prune.run_files import Seconds
 from nas_prune.space import SearchSpace
 from nas_prune.steps import baseline, derived, save, searched, train_dense
 from nas_prune.substitute import laid_out
@@ -53,11 +54,13 @@ def run(
 
     A run that is finished is read, and nothing is written. Raises InUseError where another process runs in the folder.
     """
-    if resume and until in ("evaluate", "report") and finished(recipe, folder, report=until == "report"):
-        known: dict[str, Any] = read_document(folder / "results.json", ResultsFile, CheckpointError)
+    recipe = build.resolved(recipe)
+    known = _results(folder) if resume and until in ("evaluate", "report") else None
+    if known is not None and finished(recipe, folder, report=until == "report"):
         return known
     with opened(recipe, folder, resume=resume, force=force) as job:
-        results = _steps(job, until)
+        with _told_if_infeasible(job):
+            results = _steps(job, until)
         if job.run.track is not None:
             _summarise(job.run.track, results)
         if until == "report" and job.run.accelerator.is_main_process:
@@ -65,9 +68,30 @@ def run(
     return results
 
 
+@contextmanager
+def _told_if_infeasible(job: Job) -> Iterator[None]:
+    """A budget that nothing meets is a result, too, for those who read results.json; it goes when another is tried."""
+    if job.run.accelerator.is_main_process and _results(job.folder) is None:
+        (job.folder / "results.json").unlink(missing_ok=True)
+    try:
+        yield
+    except BudgetError as error:
+        job.write("results.json", {"status": "infeasible", "target": job.recipe.budget.target, "why": str(error)})
+        raise
+
+
+def _results(folder: Path) -> dict[str, Any] | None:
+    """The results of a run that came to its end; None where there are none yet, or none that can be believed."""
+    try:
+        known: dict[str, Any] = read_document(folder / "results.json", ResultsFile, CheckpointError)
+    except CheckpointError:
+        return None
+    return known
+
+
 def finished(recipe: Recipe, folder: Path, *, report: bool) -> bool:
     """Whether a folder holds all that a run of this recipe makes, the artefacts as they were saved."""
-    made = ("recipe.yaml", "arch.json", "results.json", *(["report.html"] if report else []))
+    made = ("recipe.yaml", "arch.json", *(["report.html"] if report else []))
     return (
         all((folder / name).is_file() for name in made)
         and open_run(folder) == recipe
@@ -78,6 +102,7 @@ def finished(recipe: Recipe, folder: Path, *, report: bool) -> bool:
 @contextmanager
 def opened(recipe: Recipe, folder: Path, *, resume: bool = True, force: bool = False) -> Iterator[Job]:
     """A job at work in its run folder: data, backbone, axes, bars and journal."""
+    recipe = build.resolved(recipe)
     build.check(recipe)
     data = datasets.load(recipe.data, seed=recipe.seed)
     accelerator = build.accelerator(recipe)

@@ -16,16 +16,18 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from nas_prune import figures, run_files, yaml_text
+from nas_prune import figures, result_files, run_files, yaml_text
 from nas_prune.arch import Arch
 from nas_prune.documents import read_document, read_journal
 from nas_prune.errors import ArtifactError, one_line
 from nas_prune.files import atomic_write, read_bytes
 from nas_prune.pareto import pareto_svg, remarks, target_rows, targets_headline
 from nas_prune.summary import (
+    cautions,
     columns,
     duration,
     headline,
+    in_unit,
     milliseconds,
     share,
     stage_rows,
@@ -64,8 +66,8 @@ class RunFolder:
             axes=_document(folder / "axes.json", run_files.AxesFile).get("axes", []),
             calibration=_document(folder / "calibration" / "calibration.json", run_files.CalibrationPage),
             samples=read_journal(folder / "calibration" / "samples.jsonl", run_files.SampleRow, ArtifactError),
-            results=_document(folder / "results.json", run_files.ResultsFile),
-            targets=_document(folder / "targets.json", run_files.TargetsFile),
+            results=_document(folder / "results.json", result_files.ResultsFile | result_files.InfeasibleFile),
+            targets=_document(folder / "targets.json", result_files.TargetsFile),
             shapley=read_journal(folder / "shapley.jsonl", run_files.ShapleyRow, ArtifactError),
         )
 
@@ -74,13 +76,16 @@ def report(folder: Path) -> Path:
     """Write ``report.html`` into the run folder; the page is one file that opens offline."""
     run = RunFolder.read(folder)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(ms=milliseconds, share=share, duration=duration, correlation=_correlation)
+    environment.filters.update(ms=milliseconds, share=share, duration=duration)
+    environment.filters.update(correlation=_correlation, in_unit=in_unit)
     template = resources.files("nas_prune").joinpath("report.html.j2").read_text(encoding="utf-8")
     page = environment.from_string(template).render(
         run=run,
         title=_title(run),
         headline=(targets_headline(run.targets) if not run.results else "") or headline(run.results),
         verdict=verdict(run.results),
+        cautions=cautions(run.results),
+        unit=_unit(run.results),
         columns=columns(),
         rows=table_rows(run.results),
         stages=stage_rows(run.results.get("stages") or {}),
@@ -103,7 +108,7 @@ def report(folder: Path) -> Path:
 
 def table(results: Mapping[str, Any]) -> Table:
     """The table of the report for a terminal."""
-    printed = Table(title=Text(headline(results)), caption=Text(verdict(results)))
+    printed = Table(title=_said_first(results), caption=Text(verdict(results)))
     printed.title_justify = printed.caption_justify = "left"
     printed.add_column("")
     for label in columns().values():
@@ -113,6 +118,11 @@ def table(results: Mapping[str, Any]) -> Table:
             label, *(Text.assemble(cell.text, (cell.change and f"\n{cell.change}", "dim")) for cell in cells)
         )
     return printed
+
+
+def _said_first(results: Mapping[str, Any]) -> Text:
+    """What has to be known before the headline, in red, and the headline."""
+    return Text("\n").join([*(Text(text, "bold red") for text in cautions(results)), Text(headline(results))])
 
 
 def targets_table(content: Mapping[str, Any]) -> Table:
@@ -148,16 +158,30 @@ def _title(run: RunFolder) -> str:
 
 
 def _figures(run: RunFolder) -> dict[str, str | None]:
-    target, rounds = run.results.get("target_ms"), run.results.get("rounds", [])
+    target, unit = run.results.get("target_ms"), _unit(run.results)
+    rounds = run.results.get("rounds", []) if unit == "ms" else []
+    limit = (run.results.get("budget") or {}).get("limit")
     return {
         "loss": figures.curve(run.metrics, "train/loss", "training loss"),
         "top1": figures.curve(run.metrics, "eval/top1", "top-1", percent=True),
-        "predicted": figures.curve(run.metrics, "search/predicted_ms", "predicted latency, ms", target=target),
+        "predicted": figures.curve(run.metrics, f"search/predicted_{unit}", f"predicted {unit}", target=limit),
         "gates": figures.gate_curves(run.metrics),
-        "scatter": figures.scatter(run.samples, rounds, target, run.calibration.get("noise")),
+        "scatter": figures.scatter(_now(run), rounds, target, run.calibration.get("noise")),
         "stages": figures.waterfall(stage_rows(run.results.get("stages") or {})),
         "targets": pareto_svg(run.targets),
     }
+
+
+def _unit(results: Mapping[str, Any]) -> str:
+    """Of the budget."""
+    return str((results.get("budget") or {}).get("unit", "ms"))
+
+
+def _now(run: RunFolder) -> list[dict[str, Any]]:
+    """The samples of the calibration in milliseconds of the run's one timing of the dense model."""
+    before, now = run.calibration.get("dense_ms"), (run.results.get("dense") or {}).get("measured_ms")
+    scale = now / before if now and before else 1.0
+    return [{**row, "ms": scale * row["ms"], "predicted_ms": scale * row["predicted_ms"]} for row in run.samples]
 
 
 def _contributions(rows: list[dict[str, Any]]) -> list[dict[str, str]]:

@@ -36,7 +36,11 @@ class DataSettings(Settings):
         description="digits, fashion_mnist, generated, folder, or a timm dataset (torch/..., hfds/..., wds/...)",
     )
     root: str | None = Field(None, description="folder that holds the data")
-    image_size: PositiveInt = Field(32, description="height and width that the model sees, in pixels")
+    image_size: PositiveInt = Field(
+        32,
+        description="height and width that the model sees, in pixels; left out for a model that starts from trained "
+        "weights, it is theirs, and so are mean, std, crop_pct and interpolation",
+    )
     batch_size: PositiveInt = Field(64, description="images in a training step")
     eval_batch_size: PositiveInt = Field(256, description="images in an evaluation step")
     workers: int = Field(0, ge=0, description="processes that load data; 0 loads in the main process")
@@ -191,8 +195,8 @@ class SearchSettings(OptimSettings):
 
     @property
     def epochs(self) -> int:
-        """Epochs of the three phases together."""
-        return self.warmup + self.joint + self.freeze
+        """Epochs of the three phases together; a criterion scores in one shot, and only the last phase trains."""
+        return self.freeze if self.criterion else self.warmup + self.joint + self.freeze
 
 
 class FinetuneSettings(TrainSettings):

@@ -1,6 +1,7 @@
 """The steps of a run. Each leaves its result in the run folder, and takes it from there when it is done already."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,9 @@ def searched(job: Job, gated: GatedModel, calibration: Calibration) -> Met:
     """The search: score the units, meet the budget as measured, settle; the architecture in arch.json."""
     recipe = job.recipe
     scores, budget = scored(job, gated, calibration.predictor), job.budget(calibration.predictor)
+    learnt = None if recipe.search.criterion else float(budget.cost(gated.arch().sizes(job.space.free)).detach())
     with job.first():
-        met = within(job, scores, calibration, budget)
+        met = replace(within(job, scores, calibration, budget), gates=learnt)
         met.arch.write(job.folder / "arch.json")
         write_genotype(job.folder / "genotype.json", met.arch.kept, recipe.space)
     settle(gated, met.arch, job.data, settings=recipe.search, run=job.run, images=recipe.data)

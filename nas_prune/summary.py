@@ -19,7 +19,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class StageRow:
-    """Milliseconds of one stage before and after, and what it saved as a share of all that was saved."""
+    """Milliseconds of one stage before and after, and what it saved as a share of all that stages saved."""
 
     name: str
     dense_ms: float
@@ -79,17 +79,23 @@ def stripe_rows(stripes: Mapping[str, Any] | None) -> list[dict[str, str]]:
 
 
 def stage_rows(stages: Mapping[str, Mapping[str, float]]) -> list[StageRow]:
-    """One row per stage, in the order in which they run, from ``{"dense": {stage: ms}, "derived": {stage: ms}}``."""
+    """One row per stage, in the order in which they run, from ``{"dense": {stage: ms}, "derived": {stage: ms}}``.
+
+    A stage that became slower has no share of what the others saved.
+    """
     dense, derived = stages.get("dense") or {}, stages.get("derived") or {}
     if not dense or not derived:
         return []
-    saved = sum(dense.values()) - sum(derived.values())
     pairs = {name: (dense.get(name, 0.0), derived.get(name, 0.0)) for name in {**dense, **derived}}
-    return [StageRow(name, *pair, (pair[0] - pair[1]) / saved if saved else None) for name, pair in pairs.items()]
+    saved = {name: before - after for name, (before, after) in pairs.items() if before > after}
+    shares = {name: ms / sum(saved.values()) for name, ms in saved.items()}
+    return [StageRow(name, *pair, shares.get(name)) for name, pair in pairs.items()]
 
 
 def headline(results: Mapping[str, Any]) -> str:
     """The result in one sentence, from the dense model to the last one that there is."""
+    if results.get("status") == "infeasible":
+        return f"No network of the search space meets the target of {results['target']}."
     dense, derived, tuned = (results.get(key) or {} for key in ("dense", "derived", "finetuned"))
     after = tuned or derived
     if not dense or not after:
@@ -100,11 +106,26 @@ def headline(results: Mapping[str, Any]) -> str:
 
 
 def verdict(results: Mapping[str, Any]) -> str:
-    """Whether the measured latency meets the target, and why it is not closer, where it could be."""
-    target, status, short = (results.get(key) for key in ("target_ms", "status", "short"))
-    aim = "Target" if target is None else f"Target of {milliseconds(target)} ms"
-    why = f": {short}" if short and status == "met" else ""
-    return f"{aim} {str(status or 'not yet measured').rstrip('.')}{why}."
+    """Whether what was asked for was reached: met, missed or infeasible, and why, in the unit of the budget."""
+    budget, status, short = (results.get(key) for key in ("budget", "status", "short"))
+    if status == "infeasible":
+        return f"Target infeasible: {str(results['why']).rstrip('.')}."
+    if not budget:
+        return f"Target {status or 'not yet measured'}."
+    how = "measured" if budget["unit"] == "ms" else "counted"
+    reached = f"{in_unit(budget['reached'], budget['unit'])} {how}"
+    why = f"; {short}" if short and status == "met" else ""
+    return f"Target of {in_unit(budget['limit'], budget['unit'])} {status}: {reached}{why}."
+
+
+def cautions(results: Mapping[str, Any]) -> list[str]:
+    """What has to be said before any other figure, as sentences."""
+    return [f"{text[:1].upper()}{text[1:].rstrip('.')}." for text in results.get("cautions") or []]
+
+
+def in_unit(value: float, unit: str) -> str:
+    """A cost and its unit, for people: 4.03 ms, 1.82 G MACs."""
+    return f"{milliseconds(value)} ms" if unit == "ms" else f"{quantity(value)} {unit}"
 
 
 def milliseconds(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from statistics import median
 from typing import Any
 
@@ -19,8 +20,10 @@ from nas_prune.errors import CheckpointError
 from nas_prune.evaluate import top1
 from nas_prune.finetune import finetune, recalibrate
 from nas_prune.job import Job
-from nas_prune.results import Figures, kept_promise, timed
-from nas_prune.run_files import TargetRow
+from nas_prune.promise import promised
+from nas_prune.result_files import TargetFile
+from nas_prune.results import Figures, timed
+from nas_prune.run_files import Timings
 from nas_prune.scoring import kept
 from nas_prune.steps import baseline, reformed, save, saved, searched, train_dense, within
 from nas_prune.verification import verify
@@ -44,8 +47,11 @@ def derive_targets(job: Job, targets: Sequence[str], *, tune: bool) -> dict[str,
     gated = build.gated(job.recipe, job.model, job.space).to(job.run.accelerator.device)
     searched(job, gated, calibration)
     teacher = baseline(job, parent) if tune else parent
-    rows = [_one(job, calibration, limit, teacher, tune=tune) for limit in limits.values()]
-    content = {"targets": rows, "dense": _dense(job, teacher, rows), "cost": budget.cost}
+    found = [_one(job, calibration, limit, teacher, tune=tune) for limit in limits.values()]
+    dense_ms = _dense_ms(job, found)
+    rows = [_placed(row, limit, dense_ms) for row, limit in zip(found, limits.values(), strict=True)]
+    dense = {"top1": top1(teacher, job.data, job.run.accelerator), "measured_ms": dense_ms, "measured_share": 1.0}
+    content = {"targets": rows, "dense": dense, "cost": budget.cost}
     job.write("targets.json", content)
     return content
 
@@ -56,7 +62,7 @@ def _one(job: Job, calibration: Calibration, limit: Budget, teacher: nn.Module, 
     done = f"{name}/tuned.json" if tune else f"{name}/derived.json"
     made = [f"{name}/derived", *([f"{name}/finetuned"] if tune else [])]
     if (job.folder / done).exists() and all(saved(job, each) for each in made):
-        row: dict[str, Any] = read_document(job.folder / done, TargetRow, CheckpointError)
+        row: dict[str, Any] = read_document(job.folder / done, TargetFile, CheckpointError)
         return row
     with job.first():
         met = within(job, kept(job), calibration, limit, journal=job.folder / name / "rounds.jsonl")
@@ -68,7 +74,7 @@ def _one(job: Job, calibration: Calibration, limit: Budget, teacher: nn.Module, 
     save(job, small, f"{name}/derived", met.arch, certificate)
     dense = derive(job.model, job.space.axes, Arch())  # without gates
     times = timed(job, {"dense": dense, "small": small}, job.folder / name)
-    row = _figures(job, calibration, limit, met.arch) | _measured(limit, times) | {"short": met.short}
+    row = _figures(job, calibration, limit, met.arch) | _measured(times) | {"short": met.short}
     row |= {"top1": top1(small, job.data, job.run.accelerator), "top1_finetuned": None, "folder": name}
     if tune:
         apart = dataclasses.replace(job.run, folder=job.folder / name, track=None)
@@ -83,26 +89,46 @@ def _figures(job: Job, calibration: Calibration, limit: Budget, arch: Arch) -> d
     """What is exact or predicted."""
     sizes = arch.sizes(job.space.free)
     left, predicted = counted(job.space.axes, sizes), float(calibration.predictor(sizes))
-    return {"target": limit.target, "macs": left.macs, "params": left.params, "predicted_ms": predicted}
-
-
-def _measured(limit: Budget, times: Figures) -> dict[str, Any]:
-    """What was measured in turn with the dense model."""
-    small = times["small"]
-    target, status = kept_promise(limit, times["dense"]["median_ms"], small["share"])
+    counted_cost = float(limit.cost(sizes).detach())
     return {
-        "target_ms": target,
-        "measured_ms": small["median_ms"],
-        "measured_ms_spread": small["spread_ms"],
-        "measured_share": small["share"],
-        "status": status,
+        "target": limit.target,
+        "macs": left.macs,
+        "params": left.params,
+        "counted": counted_cost,
+        "predicted_share": predicted / calibration.dense_ms,
     }
 
 
-def _dense(job: Job, teacher: nn.Module, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What the targets are compared with; its time is the one that was measured in turn with them."""
-    times = [row["measured_ms"] / row["measured_share"] for row in rows]
-    return {"top1": top1(teacher, job.data, job.run.accelerator), "measured_ms": median(times), "measured_share": 1.0}
+def _measured(times: Figures) -> dict[str, float]:
+    """What was measured in turn with the dense model."""
+    small = times["small"]
+    spread = small["spread_ms"] / small["median_ms"]
+    return {"dense_ms": times["dense"]["median_ms"], "measured_share": small["share"], "spread": spread}
+
+
+def _dense_ms(job: Job, found: Sequence[Mapping[str, Any]]) -> float:
+    """The run's one duration of the dense model; where it has not come to its final timing, that beside the targets."""
+    path = job.folder / "timings.json"
+    if path.exists():
+        return float(read_document(path, Timings, CheckpointError)["dense"]["median_ms"])
+    return float(median(row["dense_ms"] for row in found))
+
+
+def _placed(row: Mapping[str, Any], limit: Budget, dense_ms: float) -> dict[str, Any]:
+    """A row of targets.json: all its milliseconds are shares of the one duration of the dense model."""
+    promise = promised(limit, row["counted"], dense_ms, row["measured_share"])
+    kept = {name: row[name] for name in ("target", "macs", "params", "measured_share", "short", "folder")}
+    measured = row["measured_share"] * dense_ms
+    return kept | {
+        "top1": row["top1"],
+        "top1_finetuned": row["top1_finetuned"],
+        "predicted_ms": row["predicted_share"] * dense_ms,
+        "measured_ms": measured,
+        "measured_ms_spread": row["spread"] * measured,
+        "target_ms": promise.limit if promise.unit == "ms" else None,
+        "budget": {"cost": "latency" if promise.unit == "ms" else promise.unit, **asdict(promise)},
+        "status": promise.status,
+    }
 
 
 def _budget(job: Job, calibration: Calibration, target: str) -> Budget:

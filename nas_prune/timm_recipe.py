@@ -13,6 +13,7 @@ from nas_prune import recipe as recipes
 from nas_prune.documents import explained
 from nas_prune.errors import RecipeError, UnknownNameError, shown
 from nas_prune.exporting import image_shape
+from nas_prune.preprocessing import data_keys
 from nas_prune.recipe import Recipe
 from nas_prune.registry import MODELS, hint
 
@@ -57,10 +58,7 @@ def _defaults(facts: Mapping[str, Any]) -> dict[str, Any]:
     config = facts["pretrained_cfg"]
     found: dict[str, Any] = {"latency.seconds": 1.0, "finetune.recalibrate_batches": 0}
     found["data.image_size"] = image_shape(facts)[1]
-    found |= {f"data.{key}": config[key] for key in ("mean", "std") if len(config.get(key) or ()) == 3}
-    found |= {f"data.{key}": config[key] for key in ("crop_pct", "interpolation") if key in config}
-    if config.get("interpolation") not in ("bilinear", "bicubic"):
-        found.pop("data.interpolation", None)
+    found = {f"data.{key}": value for key, value in data_keys(config).items()} | found
     trained = (facts.get("provenance") or {}).get("recipe")
     if isinstance(trained, Mapping):
         names = {key.name for key in recipes.recipe_keys() if key.name.startswith(_KNOWN)} - _OTHER

@@ -24,6 +24,7 @@ from nas_prune.errors import DataError, NasPruneError, RecipeError
 from nas_prune.exporting import image_shape
 from nas_prune.finetune import finetune
 from nas_prune.job import held, identity
+from nas_prune.preprocessing import tell
 from nas_prune.progress import Bars
 from nas_prune.recipe import Recipe
 from nas_prune.timm_recipe import facts_of, folder_of
@@ -49,6 +50,7 @@ def train(recipe: Recipe, folder: Path) -> Results:
     accelerator = build.accelerator(recipe)
     model = _created(recipe, num_classes=data.classes, in_chans=data.channels).to(accelerator.device)
     _check_fit(model, data)
+    tell(model, data.seen)
     with held(folder, first=accelerator.is_main_process):
         _open(folder, recipe)
         _finetuned(model, recipe, data, accelerator, folder)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nas_prune import checkpoint
-from nas_prune.data import Data, mixer, set_epoch
+from nas_prune.data import Data, check_labels, mixer, set_epoch
 from nas_prune.descent import Pace, descend, ready
 from nas_prune.errors import DivergedError, InterruptedRunError
 from nas_prune.evaluate import top1
@@ -108,7 +108,7 @@ def fit(
     with stop_signals() as stop:
         while position.epoch < stage.epochs:
             _open_epoch(model, position, begin)
-            for images, labels in _batches(loader, position, steps):
+            for images, labels in _batches(loader, position, steps, data.classes):
                 schedule.step_update(number := position.epoch * steps + position.step)
                 with drawing(run.seed, stage.name, number):
                     loss = loss_of(trained, *mix(images, labels))
@@ -157,13 +157,15 @@ def _schedule(optimizers: Sequence[Optimizer], stage: Stage, steps: int) -> Any:
     return scheduler
 
 
-def _batches(loader: Any, position: Position, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of this epoch that are still to do."""
+def _batches(loader: Any, position: Position, steps: int, classes: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of this epoch that are still to do. Raises DataError if the labels of the first one do not fit."""
     if position.step == steps:
         return
     set_epoch(loader, position.epoch)
     rest = skip_first_batches(loader, position.step) if position.step else loader
-    for (images, labels), _ in zip(rest, range(position.step, steps), strict=False):
+    for number, (images, labels) in zip(range(position.step, steps), rest, strict=False):
+        if number == position.step:
+            check_labels(labels, classes)
         yield images, labels
 
 

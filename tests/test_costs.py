@@ -56,6 +56,51 @@ def test_multiply_adds_of_a_constant_table_are_counted():
     assert 2 * float(Macs(axes)({})) == count(model, torch.cat([x, x])).macs == 2 * 5 * (6 * 8 + 8 * 4) + 5 * 3 * 6
 
 
+WIDTH, TOKENS, HIDDEN = 16, 5, 32
+ATTENTION = TOKENS * WIDTH * 3 * WIDTH + 2 * TOKENS * TOKENS * WIDTH + TOKENS * WIDTH * WIDTH
+LAYER = ATTENTION + 2 * TOKENS * WIDTH * HIDDEN
+
+
+class Attended(nn.Module):
+    """Self-attention of torch."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(WIDTH, 4, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+def layers(number):
+    """Torch's transformer layers, which take a fused path in eval mode."""
+    layer = nn.TransformerEncoderLayer(WIDTH, 4, HIDDEN, batch_first=True)
+    return nn.TransformerEncoder(layer, number, enable_nested_tensor=False)
+
+
+@pytest.mark.parametrize(
+    ("model", "by_hand"),
+    [
+        (Attended(), ATTENTION),
+        (layers(1).layers[0], LAYER),
+        (layers(3), 3 * LAYER),
+        (nn.RNN(WIDTH, 8, batch_first=True), TOKENS * 8 * (WIDTH + 8)),
+        (nn.GRU(WIDTH, 8, batch_first=True), TOKENS * 3 * 8 * (WIDTH + 8)),
+        (nn.LSTM(WIDTH, 8, batch_first=True), TOKENS * 4 * 8 * (WIDTH + 8)),
+        (
+            nn.LSTM(WIDTH, 8, num_layers=2, bidirectional=True, proj_size=4, batch_first=True),
+            2 * TOKENS * (4 * 8 * (WIDTH + 4) + 8 * 4) + 2 * TOKENS * (4 * 8 * (8 + 4) + 8 * 4),
+        ),
+    ],
+    ids=["attention", "transformer layer", "transformer", "RNN", "GRU", "LSTM", "LSTM, projected, both ways"],
+)
+def test_the_work_of_fused_layers_is_counted(model, by_hand):
+    fused = torch.backends.mha.get_fastpath_enabled()
+    model.eval()
+    assert count(model, torch.randn(1, TOKENS, WIDTH)).macs == by_hand
+    assert torch.backends.mha.get_fastpath_enabled() == fused
+
+
 def test_the_predictor_learns_a_planted_latency(space):
     full = {name: axis.size for name, axis in space.free.items()}
 

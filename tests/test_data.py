@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from nas_prune.augment import augment
-from nas_prune.data import Data, datasets, load, mixer, set_epoch
+from nas_prune.data import Data, check_labels, datasets, load, mixer, set_epoch
 from nas_prune.errors import DataError
 from nas_prune.idx import read_idx
 from nas_prune.order import seeded
@@ -244,3 +244,24 @@ def test_a_broken_idx_file_is_named(content: bytes, part: str, tmp_path: Path) -
 def test_every_dataset_has_a_line_about_it() -> None:
     assert {"digits", "fashion_mnist", "generated", "folder"} < set(datasets())
     assert all(datasets().values())
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([0, 3]), "0 to 3, there are 3 classes"),
+        (torch.tensor([-1, 2]), "-1 to 2"),
+        (torch.tensor([[1, 0, 1], [0, 1, 0]]), "not several labels per image"),
+        (torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]), "add up to one"),
+        (torch.tensor([[0.5, 0.5]]), r"\(b 3\)"),
+        (torch.tensor([0.5, 1.5]), "one class per image"),
+    ],
+)
+def test_labels_that_no_loss_can_learn_are_refused(labels: Tensor, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        check_labels(labels, 3)
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0, 2]), torch.tensor([[0.25, 0.75, 0.0], [0.0, 0.0, 1.0]])])
+def test_classes_and_probabilities_are_labels(labels: Tensor) -> None:
+    assert check_labels(labels, 3) is None  # and raises nothing

@@ -31,6 +31,7 @@ def results() -> dict[str, Any]:
     return {
         "status": "met",
         "target_ms": 21.0,
+        "budget": {"cost": "latency", "limit": 21.0, "reached": 20.4, "unit": "ms"},
         "max_abs_error": 3.1e-6,
         "seconds": {"dense": 412.3, "calibrate": 96.0, "search": 318.9, "derive": 4.2, "finetune": 301.5},
         "device": DEVICE,
@@ -39,8 +40,8 @@ def results() -> dict[str, Any]:
         "derived": {**small, "measured_ms": 20.4, "measured_ms_spread": 0.3},
         "finetuned": {**small, "top1": 93.05, "measured_ms": 20.4, "measured_ms_spread": 0.3},
         "rounds": [
-            {"predicted_ms": 20.9, "measured_ms": 22.3, "target_ms": 21.0},
-            {"predicted_ms": 20.6, "measured_ms": 20.4, "target_ms": 19.8},
+            {"predicted": 20.9, "measured": 22.3, "target": 21.0},
+            {"predicted": 20.6, "measured": 20.4, "target": 19.8},
         ],
     }
 
@@ -138,7 +139,7 @@ def test_the_page_shows_the_run_in_a_real_browser(tmp_path: Path) -> None:
     page = report(finished_run(tmp_path / "run"))
     seen = browse(page, "--dump-dom")
     assert "2.1x faster (measured: 42.0 → 20.4 ms), top-1 93.4 → 93.0 %, with 60 % fewer MACs" in seen
-    assert "Target of 21.0 ms met." in seen
+    assert "Target of 21.0 ms met: 20.4 ms measured." in seen
     assert "Measured latency (ms) 42.0 ± 0.4 — 20.4 ± 0.3 -51.4 %" in words(seen, "result")
     assert "layer1.0.conv1 64 →" in words(seen, "architecture")
     assert "the input image" in words(seen, "architecture")
@@ -213,14 +214,20 @@ def test_the_headline_says_what_was_measured(change: dict[str, Any], sentence: s
 
 
 def test_a_missed_budget_is_said_with_its_reason() -> None:
-    missed = results() | {"status": "missed: the smallest architecture takes 23.0 ms"}
-    assert verdict(missed) == "Target of 21.0 ms missed: the smallest architecture takes 23.0 ms."
+    missed = results() | {"status": "missed", "budget": results()["budget"] | {"reached": 23.0}}
+    assert verdict(missed) == "Target of 21.0 ms missed: 23.0 ms measured."
     assert verdict({}) == "Target not yet measured."
+    counted = {"cost": "macs", "limit": 18_600_000, "reached": 18_200_000, "unit": "MACs"}
+    assert verdict(results() | {"budget": counted}) == "Target of 18.60 M MACs met: 18.20 M MACs counted."
+    none = {"status": "infeasible", "target": "0.01x", "why": "the smallest network takes 0.2x"}
+    assert verdict(none) == "Target infeasible: the smallest network takes 0.2x."
+    assert headline(none) == "No network of the search space meets the target of 0.01x."
 
 
 def test_a_target_that_is_met_from_far_below_is_said_with_its_reason() -> None:
     short = "of 9 measured architectures the closest within it is 33 % below"
-    assert verdict(results() | {"status": "met", "short": short}) == f"Target of 21.0 ms met: {short}."
+    said = f"Target of 21.0 ms met: 20.4 ms measured; {short}."
+    assert verdict(results() | {"status": "met", "short": short}) == said
 
 
 STAGES = {
@@ -234,7 +241,7 @@ def targets() -> dict[str, Any]:
     rows = [
         ("0.5x", 20.4, 91.9, 93.05, "met"),
         ("0.35x", 14.5, 88.2, None, "met"),
-        ("8ms", 9.3, 78.0, 90.7, "missed: 9.3 ms"),
+        ("8ms", 9.3, 78.0, 90.7, "missed"),
     ]
     return {
         "targets": [
@@ -275,7 +282,7 @@ def test_new_sections_appear_with_their_data_only(tmp_path: Path) -> None:
     calibration = folder / "calibration" / "calibration.json"
     write_json(calibration, read_json(calibration, ArtifactError) | predictors())
     page = report(folder).read_text()
-    assert "layer1 20.00 9.00 11.00 51.2 %" in words(page, "stages")
+    assert "layer1 20.00 9.00 11.00 50.6 %" in words(page, "stages")
     assert "all 42.00 20.50 21.50" in words(page, "stages")
     assert "8ms 9.30 9.49 9.30 ± 0.40 4.52x 78.00 90.70" in words(page, "targets")
     assert words(page, "targets").count("the next one") == 1

@@ -19,7 +19,7 @@ import timm
 import torch
 from torch import nn
 
-from nas_prune import artifact, artifact_config, calibration_file, checkpoint, recipe, run_files
+from nas_prune import artifact, artifact_config, calibration_file, checkpoint, recipe, result_files, run_files
 from nas_prune.arch import Arch
 from nas_prune.calibrate import FILE, adopt
 from nas_prune.calibration_check import model_of
@@ -165,19 +165,22 @@ def _results(found: dict[str, Any]) -> None:
         number(found[name]["top1"], 0, 100)
         number(found[name]["macs"], whole=True)
         positive(found[name]["predicted_ms"])
+    assert found["status"] in ("met", "missed")
     for value in found.get("seconds", {}).values():
         number(value)
 
 
 def _targets(found: dict[str, Any]) -> None:
     for row in found["targets"]:
-        _target(row)
+        plain(row)
+        positive(row["measured_ms"], row["measured_share"], row["predicted_ms"])
+        assert row["status"] in ("met", "missed")
     positive(found["dense"]["measured_ms"])
 
 
 def _target(row: dict[str, Any]) -> None:
     plain(row)
-    positive(row["measured_ms"], row["measured_share"], row["predicted_ms"])
+    positive(row["measured_share"], row["predicted_share"], row["dense_ms"], row["counted"])
     number(row["top1"], 0, 100)
     number(row["macs"], whole=True)
 
@@ -533,7 +536,7 @@ KINDS = {
     "stripes": _document("stripes.json", run_files.StripesFile, CheckpointError, _stripes),
     "timings": _document("timings.json", run_files.Timings, CheckpointError, _timings),
     "stages": _document("stages.json", run_files.Stages, CheckpointError, _stages),
-    "target": _document("tuned.json", run_files.TargetRow, CheckpointError, _target),
+    "target": _document("tuned.json", result_files.TargetFile, CheckpointError, _target),
     "wandb": _document("wandb.json", run_files.WandbFile, ArtifactError, plain),
     "results": _in_a_report("results.json", "results", _results),
     "targets": _in_a_report("targets.json", "targets", _targets),

@@ -1,0 +1,85 @@
+"""Was the promise kept? What was asked for beside what the derived model really costs, and what has to be said first.
+
+A run knows one duration of the dense model: the median of its final timing, in which all its models took turns. Every
+other duration is a share of it, as timed in turn, so that figures of one run can be compared with each other.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nas_prune.costs import Budget
+
+Status = Literal["met", "missed", "infeasible"]
+NOISE = 1.03  # a timing repeats to a few percent
+LOST = 0.10  # share of the dense accuracy, the loss of which is said before any speed
+CHANCE = 1.5  # times the accuracy of guessing: no better than that is said before any speed
+LEFT = 1.05  # times the limit at which gates may end: the selection closes what is left, and that is not trained for
+DISTURBED = 0.05  # spread of a timing as a share of its median, beyond which a machine was disturbed
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A budget and what was reached, in the same unit."""
+
+    limit: float
+    reached: float
+    unit: str
+
+    @property
+    def status(self) -> Status:
+        """Met, within 3 % where it was timed, or missed."""
+        return "met" if self.reached <= self.limit * (NOISE if self.unit == "ms" else 1.0) else "missed"
+
+
+def promised(budget: Budget, counted: float, dense_ms: float, share: float) -> Promise:
+    """What was reached against the budget. ``counted``: the exact cost in the unit of the budget, where it is not time;
+    ``share``: of ``dense_ms``, which a relative latency target is relative to as well."""
+    if budget.cost.unit != "ms":
+        return Promise(budget.limit, counted, budget.cost.unit)
+    limit = budget.limit / float(budget.cost({}).detach()) * dense_ms if budget.relative else budget.limit
+    return Promise(limit, share * dense_ms, "ms")
+
+
+def cautions(results: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before any other figure, one sentence each, the worst first."""
+    found = [_accuracy(results), _untrained(results), _closed_at_once(results), _disturbed(results)]
+    return [sentence for sentence in found if sentence]
+
+
+def _accuracy(results: Mapping[str, Any]) -> str:
+    dense, small, classes = results["dense"]["top1"], results["finetuned"]["top1"], results["classes"]
+    guessed = 100 / classes
+    if small <= CHANCE * guessed < dense:
+        return f"the derived model guesses: top-1 is {small:.1f} %, chance among {classes} classes is {guessed:.1f} %"
+    lost = 1 - small / dense if dense else 0.0
+    return f"top-1 fell from {dense:.1f} to {small:.1f} %: {100 * lost:.0f} % of it is lost" if lost > LOST else ""
+
+
+def _untrained(results: Mapping[str, Any]) -> str:
+    if results["trained"]:
+        return ""
+    return "what is kept was chosen by random weights: dense.epochs is 0, and the model starts from no trained ones"
+
+
+def _closed_at_once(results: Mapping[str, Any]) -> str:
+    gates = results.get("gates")
+    if gates is None or gates["ended"] <= LEFT * gates["limit"]:
+        return ""
+    return (
+        f"the gates ended at {gates['ended'] / gates['dense']:.2f}x of the dense model (predicted), the target is "
+        f"{gates['limit'] / gates['dense']:.2f}x: the selection closed the rest at once. Search for longer "
+        f"(search.joint), or raise search.gate_lr or the budget penalty's alpha"
+    )
+
+
+def _disturbed(results: Mapping[str, Any]) -> str:
+    models = {name: results[name] for name in ("dense", "derived", "finetuned")}
+    shares = {name: model["measured_ms_spread"] / model["measured_ms"] for name, model in models.items()}
+    worst = max(shares, key=lambda name: shares[name])
+    if shares[worst] <= DISTURBED:
+        return ""
+    return (
+        f"the machine was disturbed while the models were timed: calls of the {worst} model spread by "
+        f"±{100 * shares[worst]:.0f} %. Stop what else runs, delete timings.json and results.json, and run it again"
+    )
