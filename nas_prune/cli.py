@@ -195,6 +195,7 @@ def schema() -> None:
 app.command("export", epilog=cli_export.EXAMPLES)(cli_export.command)
 app.command("doctor", epilog=cli_doctor.EXAMPLES)(cli_doctor.command)
 app.command("coverage", epilog=cli_coverage.EXAMPLES)(cli_coverage.command)
+app.command("coverage-names")(cli_coverage.names)
 app.add_typer(cli_timm.app, name="timm")
 
 

@@ -43,9 +43,6 @@ def command(
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="models tried at a time, one core each")] = os.cpu_count() or 1,
     resume: Annotated[bool, typer.Option("--resume", help="keep the rows that are there already")] = False,
-    names: Annotated[
-        str | None, typer.Option(help="trace every name of timm that matches, e.g. '*', and go on where that stopped")
-    ] = None,
     row: Annotated[str | None, typer.Option(hidden=True, help="print the row of one module as JSON")] = None,
 ) -> None:
     """Trace, derive, save, load and export the smallest model of every timm module; write the table of what holds."""
@@ -54,9 +51,6 @@ def command(
     known = cases()
     if row is not None:
         typer.echo(json.dumps(examine(known[row])))
-        return
-    if names is not None:
-        typer.echo(_named(names, out, jobs))
         return
     unknown = sorted(set(only or ()) - known.keys())
     if unknown:
@@ -74,16 +68,22 @@ def command(
     typer.echo(summary(rows))
 
 
-def _named(pattern: str, out: Path, jobs: int) -> str:
-    """Examine all names that match; their table and its rows are never those of the modules."""
+def names(
+    pattern: Annotated[str, typer.Argument(help="which names, e.g. 'resnet*'")] = "*",
+    out: Annotated[Path, typer.Option(help="the table; its rows as data stand beside it, and are not repeated")] = Path(
+        "docs/coverage_names.md"
+    ),
+    jobs: Annotated[int, typer.Option(min=1, help="names tried at a time, one core each")] = os.cpu_count() or 1,
+) -> None:
+    """Trace every name that timm registers, without numbers, and count its costs; goes on where it was stopped."""
     import timm
 
     from nas_prune.coverage_names import examine_names
 
     found = timm.list_models(pattern, exclude_filters=["nas_prune*"])
     if not found:
-        raise typer.BadParameter(f"timm has no model that matches {pattern!r}", param_hint="--names")
-    return examine_names(found, out if out.stem != "coverage" else out.with_stem("coverage_names"), jobs=jobs)
+        raise typer.BadParameter(f"timm has no model that matches {pattern!r}", param_hint="PATTERN")
+    typer.echo(examine_names(found, out, jobs=jobs))
 
 
 def _examined(wanted: "list[Case]", jobs: int) -> Iterator[Row]:

@@ -3,6 +3,7 @@
 What is derived and proven is the table of modules (``coverage``); here it is asked whether any other is refused.
 """
 
+import logging
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,8 +91,9 @@ def _without_numbers(name: str) -> tuple[nn.Module, str]:
     try:
         with torch.device("meta"):
             return timm.create_model(name).eval(), "meta"
-    except Exception:  # constructors ask for numbers in many ways
-        return timm.create_model(name).eval(), "cpu"
+    except Exception as error:  # constructors ask for numbers in many ways
+        logging.getLogger("nas_prune.coverage").info("%s is built with numbers: %s", name, error)
+    return timm.create_model(name).eval(), "cpu"
 
 
 def _examined(names: Sequence[str], jobs: int) -> Iterator[dict[str, Any]]:
@@ -143,6 +145,6 @@ def page(rows: Sequence[Row]) -> str:
 
 INTRODUCTION = """# Every name that timm registers
 
-Written by `nas-prune coverage --names '*' --out docs/coverage_names.md`, which goes on where it was stopped. Each model
+Written by `nas-prune coverage-names`, which goes on where it was stopped. Each model
 is built without numbers at its own image size, and traced. *free* and *frozen* count axes, *depth* the free ones that
 are residual branches; MACs are those of one image; *s* is seconds on one core."""
