@@ -31,9 +31,10 @@ from nas_prune.finetune import finetune
 from nas_prune.job import Job, held, identity, open_folder, open_run
 from nas_prune.order import drawing
 from nas_prune.progress import Bars
+from nas_prune.promise import UNTRAINED
 from nas_prune.recipe import Recipe
 from nas_prune.result_files import ResultsFile
-from nas_prune.results import Outcome, evaluated
+from nas_prune.results import Outcome, evaluated, trained
 from nas_prune.run_files import Seconds
 from nas_prune.space import SearchSpace
 from nas_prune.steps import baseline, derived, save, searched, train_dense
@@ -185,6 +186,8 @@ def _space(recipe: Recipe, folder: Path, model: nn.Module, data: Data, *, first:
 
 def _steps(job: Job, until: Until) -> dict[str, Any]:
     """The steps in order."""
+    if not trained(job.recipe):
+        job.run.bars.say(f"warning: {UNTRAINED}")
     with job.timed("calibrate"):
         calibration = calibrated(job)
     if until == "calibrate":

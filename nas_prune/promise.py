@@ -16,6 +16,7 @@ LOST = 0.10  # share of the dense accuracy, the loss of which is said before any
 CHANCE = 1.5  # times the accuracy of guessing: no better than that is said before any speed
 LEFT = 1.05  # times the limit at which gates may end: the selection closes what is left, and that is not trained for
 DISTURBED = 0.05  # spread of a timing as a share of its median, beyond which a machine was disturbed
+UNTRAINED = "what is kept is chosen by random weights: dense.epochs is 0, and the model starts from no trained ones"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def _accuracy(results: Mapping[str, Any]) -> str:
 def _untrained(results: Mapping[str, Any]) -> str:
     if results["trained"]:
         return ""
-    return "what is kept was chosen by random weights: dense.epochs is 0, and the model starts from no trained ones"
+    return UNTRAINED
 
 
 def _closed_at_once(results: Mapping[str, Any]) -> str:
