@@ -9,10 +9,15 @@ from nas_prune.errors import CheckpointError
 from nas_prune.selectors import Scores
 from nas_prune.space import SearchSpace
 
+AGAIN = "delete it to have it made again"
+
 
 def read_scores(path: Path, space: SearchSpace) -> Scores:
     """Scores (c) per axis. Raises CheckpointError where they are not of the axes of this space."""
-    scores = tensor_file.read(path, CheckpointError)
+    try:
+        scores = tensor_file.read(path, CheckpointError)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {AGAIN}") from error
     expected = {
         name: torch.zeros(axis.size, dtype=scores[name].dtype if name in scores else torch.float32)
         for name, axis in space.free.items()
@@ -21,7 +26,6 @@ def read_scores(path: Path, space: SearchSpace) -> Scores:
     floating = all(score.is_floating_point() for score in scores.values())
     if problem or not floating:
         raise CheckpointError(
-            f"{path} does not hold the scores of this model's axes ({problem or 'scores are real numbers'}); "
-            "delete it to have them made again"
+            f"{path} does not hold the scores of this model's axes ({problem or 'scores are real numbers'}); {AGAIN}"
         )
     return scores

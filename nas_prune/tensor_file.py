@@ -96,4 +96,4 @@ def _opened(path: Path, error: Error, look: Callable[[Any], Found]) -> Found:
         with safetensors.safe_open(path, framework="pt") as file:
             return look(file)
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, RuntimeError, MemoryError) as cause:
-        raise error(f"{path} is not a safetensors file ({first_line(cause)}); restore it, or make it again") from cause
+        raise error(f"{path} is not a safetensors file ({first_line(cause)})") from cause
