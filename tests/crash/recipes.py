@@ -31,8 +31,8 @@ SAMPLE = MILLISECONDS | {
     "finetune": STEPS | {"epochs": 1, "distill": 0.0, "recalibrate_batches": 2},
 }
 SHAPLEY = DIGITS | {
-    "space": "operations",
-    "gate": {"name": "weight", "kinds": {"operation": {"name": "shapley"}}},
+    "space": "widths_and_depth",
+    "gate": {"name": "weight", "kinds": {"depth": {"name": "shapley"}}},
     "budget": {"cost": "macs", "target": "0.8x"},
     "search": STEPS | {"warmup": 1, "joint": 2, "freeze": 1, "shapley": {"evaluations": 20}},
     "finetune": STEPS | {"epochs": 1, "distill": 0.0, "recalibrate_batches": 2},
