@@ -84,7 +84,7 @@ def _check_sources(settings: ModelSettings) -> None:
             raise RecipeError(
                 f"model.kwargs.{name} names weights; use model.pretrained, or model.checkpoint for a file of your own"
             )
-        if sources and not isfile(value["file"]):
+        if sources and not (isinstance(value["file"], str) and isfile(value["file"])):
             raise RecipeError(f"model.kwargs.{name}.file: there is no file {shown(value['file'])}; correct the path")
         if sources and not settings.pretrained:
             raise RecipeError(

@@ -66,7 +66,7 @@ def _read(path: Path) -> Mapping[str, Any]:
             f"model.checkpoint {path} holds more than tensors and plain data, and loading that would run it "
             f"({_refused(path) or first_line(error)}); save its state_dict() alone, best with safetensors"
         ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, MemoryError) as error:
+    except Exception as error:  # of a file that is damaged, torch raises whatever comes of it
         raise ArtifactError(
             f"model.checkpoint {path} cannot be read ({first_line(error) or type(error).__name__}); "
             f"name a file of weights, {' or '.join(SUFFIXES)}"
@@ -80,7 +80,7 @@ def _refused(path: Path) -> str:
     """The classes in a file for which torch refuses it."""
     try:
         found = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except (ValueError, RuntimeError, pickle.UnpicklingError) as error:  # of the older format
+    except Exception as error:  # of the older format, or of a damaged file
         return first_line(error)
     return ", ".join(sorted(found)[:3])
 
@@ -135,6 +135,8 @@ def _misfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     if lost or odd:
         return " and ".join([*([f"it lacks {lost}"] if lost else []), *([f"the model has no {odd}"] if odd else [])])
     for name, value in found.items():
+        if value.layout != torch.strided or value.is_quantized:
+            return f"{shown(name)} is no ordinary tensor"
         if value.shape != expected[name].shape:
             return f"{name} is {tuple(value.shape)} there, {tuple(expected[name].shape)} in the model"
         if value.is_floating_point() and not bool(value.isfinite().all()):
@@ -143,5 +145,5 @@ def _misfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
 
 
 def _named(names: Sequence[str] | set[str]) -> str:
-    first = ", ".join(sorted(names)[:3])
+    first = ", ".join(one_line(name) for name in sorted(names)[:3])
     return f"{first} and {len(names) - 3} more" if len(names) > 3 else first

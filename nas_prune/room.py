@@ -82,7 +82,7 @@ def peak(model: nn.Module, images: Tensor, *, training: bool) -> int:
 def _refuse(needed: int, there: int, what: str) -> None:
     if needed > there:
         raise RecipeError(
-            f"no room for {what}: that takes {needed / GIB:.1f} GiB of memory at least, the device has "
+            f"no room for {what}: that takes {min(needed, 2**90) / GIB:.1f} GiB of memory at least, the device has "
             f"{there / GIB:.1f} GiB; lower one of the two"
         )
 

@@ -105,8 +105,7 @@ def fit(
     mix = mixer(stage.images, data.classes, stage.settings.label_smoothing) or _as_they_are
     memory = _Memory(run, stage, model, optimizers)
     position = memory.recall(steps)
-    done = position.epoch * steps + position.step
-    bar = run.bars.bar(stage.name, stage.epochs * steps, done, lines=stage.epochs)
+    bar = run.bars.bar(stage.name, stage.epochs * steps, position.epoch * steps + position.step, lines=stage.epochs)
     with stop_signals() as stop:
         while position.epoch < stage.epochs:
             _open_epoch(model, position, begin)

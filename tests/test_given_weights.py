@@ -1,6 +1,7 @@
 """One's own weights: every file that people have is read or refused in one line, and a head of another size is told."""
 
 import argparse
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,3 +136,29 @@ def test_a_recipe_says_what_it_started_from(tmp_path: Path) -> None:
     strict = recipe.read("smoke/quickstart", [f"model.checkpoint={tmp_path / 'w.pth'}", "model.checkpoint_head=error"])
     with pytest.raises(NasPruneError, match=r"fc\.weight"):
         build.model(strict.model, images)
+
+
+def refusal(net: nn.Module, path: Path) -> str | None:
+    """What is said of a file; None where it is believed."""
+    try:
+        load_given(net, path, head="fresh")
+    except ArtifactError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_no_damaged_file_is_believed_unread(old: bool, tmp_path: Path) -> None:
+    net, draw, path, said = nn.Linear(3, 2), random.Random(0), tmp_path / "w.pth", []
+    torch.save({"model": net.state_dict()}, path, _use_new_zipfile_serialization=not old)
+    whole = path.read_bytes()
+    for _ in range(150):
+        mutant = bytearray(whole[: draw.choice([len(whole), draw.randrange(len(whole))])])
+        for _ in range(draw.randrange(4) if mutant else 0):
+            mutant[draw.randrange(len(mutant))] = draw.randrange(256)
+        path.write_bytes(mutant)
+        said.append(refusal(net, path))
+        assert all(bool(value.isfinite().all()) for value in net.state_dict().values())
+    messages = [each for each in said if each is not None]
+    assert len(messages) > 50
+    assert [each for each in messages if len(each) > 1000 or "\n" in each or "w.pth" not in each] == []
