@@ -1,6 +1,15 @@
-"""``python -m nas_prune`` equals ``nas-prune``."""
+"""``python -m nas_prune`` and ``nas-prune``: the program, of which Ctrl-C may interrupt the imports already."""
 
-from nas_prune.cli import main
+from nas_prune.signals import interruptible
+
+
+def main() -> None:
+    """Run the program and exit."""
+    with interruptible():
+        from nas_prune.cli import main as program
+
+        program()
+
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
 """Build: the one place where the names in a recipe become objects."""
 
-import inspect
+import copy
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -10,71 +10,28 @@ import timm
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import InitProcessGroupKwargs, set_seed
-from timm.optim import list_optimizers
 from torch import Tensor, nn
 
-from nas_prune import tensor_file
+from nas_prune.checks import OVERLAY, blaming, check_worth, typed
 from nas_prune.costs import Budget, CostModel, Predictor, costs
-from nas_prune.costs.budget import parse_target
 from nas_prune.costs.runtimes import missing
-from nas_prune.criteria import criteria
 from nas_prune.data import Data
 from nas_prune.descent import Pace
 from nas_prune.errors import ArtifactError, RecipeError, RuntimeMissingError, UnknownNameError, first_line, shown
 from nas_prune.gated import GatedModel
 from nas_prune.gates import gates
+from nas_prune.given_weights import load_given
 from nas_prune.order import drawing
-from nas_prune.origin import SOURCES
+from nas_prune.origin import Origin
 from nas_prune.penalties import penalties
 from nas_prune.preprocessing import data_keys, tell
 from nas_prune.recipe import Recipe
 from nas_prune.registry import MODELS, hint
-from nas_prune.selectors import selectors
 from nas_prune.settings import ModelSettings
 from nas_prune.space import SearchSpace
 from nas_prune.tracing import Axes
 
 PATIENCE = timedelta(days=1)  # while one process measures, the others wait
-
-
-def check(recipe: Recipe) -> None:
-    """Every name and every option of a recipe, before the first second is spent on it."""
-    for target in (recipe.budget.target, *recipe.budget.limits.values()):
-        parse_target(target)
-    _refuse_sources(recipe.model.kwargs)
-    _bind("gate.options", gates[recipe.gate.name], (1, [1]), recipe.gate.options)
-    for kind, own in recipe.gate.kinds.items():
-        _bind(f"gate.kinds.{kind}.options", gates[own.name], (1, [1]), own.options)
-    for penalty in recipe.search.penalties:
-        _bind("search.penalties", penalties[penalty.name], (None,), penalty.options)
-    known = dict.fromkeys(list_optimizers())
-    for section, name in {"dense": recipe.dense, "search": recipe.search, "finetune": recipe.finetune}.items():
-        if name.optimizer.lower() not in known:
-            raise RecipeError(f"{section}.optimizer: timm has no {shown(name.optimizer)}{hint(name.optimizer, known)}")
-    if recipe.search.criterion is not None and recipe.search.criterion not in criteria:
-        raise RecipeError(
-            f"search.criterion: no {shown(recipe.search.criterion)}{hint(recipe.search.criterion, criteria)}"
-        )
-    selector = recipe.search.fitting_selector
-    if selector not in selectors:
-        raise RecipeError(f"search.selector: no {shown(selector)}{hint(selector, selectors)}")
-
-
-def _refuse_sources(arguments: dict[str, Any]) -> None:
-    """A recipe may come from anyone, and timm's own checkpoints may be pickles: weights have keys of their own."""
-    for name, value in arguments.items():
-        reaches = isinstance(value, dict) and SOURCES & value.keys()
-        if name in ("pretrained", "checkpoint_path", "cache_dir") or (name.startswith("pretrained") and reaches):
-            raise RecipeError(
-                f"model.kwargs.{name} names weights; use model.pretrained, or model.checkpoint for safetensors"
-            )
-
-
-def _bind(key: str, part: Callable[..., object], given: tuple[object, ...], options: dict[str, Any]) -> None:
-    try:
-        inspect.signature(part).bind(*given, **options)
-    except TypeError as error:
-        raise RecipeError(f"{key} do not fit: {first_line(error)}; `nas-prune list` shows what there is") from error
 
 
 def accelerator(recipe: Recipe) -> Accelerator:
@@ -101,26 +58,53 @@ def pace(recipe: Recipe) -> Pace:
 
 
 def model_kwargs(settings: ModelSettings, data: Data) -> dict[str, Any]:
-    """Arguments of timm.create_model: the recipe's, and what the data decides."""
-    return {"num_classes": data.classes, "in_chans": data.channels, **settings.kwargs}
+    """Arguments of timm.create_model: the recipe's, and what the data decides. Raises RecipeError if they disagree."""
+    decided = {"num_classes": data.classes, "in_chans": data.channels}
+    for name, value in decided.items():
+        if settings.kwargs.get(name, value) != value:
+            raise RecipeError(
+                f"model.kwargs.{name} is {shown(settings.kwargs[name])}, but {data.name} has {value}; leave it out: "
+                "the data decides"
+            )
+    return {**decided, **settings.kwargs}
 
 
-def model(settings: ModelSettings, data: Data) -> nn.Module:
-    """The timm backbone. Raises UnknownNameError or RecipeError, saying what timm said."""
+def origin(settings: ModelSettings, data: Data) -> tuple[str, dict[str, Any]]:
+    """The backbone as an artefact names it: what tells timm where weights come from is no part of it."""
+    given = model_kwargs(settings, data).items()
+    return settings.name, {name: value for name, value in given if not name.startswith("pretrained")}
+
+
+def model(settings: ModelSettings, data: Data, say: Callable[[str], object] = len) -> nn.Module:
+    """The timm backbone. Raises UnknownNameError or RecipeError, saying what timm said.
+
+    ``say``: is told, in a line, which weights of one's own were found.
+    """
     if not timm.is_model(settings.name):
         raise UnknownNameError(
             f"timm has no model {shown(settings.name)}{hint(settings.name, timm.list_models(), MODELS)}"
         )
+    arguments, published = model_kwargs(settings, data), settings.pretrained and settings.checkpoint is None
     try:
-        created = timm.create_model(settings.name, pretrained=settings.pretrained, **model_kwargs(settings, data))
+        created = timm.create_model(settings.name, pretrained=published, **arguments)
     except Exception as error:
-        what = "its published weights could not be fetched" if settings.pretrained else "check model.kwargs"
+        own = OVERLAY in arguments
+        what = "its published weights could not be fetched" if published and not own else "check model.kwargs"
         raise RecipeError(f"timm cannot create {settings.name} ({what}): {first_line(error)}") from error
-    if settings.checkpoint is not None:
-        _load_weights(created, Path(settings.checkpoint))
     assert isinstance(created, nn.Module)
+    if settings.checkpoint is not None:
+        say(load_given(created, Path(settings.checkpoint), head=settings.checkpoint_head))
     tell(created, data.seen)
+    _check_origin(created, settings, data)
     return created
+
+
+def _check_origin(created: nn.Module, settings: ModelSettings, data: Data) -> None:
+    """Raise RecipeError for arguments with which no artefact could be saved, hours later."""
+    try:
+        Origin.of(created, *origin(settings, data)).build("meta")
+    except ArtifactError as error:
+        raise RecipeError(f"model.kwargs could not be part of the derived model: {error}") from error
 
 
 def resolved(recipe: Recipe) -> Recipe:
@@ -128,25 +112,31 @@ def resolved(recipe: Recipe) -> Recipe:
     if not recipe.model.pretrained and recipe.model.checkpoint is None:
         return recipe
     config = timm.get_pretrained_cfg(recipe.model.name) if timm.is_model(recipe.model.name) else None
-    known = data_keys(config.to_dict()) if config else {}
+    known = data_keys({**(config.to_dict() if config else {}), **recipe.model.kwargs.get(OVERLAY, {})})
     new = {key: value for key, value in known.items() if key not in recipe.data.model_fields_set}
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=new)}) if new else recipe
 
 
-def _load_weights(created: nn.Module, path: Path) -> None:
-    try:
-        created.load_state_dict(tensor_file.read(path, ArtifactError))
-    except RuntimeError as error:
-        raise ArtifactError(
-            f"model.checkpoint {path} does not hold this model's weights: {first_line(error)}"
-        ) from error
-
-
 def gated(recipe: Recipe, backbone: nn.Module, space: SearchSpace) -> GatedModel:
     """The backbone with the recipe's gates."""
-    kinds = {kind: (own.name, own.options) for kind, own in recipe.gate.kinds.items()}
+    options = typed("gate.options", gates[recipe.gate.name], 2, recipe.gate.options)
+    kinds = {
+        kind: (own.name, typed(f"gate.kinds.{kind}.options", gates[own.name], 2, own.options))
+        for kind, own in recipe.gate.kinds.items()
+    }
     with drawing(recipe.seed, "gates"):  # the same ones, whether the backbone was trained just now or long ago
-        return GatedModel(backbone, space, recipe.gate.name, options=recipe.gate.options, kinds=kinds)
+        return GatedModel(backbone, space, recipe.gate.name, options=options, kinds=kinds)
+
+
+def rehearse(recipe: Recipe, backbone: nn.Module, space: SearchSpace, images: Tensor) -> None:
+    """Gates on a copy of the backbone, and one look of each penalty. Raises what these say, or RecipeError."""
+    with blaming("gate.options"), torch.no_grad():
+        trial = gated(recipe, copy.deepcopy(backbone), space).eval()
+        trial(images)
+    limit = Budget("0.5x", costs["macs"](space.axes))
+    for number, term in enumerate(penalty_terms(recipe, limit) if recipe.search.criterion is None else ()):
+        with blaming(key := f"search.penalties.{number}.options"), torch.no_grad():
+            check_worth(key, term(trial))
 
 
 def budget(recipe: Recipe, axes: Axes, predictor: Predictor) -> Budget:
@@ -166,7 +156,11 @@ def _cost(name: str, axes: Axes, predictor: Predictor) -> CostModel:
 
 def penalty_terms(recipe: Recipe, limit: Budget) -> list[nn.Module]:
     """The recipe's terms beside the task loss."""
-    return [penalties[each.name](limit, **each.options) for each in recipe.search.penalties]
+    terms = []
+    for number, each in enumerate(recipe.search.penalties):
+        part = penalties[each.name]
+        terms.append(part(limit, **typed(f"search.penalties.{number}.options", part, 1, each.options)))
+    return terms
 
 
 def example(recipe: Recipe, data: Data, *, batch: int, device: torch.device | None = None) -> Tensor:

@@ -128,4 +128,4 @@ def said(made: Calibration) -> str:
 
 def _about(job: Job) -> dict[str, Any]:
     """Which model it is of."""
-    return {"name": job.recipe.model.name, "kwargs": build.model_kwargs(job.recipe.model, job.data)}
+    return {"name": job.recipe.model.name, "kwargs": build.origin(job.recipe.model, job.data)[1]}

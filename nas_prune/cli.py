@@ -13,20 +13,35 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from nas_prune import cli_coverage, cli_doctor, cli_export, cli_timm
 from nas_prune.cli_help import RecipeCommand, figures, table
 from nas_prune.cli_show import end, show
 from nas_prune.errors import CLOSED, FULL, InterruptedRunError, NasPruneError, RecipeError, StorageError
+from nas_prune.signals import INTERRUPTED
 
 if TYPE_CHECKING:
     from nas_prune.pipeline import Until
     from nas_prune.recipe import Recipe
 
+
+class Interruptible(TyperGroup):
+    """Commands of which Ctrl-C, wherever it strikes, is an error that says how to go on."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise InterruptedRunError(INTERRUPTED, signal.SIGINT) from None
+
+
 app = typer.Typer(
+    cls=Interruptible,
     help="Prune timm models to a latency budget by learning what to keep.",
     no_args_is_help=True,
     add_completion=False,
@@ -127,16 +142,15 @@ def derive(
     if targets is None:
         _go_on(folder, until="derive")
         return
-    with _resumable():
-        from rich.console import Console
+    from rich.console import Console
 
-        from nas_prune import pipeline
-        from nas_prune.report import targets_table
+    from nas_prune import pipeline
+    from nas_prune.report import targets_table
 
-        asked = [target.strip() for target in targets.split(",") if target.strip()]
-        content = pipeline.derive_many(folder, asked, tune=finetune)
-        Console().print(targets_table(content))
-        typer.echo(f"run folder: {folder}, report: report.html")
+    asked = [target.strip() for target in targets.split(",") if target.strip()]
+    content = pipeline.derive_many(folder, asked, tune=finetune)
+    Console().print(targets_table(content))
+    typer.echo(f"run folder: {folder}, report: report.html")
     end(content["targets"])
 
 
@@ -149,11 +163,10 @@ def finetune(folder: RunFolder) -> None:
 @app.command()
 def evaluate(folder: Artefact) -> None:
     """Accuracy, size and measured latency of a run's derived model, or of any derived model."""
-    with _resumable():
-        from nas_prune import pipeline
+    from nas_prune import pipeline
 
-        results = pipeline.evaluate(folder)
-        show(results)
+    results = pipeline.evaluate(folder)
+    show(results)
     end([results])
 
 
@@ -210,22 +223,20 @@ def _one_of_several() -> Iterator[None]:
 
 
 def _go(recipe: "Recipe", out: Path | None, *, until: "Until", resume: bool, force: bool) -> None:
-    with _resumable():
-        from nas_prune import pipeline
+    from nas_prune import pipeline
 
-        folder = out or Path("runs") / recipe.name
-        results = pipeline.run(recipe, folder, until=until, resume=resume, force=force)
-        show(results)
-        typer.echo(f"run folder: {folder}" + (", report: report.html" if until == "report" else ""))
+    folder = out or Path("runs") / recipe.name
+    results = pipeline.run(recipe, folder, until=until, resume=resume, force=force)
+    show(results)
+    typer.echo(f"run folder: {folder}" + (", report: report.html" if until == "report" else ""))
     end([results])
 
 
 def _go_on(folder: Path, *, until: "Until") -> None:
-    with _resumable():
-        from nas_prune import pipeline
+    from nas_prune import pipeline
 
-        results = pipeline.run(pipeline.open_run(folder), folder, until=until)
-        show(results)
+    results = pipeline.run(pipeline.open_run(folder), folder, until=until)
+    show(results)
     end([results])
 
 
@@ -233,10 +244,9 @@ def _check_calibration(path: Path, words: Sequence[str]) -> None:
     """Say whether a calibration still fits; if not, that is an error."""
     if words:
         raise RecipeError(f"--check knows the model from the file; leave out {words[0]!r}")
-    with _resumable():
-        from nas_prune.calibration_check import check
+    from nas_prune.calibration_check import check
 
-        figures(check(path))
+    figures(check(path))
 
 
 def _recipe(words: Sequence[str], *, models: bool = False) -> "Recipe":
@@ -269,16 +279,6 @@ def _check_options(words: Sequence[str], keys: Sequence[str]) -> None:
         near = get_close_matches(option, ["--out", "--resume", "--no-resume", "--force", "--debug"], n=1)
         if near and option.startswith("--") and option[2:].replace("-", "_") not in last_names:
             raise RecipeError(f"unknown option {option!r}; did you mean '{near[0]}'?")
-
-
-@contextmanager
-def _resumable() -> Iterator[None]:
-    """Ctrl-C, wherever it strikes, is an error that says how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        message = "interrupted; the same command resumes the run from its last checkpoint"
-        raise InterruptedRunError(message, signal.SIGINT) from None
 
 
 def _told(error: NasPruneError) -> int:

@@ -1,6 +1,5 @@
 """``nas-prune timm``: what timm's own scripts do, for derived models too; options are named as there."""
 
-import signal
 from dataclasses import asdict, dataclass
 from functools import wraps
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from nas_prune.cli_help import figures
-from nas_prune.errors import DataError, InterruptedRunError, RecipeError
+from nas_prune.errors import DataError, RecipeError
 
 KEYS = {  # option -> the keys of a recipe that it sets
     "dataset": ("data.name",),
@@ -125,13 +124,9 @@ def train(**options: Any) -> None:
     """Fine-tune."""
     asked = Train(**options)
     tokens = _tokens(asked)
-    try:
-        from nas_prune import timm_recipe, timm_scripts
+    from nas_prune import timm_recipe, timm_scripts
 
-        figures(timm_scripts.train(timm_recipe.recipe_for(asked.model, tokens), asked.output))
-    except KeyboardInterrupt:
-        message = "interrupted; the same command goes on from the last checkpoint"
-        raise InterruptedRunError(message, signal.SIGINT) from None
+    figures(timm_scripts.train(timm_recipe.recipe_for(asked.model, tokens), asked.output))
     typer.echo(f"artefact: {asked.output / 'finetuned'}")
 
 

@@ -19,6 +19,7 @@ from nas_prune.file_images import Replayable
 from nas_prune.memory_images import ImageSet, MemoryImages, as_is
 from nas_prune.order import EpochSampler, seeded, set_epoch
 from nas_prune.preprocessing import in_timms_words
+from nas_prune.progress import Bars
 from nas_prune.registry import hint
 from nas_prune.settings import DataSettings
 
@@ -86,10 +87,16 @@ def datasets() -> dict[str, str]:
     }
 
 
-def load(settings: DataSettings, *, seed: int) -> Data:
-    """Open the dataset that ``settings`` name; DataError says what is missing and what to do."""
+def load(settings: DataSettings, *, seed: int, bars: Bars | None = None) -> Data:
+    """Open the dataset that ``settings`` name; DataError says what is missing and what to do.
+
+    ``bars``: show how far the look at every file is, and say what was left out.
+    """
+    least, most = settings.crop_scale
+    if not 0 < least <= most:
+        raise DataError(f"data.crop_scale [{least}, {most}] must be above zero, the smaller share first")
     in_memory = _in_memory().get(settings.name)
-    data = _from_memory(settings, in_memory, seed) if in_memory else _from_files(settings, seed)
+    data = _from_memory(settings, in_memory, seed) if in_memory else _from_files(settings, seed, bars or Bars())
     if data.classes < 2:
         raise DataError(f"{settings.name} has {data.classes} class; it takes two to classify")
     if (settings.mixup or settings.cutmix) and _batch_size(data.train) % 2:
@@ -135,15 +142,18 @@ def _from_memory(settings: DataSettings, read: Callable[[DataSettings], tuple[Im
     )
 
 
-def _from_files(settings: DataSettings, seed: int) -> Data:
+def _from_files(settings: DataSettings, seed: int, bars: Bars) -> Data:
     known = datasets()
     if settings.name not in known and "/" not in settings.name:
         raise DataError(f"unknown dataset {shown(settings.name)}{hint(settings.name, known)}")
-    train = file_images.open_files(settings, training=True, seed=seed)
-    evaluation = file_images.open_files(settings, training=False, seed=seed)
-    classes = settings.classes or file_images.classes_of(train)
+    train = file_images.open_files(settings, bars, training=True, seed=seed)
+    evaluation = file_images.open_files(settings, bars, training=False, seed=seed)
+    told = file_images.classes_of(train)
+    classes = settings.classes or told
     if classes is None:
         raise DataError(f"{settings.name} does not tell how many classes it has; set data.classes")
+    if told is not None and classes < told:
+        raise DataError(f"data.classes is {classes}, {settings.name} has {told}; leave it out")
     _check_same_classes(train, evaluation, settings)
     if file_images.is_stream(train):
         loader = _loader(train, settings, settings.batch_size, drop_last=True)

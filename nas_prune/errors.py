@@ -70,6 +70,9 @@ class SpaceError(NasPruneError):
 class DataError(NasPruneError):
     """A dataset that is missing, unreadable or of the wrong shape."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition("DataError: ")[2].strip())  # of its workers, torch hands on the traceback
+
 
 class TraceError(NasPruneError):
     """A model that cannot be captured, or that has nothing to prune."""

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_dataset, create_transform
 from torch.utils.data import Dataset, IterableDataset
+from torchvision.datasets import DatasetFolder, ImageFolder
 from torchvision.transforms import Compose, RandomCrop
 
-from nas_prune.errors import DataError
+from nas_prune import image_files
+from nas_prune.errors import DataError, first_line, shown
 from nas_prune.order import drawing
+from nas_prune.progress import Bars
 from nas_prune.settings import DataSettings
 
 Sample = tuple[torch.Tensor, int]
@@ -38,32 +40,64 @@ class Replayable(Dataset[Sample]):
             return self._dataset[self._indices[index]]
 
 
-def open_files(settings: DataSettings, *, training: bool, seed: int) -> Any:
-    """The training or the evaluation part of ``settings.name``, transformed."""
+def open_files(settings: DataSettings, bars: Bars, *, training: bool, seed: int) -> Any:
+    """The training or the evaluation part of ``settings.name``, transformed; of files that are at hand, those that can
+    be read. Raises DataError where some cannot be, unless they are to be skipped.
+    """
     dataset = _folder(settings, training) if settings.name == "folder" else _timm(settings, training, seed)
+    if isinstance(dataset, DatasetFolder):
+        _look(dataset, settings, bars)
+        dataset.loader = image_files.read
+    elif hasattr(dataset, "input_img_mode"):
+        dataset.input_img_mode = None  # timm would clip 16 bits
     dataset.transform = transform(settings, training=training)
     return dataset
+
+
+def _look(dataset: DatasetFolder, settings: DataSettings, bars: Bars) -> None:
+    """Leave out the files that cannot be read. Raises DataError for them, or for a class that has no images."""
+    paths = [path for path, _ in dataset.samples]
+    wrong = image_files.unreadable(paths, bars.follow)
+    if wrong and settings.unreadable == "error":
+        raise DataError(f"{image_files.told(paths, wrong)}; {image_files.ADVICE}")
+    if wrong:
+        bars.say(f"data.unreadable: skip; {image_files.told(paths, wrong)}")
+    dataset.samples = dataset.imgs = [each for place, each in enumerate(dataset.samples) if place not in wrong]
+    dataset.targets = [label for _, label in dataset.samples]
+    bare = sorted(set(range(len(dataset.classes))) - set(dataset.targets))
+    if bare:
+        names = ", ".join(str(Path(dataset.root) / dataset.classes[label]) for label in bare[:3])
+        raise DataError(
+            f"{names} {'holds' if len(bare) == 1 else 'hold'} no images ({' '.join(image_files.SUFFIXES)}) that can be "
+            "read; put some there, or remove the folder of that class from train/ and val/ alike"
+        )
 
 
 def transform(settings: DataSettings, *, training: bool) -> Compose:
     """timm's transform of an image file: an image of any mode and size -> (3 h w), normalised."""
     whole, (mean, std) = settings.crop_scale == (1.0, 1.0), normalised(settings)
-    steps = create_transform(
-        settings.image_size,
-        is_training=training,
-        scale=settings.crop_scale,
-        ratio=(1.0, 1.0) if whole else (3 / 4, 4 / 3),
-        hflip=settings.hflip,
-        color_jitter=0.0,
-        auto_augment=settings.auto_augment,
-        interpolation=settings.interpolation,
-        mean=mean,
-        std=std,
-        re_prob=settings.random_erasing,
-        crop_pct=settings.crop_pct,
-    )
+    try:
+        steps = create_transform(
+            settings.image_size,
+            is_training=training,
+            scale=settings.crop_scale,
+            ratio=(1.0, 1.0) if whole else (3 / 4, 4 / 3),
+            hflip=settings.hflip,
+            color_jitter=0.0,
+            auto_augment=settings.auto_augment,
+            interpolation=settings.interpolation,
+            mean=mean,
+            std=std,
+            re_prob=settings.random_erasing,
+            crop_pct=settings.crop_pct,
+        )
+    except (AssertionError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise DataError(
+            f"data.auto_augment {shown(settings.auto_augment)} is no policy of timm ({first_line(error)}); write, for "
+            "example, rand-m9-mstd0.5-inc1, or leave it out"
+        ) from error
     shift = [RandomCrop(settings.image_size, padding=settings.shift)] if training and settings.shift else []
-    return Compose([_colour, steps, *shift])
+    return Compose([image_files.in_colour, steps, *shift])
 
 
 def normalised(settings: DataSettings) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -88,8 +122,6 @@ def names_of(dataset: object) -> list[str] | None:
 
 
 def _folder(settings: DataSettings, training: bool) -> Any:
-    from torchvision.datasets import ImageFolder
-
     if settings.root is None:
         raise DataError(
             "data.name folder needs data.root: a folder that holds train/ and val/, with a folder for each class"
@@ -101,7 +133,7 @@ def _folder(settings: DataSettings, training: bool) -> Any:
         problem = f"has no folder {names[0]}/" if isdir(root) else "is no folder"
         raise DataError(f"data.root {root} {problem}; it must hold train/ and val/, with a folder for each class")
     try:
-        return ImageFolder(str(split))
+        return ImageFolder(str(split), is_valid_file=image_files.has_suffix, allow_empty=True)
     except (FileNotFoundError, OSError) as cause:
         raise DataError(
             f"{split} is no image folder ({cause}); put the images of each class in a folder of its own"
@@ -124,7 +156,3 @@ def _timm(settings: DataSettings, training: bool, seed: int) -> Any:
 def is_stream(dataset: object) -> bool:
     """Whether a dataset can only be read from front to back (wds/, tfds/, hfids/)."""
     return isinstance(dataset, IterableDataset)
-
-
-def _colour(image: Image.Image) -> Image.Image:
-    return image.convert("RGB")

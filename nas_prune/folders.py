@@ -3,6 +3,8 @@
 It is written beside its target and renamed; an old one is renamed out of the way first, and removed last.
 """
 
+import errno
+import os
 import re
 import shutil
 import time
@@ -53,6 +55,15 @@ def tidy(folder: Path, *, seconds: float = 0.0) -> None:
             path.rename(path.parent / left[1])
         else:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise OSError, and make nothing, where a folder cannot be made or written."""
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"{there} is not writable")
 
 
 def previous(target: Path) -> Path:

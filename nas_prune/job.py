@@ -18,7 +18,7 @@ from nas_prune.costs import Budget, Predictor, Timings, measure_together
 from nas_prune.data import Data
 from nas_prune.errors import RecipeError
 from nas_prune.files import write_json, writing
-from nas_prune.folders import tidy
+from nas_prune.folders import check_writable, tidy
 from nas_prune.lock import FILE as LOCK
 from nas_prune.lock import locked
 from nas_prune.recipe import Recipe
@@ -95,25 +95,35 @@ def held(folder: Path, *, first: bool = True) -> Iterator[None]:
         yield
 
 
-def open_folder(recipe: Recipe, folder: Path, *, resume: bool, force: bool) -> None:
-    """Begin a run in the folder, or check that it holds one of this very recipe.
+def check_folder(recipe: Recipe, folder: Path, *, resume: bool, force: bool) -> None:
+    """Raise, and change nothing, where a run of this recipe may not begin or go on, or nothing can be written.
 
     As long as nothing is trained yet, a calibration serves every recipe that it is true of (another budget, say).
     """
     path = folder / "recipe.yaml"
+    with writing(folder):
+        check_writable(folder)
+        begun_before = path.exists()
+    if begun_before and not resume and not force:
+        raise RecipeError(f"{folder} holds a run; resume it, choose another --out, or add --force to delete it")
+    if not begun_before or not resume:
+        return
+    different = _difference(open_run(folder), recipe)
+    begun = any((folder / made).exists() for made in ("checkpoints", "scores.safetensors"))
+    begun = begun or any(key.split(".")[0] in MEASURED for key in different)
+    if different and begun:
+        shown = ", ".join(f"{key}: {old} there, {new} here" for key, (old, new) in list(different.items())[:3])
+        raise RecipeError(
+            f"{folder} holds a run of another recipe ({shown}); choose another --out, or --no-resume --force"
+        )
+
+
+def open_folder(recipe: Recipe, folder: Path, *, resume: bool, force: bool) -> None:
+    """Begin a run in the folder, or go on with the one of this very recipe that it holds."""
+    check_folder(recipe, folder, resume=resume, force=force)
+    path = folder / "recipe.yaml"
     if path.exists() and not resume:
-        if not force:
-            raise RecipeError(f"{folder} holds a run; resume it, choose another --out, or add --force to delete it")
         _empty(folder)
-    if path.exists():
-        different = _difference(open_run(folder), recipe)
-        begun = any((folder / made).exists() for made in ("checkpoints", "scores.safetensors"))
-        begun = begun or any(key.split(".")[0] in MEASURED for key in different)
-        if different and begun:
-            shown = ", ".join(f"{key}: {old} there, {new} here" for key, (old, new) in list(different.items())[:3])
-            raise RecipeError(
-                f"{folder} holds a run of another recipe ({shown}); choose another --out, or --no-resume --force"
-            )
     recipes.write(recipe, path)
 
 

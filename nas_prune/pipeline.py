@@ -14,13 +14,16 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from nas_prune import artifact, build
+from nas_prune import artifact, build, calibration_file
 from nas_prune import data as datasets
 from nas_prune import recipe as recipes
 from nas_prune.arch import Arch
+from nas_prune.bench import conditions
 from nas_prune.calibrate import FILE
-from nas_prune.calibrated import calibrated, refuse
+from nas_prune.calibrated import OTHERWISE, calibrated, refuse
+from nas_prune.checks import check
 from nas_prune.costs import count, measure
+from nas_prune.costs.runtimes import refuse_conditions
 from nas_prune.data import Data
 from nas_prune.derivation import derive
 from nas_prune.documents import read_document
@@ -28,13 +31,14 @@ from nas_prune.errors import BudgetError, CheckpointError
 from nas_prune.exporting import image_shape
 from nas_prune.files import write_json
 from nas_prune.finetune import finetune
-from nas_prune.job import Job, held, identity, open_folder, open_run
+from nas_prune.job import Job, check_folder, held, identity, open_folder, open_run
 from nas_prune.order import drawing
 from nas_prune.progress import Bars
 from nas_prune.promise import UNTRAINED
 from nas_prune.recipe import Recipe
 from nas_prune.result_files import ResultsFile
 from nas_prune.results import Outcome, evaluated, trained
+from nas_prune.room import check_images, check_room
 from nas_prune.run_files import Seconds
 from nas_prune.space import SearchSpace
 from nas_prune.steps import baseline, derived, save, searched, train_dense
@@ -104,20 +108,42 @@ def finished(recipe: Recipe, folder: Path, *, report: bool) -> bool:
 def opened(recipe: Recipe, folder: Path, *, resume: bool = True, force: bool = False) -> Iterator[Job]:
     """A job at work in its run folder: data, backbone, axes, bars and journal."""
     recipe = build.resolved(recipe)
-    build.check(recipe)
-    data = datasets.load(recipe.data, seed=recipe.seed)
+    check(recipe)
     accelerator = build.accelerator(recipe)
-    model = build.model(recipe.model, data)
-    first = accelerator.is_main_process
-    with held(folder, first=first):
-        with accelerator.main_process_first():
-            open_folder(recipe, folder, resume=resume or not first, force=force)
-        known = folder / "seconds.json"
-        seconds = read_document(known, Seconds, CheckpointError) if known.exists() else {}
-        with Bars(Console(stderr=True, quiet=not first)) as bars, _track(recipe, folder, first=first) as track:
-            space = _space(recipe, folder, model, data, first=first)
-            shared = Run(accelerator, recipe.seed, folder, track, bars, identity(recipe), build.pace(recipe))
-            yield Job(recipe, folder, shared, data, model.to(accelerator.device), space, seconds)
+    first, pace = accelerator.is_main_process, build.pace(recipe)
+    if first:
+        check_folder(recipe, folder, resume=resume, force=force)
+    with Bars(Console(stderr=True, quiet=not first)) as bars:
+        data, model, space = _at_hand(recipe, bars, accelerator.device)
+        with held(folder, first=first):
+            with accelerator.main_process_first():
+                open_folder(recipe, folder, resume=resume or not first, force=force)
+            if first:
+                _write_axes(space, folder)
+            known = folder / "seconds.json"
+            seconds = read_document(known, Seconds, CheckpointError) if known.exists() else {}
+            with _track(recipe, folder, first=first) as track:
+                shared = Run(accelerator, recipe.seed, folder, track, bars, identity(recipe), pace)
+                yield Job(recipe, folder, shared, data, model.to(accelerator.device), space, seconds)
+
+
+def _at_hand(recipe: Recipe, bars: Bars, device: torch.device) -> tuple[Data, nn.Module, SearchSpace]:
+    """All that a run begins with, tried once; whatever is wrong with it raises before the run folder is touched."""
+    refuse_conditions(conditions(recipe.latency))
+    if recipe.latency.calibration is not None:
+        calibration_file.read(Path(recipe.latency.calibration), OTHERWISE)
+    batches = {"data.batch_size": recipe.data.batch_size, "data.eval_batch_size": recipe.data.eval_batch_size}
+    batches["latency.batch_size"] = recipe.latency.batch_size
+    check_images(recipe.data.image_size, batches, device)
+    data = datasets.load(recipe.data, seed=recipe.seed, bars=bars)
+    model = build.model(recipe.model, data, bars.say)
+    image, share = (data.channels, *[recipe.data.image_size] * 2), 1.0 if recipe.precision == "no" else 0.5
+    check_room(model, image, batches, device, share=share)
+    images = build.example(recipe, data, batch=1)
+    with drawing(recipe.seed, "space"):
+        space = laid_out(model, images, recipe.space)
+    build.rehearse(recipe, model, space, images)
+    return data, model, space
 
 
 def _track(recipe: Recipe, folder: Path, *, first: bool) -> AbstractContextManager[Track | None]:
@@ -163,12 +189,8 @@ def report(folder: Path) -> Path:
     return write_report(folder)
 
 
-def _space(recipe: Recipe, folder: Path, model: nn.Module, data: Data, *, first: bool) -> SearchSpace:
-    """Trace the backbone and lay the search space over it; axes.json says what came of it."""
-    with drawing(recipe.seed, "space"):
-        space = laid_out(model, build.example(recipe, data, batch=1), recipe.space)
-    if not first:
-        return space
+def _write_axes(space: SearchSpace, folder: Path) -> None:
+    """axes.json: what came of tracing the backbone and laying the search space over it."""
     plain = [
         {
             "name": a.name,
@@ -181,7 +203,6 @@ def _space(recipe: Recipe, folder: Path, model: nn.Module, data: Data, *, first:
         for a in space.axes.values()
     ]
     write_json(folder / "axes.json", {"axes": plain})
-    return space
 
 
 def _steps(job: Job, until: Until) -> dict[str, Any]:

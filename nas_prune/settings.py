@@ -12,6 +12,8 @@ from nas_prune.axes import Kind
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Triple = Annotated[tuple[float, float, float], Field(strict=False)]  # YAML has lists
 
+Spread = Annotated[tuple[PositiveFloat, PositiveFloat, PositiveFloat], Field(strict=False)]
+
 
 class Settings(BaseModel):
     """One section of a recipe: immutable, and an unknown key is an error."""
@@ -24,7 +26,12 @@ class ModelSettings(Settings):
 
     name: str = Field(description="timm model name, e.g. resnet18; `timm.list_models()` lists them")
     pretrained: bool = Field(False, description="start from timm's published weights (needs a network or a cache)")
-    checkpoint: str | None = Field(None, description="start from this file of weights (safetensors) instead")
+    checkpoint: str | None = Field(
+        None, description="start from this file of weights instead: .safetensors, or .pth and .pt of torch.save"
+    )
+    checkpoint_head: Literal["fresh", "error"] = Field(
+        "fresh", description="a classifier of another size in the checkpoint: leave its fresh values, or refuse"
+    )
     kwargs: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
 
 
@@ -46,9 +53,12 @@ class DataSettings(Settings):
     workers: int = Field(0, ge=0, description="processes that load data; 0 loads in the main process")
     classes: PositiveInt | None = Field(None, description="number of classes, for a timm dataset that does not tell")
     mean: Triple | None = Field(None, description="mean of R, G, B in files; null: ImageNet's")
-    std: Triple | None = Field(None, description="spread of R, G, B in files; null: ImageNet's")
+    std: Spread | None = Field(None, description="spread of R, G, B in files; null: ImageNet's")
     crop_pct: Share = Field(0.875, gt=0.0, description="share of the shorter side that evaluation keeps (image files)")
     interpolation: Literal["bilinear", "bicubic"] = Field("bicubic", description="how image files are resized")
+    unreadable: Literal["error", "skip"] = Field(
+        "error", description="image files that cannot be read: refuse the data, naming them, or leave them out"
+    )
     train_images: PositiveInt | None = Field(None, description="use only so many training images")
     hflip: Share = Field(0.0, description="probability of a horizontal flip")
     crop_scale: tuple[Share, Share] = Field(

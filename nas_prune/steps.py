@@ -135,10 +135,13 @@ def saved(job: Job, name: str) -> bool:
 def save(job: Job, model: nn.Module, name: str, arch: Arch, certificate: dict[str, Any]) -> None:
     """The model as an artefact in the run folder, with its proof and its recipe."""
     if job.run.accelerator.is_main_process:
+        source = build.origin(job.recipe.model, job.data)
+        kwargs = {name: value for name, value in job.recipe.model.kwargs.items() if name in source[1]}
+        told = recipes.flat(job.recipe) | {"model.kwargs": kwargs}  # without a file of weights on this machine
         artifact.save(
             model,
             job.folder / name,
-            origin=(job.recipe.model.name, build.model_kwargs(job.recipe.model, job.data)),
+            origin=source,
             arch=arch,
-            remarks={"certificate": certificate, "provenance": {"recipe": recipes.flat(job.recipe)}},
+            remarks={"certificate": certificate, "provenance": {"recipe": told}},
         )

@@ -13,7 +13,7 @@ from nas_prune.arch import Arch
 from nas_prune.calibrate import Calibration
 from nas_prune.calibrated import calibrated, refuse
 from nas_prune.costs import Budget, counted
-from nas_prune.costs.budget import parse_target
+from nas_prune.costs.budget import checked_target
 from nas_prune.derivation import derive
 from nas_prune.documents import read_document
 from nas_prune.errors import CheckpointError
@@ -37,7 +37,7 @@ def derive_targets(job: Job, targets: Sequence[str], *, tune: bool) -> dict[str,
     """
     budget = job.recipe.budget
     for target in targets:
-        parse_target(target)
+        checked_target("--targets", target, budget.cost)
     calibration = calibrated(job)
     limits = {target: _budget(job, calibration, target) for target in targets}
     for limit in limits.values():

@@ -8,8 +8,9 @@ from typing import Any
 import timm
 from pydantic import ValidationError
 
-from nas_prune import artifact, build, overrides
+from nas_prune import artifact, overrides
 from nas_prune import recipe as recipes
+from nas_prune.checks import check
 from nas_prune.documents import explained
 from nas_prune.errors import RecipeError, UnknownNameError, shown
 from nas_prune.exporting import image_shape
@@ -32,7 +33,7 @@ def recipe_for(name: str, tokens: Sequence[str]) -> Recipe:
         recipe = Recipe.model_validate(overrides.apply({}, changes, Recipe))
     except ValidationError as error:
         raise RecipeError(explained(error)) from None
-    build.check(recipe)
+    check(recipe)
     return recipe
 
 

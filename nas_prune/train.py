@@ -31,6 +31,7 @@ from nas_prune.stage_file import Length, Live, restore
 from nas_prune.track import Track
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant")  # timm's that go step by step
 LOOK_EVERY = 25  # steps between two looks at the loss: a look waits for the device
 
 
@@ -100,11 +101,11 @@ def fit(
     trained = ready(run.accelerator, model, run.pace)
     loader = run.accelerator.prepare_data_loader(data.train)
     steps = min(len(loader), stage.settings.max_steps or len(loader))
-    schedule = _schedule(optimizers, stage, steps)
+    schedule = schedule_of(optimizers[0], stage, steps)
     mix = mixer(stage.images, data.classes, stage.settings.label_smoothing) or _as_they_are
     memory = _Memory(run, stage, model, optimizers)
     position = memory.recall(steps)
-    bar = run.bars.bar(stage.name, stage.epochs * steps, position.epoch * steps + position.step)
+    bar = run.bars.bar(stage.name, stage.epochs * steps, position.epoch * steps + position.step, lines=stage.epochs)
     with stop_signals() as stop:
         while position.epoch < stage.epochs:
             _open_epoch(model, position, begin)
@@ -142,10 +143,10 @@ def task_loss(settings: OptimSettings) -> Loss:
     return loss
 
 
-def _schedule(optimizers: Sequence[Optimizer], stage: Stage, steps: int) -> Any:
-    """timm's schedule of the first optimizer, updated every step."""
+def schedule_of(optimizer: Optimizer, stage: Stage, steps: int) -> Any:
+    """timm's schedule of an optimizer, updated every step."""
     scheduler, _ = create_scheduler_v2(
-        optimizers[0],
+        optimizer,
         sched=stage.settings.scheduler,
         num_epochs=stage.epochs,
         warmup_epochs=stage.settings.warmup_epochs,

@@ -205,7 +205,7 @@ def test_folders_that_do_not_fit_are_named(folder: Path) -> None:
     with pytest.raises(DataError, match="differ in their classes: extra"):
         load(settings, seed=0)
     (folder / "train" / "empty").mkdir()
-    with pytest.raises(DataError, match="train is no image folder"):
+    with pytest.raises(DataError, match="train/empty holds no images"):
         load(settings, seed=0)
 
 

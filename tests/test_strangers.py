@@ -176,7 +176,13 @@ def test_a_check_builds_no_stranger_s_model(model: dict[str, Any], calibration: 
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{"checkpoint_path": "x.pth"}, {"pretrained_cfg_overlay": {"file": "x.pth"}}, {"cache_dir": "/tmp"}]
+    "kwargs",
+    [
+        {"checkpoint_path": "x.pth"},
+        {"pretrained_cfg_overlay": {"file": "x.pth", "url": "http://a"}},
+        {"pretrained_cfg": {"file": "x.pth"}},
+        {"cache_dir": "/tmp"},
+    ],
 )
 def test_a_recipe_names_weights_by_its_own_keys_only(kwargs: dict[str, Any], tmp_path: Path) -> None:
     document = {"name": "t", "model": {"name": "test_resnet", "kwargs": kwargs}}

@@ -49,3 +49,13 @@ def parse_target(target: str) -> tuple[float, str]:
     if match is None:
         raise BudgetError(f"cannot read the budget {target!r}; {_FORMS}")
     return float(match[1]), match[2]
+
+
+def checked_target(key: str, target: str, cost: str) -> tuple[float, str]:
+    """``parse_target`` of a key of a recipe; BudgetError, too, for nothing at all, or another cost's unit."""
+    number, unit = parse_target(target)
+    if not 0 < number < float("inf"):
+        raise BudgetError(f"{key} {target!r} must be above zero and finite; {_FORMS}")
+    if unit != "x" and (unit == "ms") != (cost == "latency"):
+        raise BudgetError(f"{key} {target!r} is no figure of {cost}; {_FORMS}")
+    return number, unit

@@ -93,7 +93,7 @@ def prepare_all(
 
     What torch.compile compiled before, it forgets here.
     """
-    _refuse(conditions)
+    refuse_conditions(conditions)
     keep_freed_memory()
     compiling = _compiling(len(models)) if conditions.runtime == "compile" else nullcontext()
     with compiling, threads(conditions.threads), torch.inference_mode(False), torch.no_grad():
@@ -119,7 +119,7 @@ def _compiling(models: int) -> Iterator[None]:
         yield
 
 
-def _refuse(conditions: Conditions) -> None:
+def refuse_conditions(conditions: Conditions) -> None:
     """Raise for conditions that cannot be met here."""
     lacking, kind = missing(conditions.runtime), runtimes[conditions.runtime]
     if lacking is not None:

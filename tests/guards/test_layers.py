@@ -14,13 +14,14 @@ LAYERS = (
     "intercept gated derivation removal swaps attention_scale sources repair rewrite citizen expressible rebuild adapt "
     "verification substitute",
     "criteria shapley selectors schedules penalties",
-    "ascent joint finetune evaluate data augment idx memory_images file_images order preprocessing "
-    "checkpoint stage_file artifact artifact_config artifact_tensors timm_entry timm_build "
+    "ascent joint finetune evaluate data augment idx memory_images file_images image_files order preprocessing "
+    "given_weights room checkpoint stage_file artifact artifact_config artifact_tensors timm_entry timm_build "
     "calibration_facts calibration_file calibration_check "
     "bench sampling calibrate meet reform coverage coverage_names exporting export_forms "
     "scores report summary figures pareto stages track progress train descent budget",
-    "recipe recipe_keys promise overrides build job calibrated scoring steps results targets pipeline subject doctor "
-    "cli cli_coverage cli_doctor cli_export cli_timm timm_recipe timm_scripts cli_help cli_list cli_show __main__",
+    "recipe recipe_keys promise overrides checks build job calibrated scoring steps results targets pipeline subject "
+    "doctor cli cli_coverage cli_doctor cli_export cli_timm timm_recipe timm_scripts cli_help cli_list cli_show "
+    "__main__",
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts.split()}
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
