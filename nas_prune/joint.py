@@ -69,9 +69,10 @@ def learn(
     """Warm-up and joint training: afterwards the scores say what matters."""
     images = images or DataSettings()
     loss, watch = _with_penalties(gated, penalties, settings), _watching(gated, budget)
+    moving = _gate_optimizers(gated, settings)
     gated.backbone.requires_grad_(False)
-    warmup = Stage("search-warmup", settings.warmup, settings, images)
-    fit(run, warmup, gated, data, loss, _gate_optimizers(gated, settings), watch=watch)
+    warmup = Stage("search-warmup", settings.warmup if moving else 0, settings, images)  # or nothing would learn
+    fit(run, warmup, gated, data, loss, moving, watch=watch)
     gated.backbone.requires_grad_(True)
     optimizers = [optimizer_of(gated.backbone, settings), *_gate_optimizers(gated, settings)]
     joint = Stage("search-joint", settings.joint, settings, images)

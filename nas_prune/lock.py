@@ -41,6 +41,17 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def clear(folder: Path) -> None:
+    """Remove the lock that a killed process left, where there is one and it can be removed; one that is held stays."""
+    if not (folder / FILE).exists() or not os.access(folder, os.W_OK):
+        return
+    try:
+        with locked(folder):
+            return
+    except InUseError:
+        return
+
+
 def _taken(path: Path) -> int:
     """Descriptor of the lock file, locked."""
     while True:

@@ -32,6 +32,7 @@ from nas_prune.exporting import image_shape
 from nas_prune.files import write_json
 from nas_prune.finetune import finetune
 from nas_prune.job import Job, check_folder, held, identity, open_folder, open_run
+from nas_prune.lock import clear
 from nas_prune.order import drawing
 from nas_prune.progress import Bars
 from nas_prune.promise import UNTRAINED
@@ -62,6 +63,7 @@ def run(
     recipe = build.resolved(recipe)
     known = _results(folder) if resume and until in ("evaluate", "report") else None
     if known is not None and finished(recipe, folder, report=until == "report"):
+        clear(folder)  # the process that finished it may have been killed as it let go
         return known
     with opened(recipe, folder, resume=resume, force=force) as job:
         with _told_if_infeasible(job):

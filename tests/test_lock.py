@@ -13,7 +13,7 @@ import pytest
 from nas_prune.errors import InUseError, StorageError
 from nas_prune.files import append_line, atomic_write, read_lines
 from nas_prune.folders import tidy
-from nas_prune.lock import FILE, locked
+from nas_prune.lock import FILE, clear, locked
 
 HOLDER = """
 import sys
@@ -53,6 +53,15 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path, holder: subp
     assert str(holder.pid) in (tmp_path / FILE).read_text()
     with locked(tmp_path):
         assert str(os.getpid()) in (tmp_path / FILE).read_text()
+
+
+def test_what_is_left_of_a_lock_is_cleared_and_a_held_one_stays(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    clear(tmp_path)
+    assert str(holder.pid) in (tmp_path / FILE).read_text()
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    clear(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_forked_child_neither_keeps_nor_loses_the_lock(tmp_path: Path) -> None:

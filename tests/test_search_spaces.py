@@ -16,12 +16,12 @@ from zoo import Traced, apart, build, few, traced
 import nas_prune as npr
 from nas_prune.arch import Arch
 from nas_prune.ascent import ascend
-from nas_prune.costs import Macs, Params, count
+from nas_prune.costs import Budget, Macs, Params, count
 from nas_prune.data import Data, from_loaders
 from nas_prune.errors import ArchError, BudgetError, SpaceError
 from nas_prune.gated import GatedModel
 from nas_prune.gates.skeleton import Skeleton, SkeletonFilters
-from nas_prune.joint import search
+from nas_prune.joint import learn, search
 from nas_prune.ops import Choice, Skip, Zero
 from nas_prune.ops.stripe_conv import StripeConv
 from nas_prune.sampling import sample, smallest
@@ -269,6 +269,10 @@ def test_shapley_gates_are_moved_by_contribution_alone(tmp_path: Path) -> None:
     assert torch.equal(again.gate(next(iter(space.choices))).alpha, gated.gate(next(iter(space.choices))).alpha)
     ascend(gated, data, ShapleySettings(paper_mode=True, permutations=2), run, epoch=1)
     assert (tmp_path / "shapley.jsonl").read_text().count("evaluations") == 2
+    settings = SearchSettings(warmup=1, joint=0)
+    budget = Budget("0.9x", Macs(space.axes))
+    learn(gated, data, budget=budget, penalties=[], settings=settings, run=run)  # no gate learns by gradient
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def _ascended(rank: int, folder: str, processes: int) -> None:
