@@ -66,7 +66,7 @@ def without_room(operation: Operation) -> Iterator[str]:
 def in_turn() -> Ways:
     """At each instant another way."""
     ways = itertools.cycle(("SIGKILL", FULL, "SIGTERM", "torn", "SIGINT"))
-    return lambda _: [next(ways)]
+    return lambda operation: [next(ways) if operation.path else "SIGKILL"]
 
 
 def every(step: int, ways: Ways) -> Ways:
@@ -175,7 +175,7 @@ class _Recorder:
             operation.tear(copy)
         if how == FULL:
             self.full = True
-            self(operation)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), operation.path)
         os.kill(os.getpid(), getattr(signal, how, signal.SIGKILL))
         return True
 

@@ -50,7 +50,6 @@ class Laboratory:
             gc.collect()
             gc.freeze()  # collections would copy the memory that forks share: twice the time of a case
             yield
-            gc.unfreeze()
 
     def fresh(self, name: str) -> Path:
         """A folder in which a run has not begun."""
