@@ -76,7 +76,7 @@ def read_bytes(path: str | os.PathLike[str], error: type[NasPruneError], longest
 
 
 def append_line(path: str | os.PathLike[str], value: Mapping[str, object]) -> None:
-    """Append one JSON line in one write; a torn last line, left by a crash, is removed first."""
+    """Append one JSON line in one write, on the disk when it returns; a torn last line, left by a crash, goes first."""
     target = Path(path)
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -86,6 +86,8 @@ def append_line(path: str | os.PathLike[str], value: Mapping[str, object]) -> No
                 if file.read(1) != b"\n":
                     file.truncate(target.read_bytes().rfind(b"\n") + 1)
             file.write(_line(value))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def write_lines(path: str | os.PathLike[str], values: list[dict[str, Any]]) -> None:
