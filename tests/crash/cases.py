@@ -9,6 +9,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -64,9 +65,17 @@ def without_room(operation: Operation) -> Iterator[str]:
 
 
 def in_turn() -> Ways:
-    """At each instant another way."""
+    """At each instant another way, of those that it knows: a disk is full where room is needed, and what is cleaned up
+    in a folder that is being written would be that of the run that goes on, whose path was absolute before the fork.
+    """
     ways = itertools.cycle(("SIGKILL", FULL, "SIGTERM", "torn", "SIGINT"))
-    return lambda _: [next(ways)]
+
+    def way(operation: Operation) -> list[str]:
+        inside = re.search(r"/\.\w+\.tmp", operation.path) is not None
+        known = {FULL: operation.name in NEEDS_ROOM and not inside, "SIGINT": not inside}
+        return [next(how for how in ways if known.get(how, True))]
+
+    return way
 
 
 def every(step: int, ways: Ways) -> Ways:
