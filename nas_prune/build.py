@@ -18,6 +18,7 @@ from nas_prune.costs.runtimes import missing
 from nas_prune.data import Data
 from nas_prune.descent import Pace
 from nas_prune.errors import ArtifactError, RecipeError, RuntimeMissingError, UnknownNameError, first_line, shown
+from nas_prune.finetune import restart
 from nas_prune.gated import GatedModel
 from nas_prune.gates import gates
 from nas_prune.given_weights import load_given
@@ -27,6 +28,7 @@ from nas_prune.penalties import penalties
 from nas_prune.preprocessing import data_keys, tell
 from nas_prune.recipe import Recipe
 from nas_prune.registry import MODELS, hint
+from nas_prune.selectors import selectors
 from nas_prune.settings import ModelSettings
 from nas_prune.space import SearchSpace
 from nas_prune.tracing import Axes
@@ -129,11 +131,17 @@ def gated(recipe: Recipe, backbone: nn.Module, space: SearchSpace) -> GatedModel
 
 
 def rehearse(recipe: Recipe, backbone: nn.Module, space: SearchSpace, images: Tensor) -> None:
-    """Gates on a copy of the backbone, and one look of each penalty. Raises what these say, or RecipeError."""
+    """Gates on a copy of the backbone, a look of each penalty, a genotype, a start from scratch:
+    raises now what these would say in hours, or RecipeError.
+    """
     with blaming("gate.options"), torch.no_grad():
         trial = gated(recipe, copy.deepcopy(backbone), space).eval()
         trial(images)
     limit = Budget("0.5x", costs["macs"](space.axes))
+    if recipe.search.fitting_selector == "genotype":  # others fit any space, and take their time
+        selectors["genotype"](trial.scores(), limit.cost, limit.limit, space)
+    if recipe.finetune.from_scratch:
+        restart(copy.deepcopy(backbone), recipe.seed)
     for number, term in enumerate(penalty_terms(recipe, limit) if recipe.search.criterion is None else ()):
         with blaming(key := f"search.penalties.{number}.options"), torch.no_grad():
             check_worth(key, term(trial))

@@ -60,6 +60,7 @@ NEEDS_THE_MODEL = {
     "search.penalties.0.options={margin: 0}": "dense model inf",
     "search.penalties.0.name=skeleton": "`skeleton` needs gates of that name",
     "search.penalties=[{name: structural, options: {layers: {lost: {kernel: 2}}}}]": "'lost' is no convolution",
+    "search.selector=genotype": "has no `cell:`",
     "space=/lost/space.yaml": "space",
 }
 
@@ -80,6 +81,13 @@ def test_what_cannot_be_used_is_named_and_the_folder_is_not_claimed(
         monkeypatch.setattr(pipeline, "laid_out", lambda *_: pytest.fail("the model was traced first"))
     told = refused(token, tmp_path / "runs" / "a")
     assert (NEEDS_NO_MODEL | NEEDS_THE_MODEL)[token] in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_cannot_start_from_scratch_is_told_before_it_is_searched(tmp_path: Path) -> None:
+    asked = recipe.read(SMOKE, ["model.name=test_convnext", "finetune.from_scratch=true"])
+    with pytest.raises(RecipeError, match="does not say how"), pipeline.opened(asked, tmp_path / "run"):
+        pytest.fail("it began")
     assert list(tmp_path.iterdir()) == []
 
 
