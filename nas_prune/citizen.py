@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nas_prune.tracing.brought import untouched
+
 
 def run_and_describe(model: nn.Module, inputs: Sequence[Any]) -> None:
     """Run a model once; where it is a timm model, set ``feature_info``, ``num_features`` and ``head_hidden_size``."""
@@ -29,11 +31,13 @@ def run_and_describe(model: nn.Module, inputs: Sequence[Any]) -> None:
         modules[s["module"]].register_forward_hook(remember(s["module"])) for s in stages if s.get("module") in modules
     ]
     try:
-        features = _run(model, inputs)
+        with untouched(model):
+            features = _run(model, inputs)
     finally:
         for handle in hooks:
             handle.remove()
-    maps = _maps(model, inputs) if any(stage["module"] not in seen for stage in stages) else []
+    with untouched(model):
+        maps = _maps(model, inputs) if any(stage["module"] not in seen for stage in stages) else []
     for number, stage in enumerate(stages):
         if len(maps) == len(stages):
             stage["num_chs"] = maps[number].shape[1]

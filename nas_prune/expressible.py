@@ -26,6 +26,7 @@ from nas_prune.intercept import plain_copy, release
 from nas_prune.repair import ambiguous
 from nas_prune.sources import computed_sizes, frame_of
 from nas_prune.tracing import Axes, Inputs, capture, find, walk
+from nas_prune.tracing.brought import computed_tensors, unwrapped
 from nas_prune.tracing.walk import Tie, touched
 
 TRIES = 64  # places that a model may stop at
@@ -45,6 +46,7 @@ def trace(
     ``stripes``: whether the stripes of convolutions are axes, too.
     Raises TraceError when the model cannot be captured.
     """
+    model = unwrapped(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for tensor, dim in freeze or {}:
         if tensor not in parameters or not 0 <= dim < parameters[tensor].ndim:
@@ -130,8 +132,8 @@ def _raised(model: nn.Module, mode: AbstractContextManager[Any], axes: Axes) -> 
 def _without_numbers(model: nn.Module) -> tuple[nn.Module, AbstractContextManager[Any]]:
     """A copy without our hooks whose tensors have shapes only, and the mode to run it in."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    memo = {id(tensor): mode.from_tensor(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    copied = copy.deepcopy(model, memo)
+    fake = {id(tensor): mode.from_tensor(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    copied = copy.deepcopy(model, computed_tensors(model) | fake)
     release(copied)
     return copied, mode
 

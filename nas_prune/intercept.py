@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from nas_prune.errors import TraceError
 from nas_prune.ops import Choice
 from nas_prune.tracing import Axes
+from nas_prune.tracing.brought import computed_tensors, unwrapped
 from nas_prune.tracing.masked import FILLS, FORMS, striped
 from nas_prune.tracing.walk import Site
 
@@ -83,9 +84,15 @@ OPERANDS = {
 
 
 class Board:
-    """Keep values per axis and masks per site of the current forward pass; empty when the model runs ungated."""
+    """Keep values per axis and masks per site of the last forward pass.
+
+    ``inside``: whether one is on its way; the backbone called by itself computes what it says. ``released``: the hooks
+    that read this are gone.
+    """
 
     def __init__(self) -> None:
+        self.inside = False
+        self.released = False
         self.keep: dict[str, Tensor] = {}
         self.masks: list[Tensor | None] = []
         self.running: list[_Interception] = []
@@ -94,8 +101,18 @@ class Board:
 
     def open(self, keep: dict[str, Tensor], masks: list[Tensor | None]) -> None:
         """A new forward pass begins."""
-        self.keep, self.masks = keep, masks
+        self.keep, self.masks, self.inside = keep, masks, True
         self.entered.clear()
+
+    def close(self) -> None:
+        """It is over. Every pass begins alike, so torch.compile compiles one."""
+        self.inside = False
+        self.entered.clear()
+
+    @property
+    def gating(self) -> bool:
+        """Whether calls are gated now: in a forward pass, or in a backward pass, which repeats checkpointed parts."""
+        return not self.masking and (self.inside or torch._C._current_graph_task_id() != -1)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Board:
         return Board()
@@ -143,7 +160,7 @@ class _Interception(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kind, board = KINDS.get(func), self.interceptor.board
-        if kind is None or not board.masks or board.masking or (kind == "add" and not _of_numbers(args)):
+        if kind is None or not board.gating or (kind == "add" and not _of_numbers(args)):
             return func(*args, **(kwargs or {}))
         indices = self.interceptor.calls.get((self.call, kind, self.seen[kind]), ())
         self.seen[kind] += 1
@@ -265,12 +282,13 @@ def release(model: nn.Module) -> None:
     for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), Interceptor)]:
-                hooks.pop(key)
+                hooks.pop(key).__self__.board.released = True
                 module._forward_hooks_always_called.pop(key, None)
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A deep copy of a model that is free of our hooks."""
-    result = copy.deepcopy(model)
+    """A deep copy of a model that is free of our hooks, and of what wraps it."""
+    model = unwrapped(model)
+    result = copy.deepcopy(model, computed_tensors(model))
     release(result)
     return result

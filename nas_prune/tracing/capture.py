@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from nas_prune.errors import TraceError, first_line
 from nas_prune.ops.choice import Choice
+from nas_prune.tracing.brought import untouched
 
 Inputs = Tensor | tuple[Any, ...]
 
@@ -121,7 +122,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
     device = device_of(model)
     arguments = each_tensor(lambda value: value.to(device), at_least_two(inputs))
     try:
-        with evaluating(model), _out_of_place(model), _uncollected(), warnings.catch_warnings():
+        with untouched(model), evaluating(model), _eager(model), _uncollected(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(model, arguments, strict=False).run_decompositions({})
     except Exception as error:
@@ -175,16 +176,16 @@ def _uncollected() -> Iterator[None]:
 
 
 @contextmanager
-def _out_of_place(model: nn.Module) -> Iterator[None]:
-    """No activation overwrites its input: export would move the views of that input to where they are used."""
-    overwriting = [module for module in model.modules() if getattr(module, "inplace", False) is True]
-    for module in overwriting:
-        module.inplace = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for module in overwriting:
-            module.inplace = True  # type: ignore[assignment]
+def _eager(model: nn.Module) -> Iterator[None]:
+    """No module runs compiled, and none overwrites its input: export would move views of that to where they are used.
+
+    Inside of ``untouched``, which puts back what is changed here.
+    """
+    for module in model.modules():
+        module._compiled_call_impl = None
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False  # type: ignore[assignment]
+    yield
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
