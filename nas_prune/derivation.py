@@ -17,6 +17,7 @@ from nas_prune.intercept import plain_copy
 from nas_prune.removal import remove
 from nas_prune.repair import repair
 from nas_prune.rewrite import edits_of, rewrite
+from nas_prune.scales import Numbers, keep_dense
 from nas_prune.tracing import Axes
 from nas_prune.tracing.capture import each_tensor, evaluating
 from nas_prune.tracing.oracle import take
@@ -30,13 +31,16 @@ def derive(model: nn.Module, axes: Axes, arch: Arch) -> nn.Module:
     arch.check(axes)
     small = plain_copy(model)
     shrink(small, axes, arch)
+    numbers = Numbers()
     try:
-        run_once(small, axes)
+        with numbers:
+            run_once(small, axes)
     except Exception as error:
         raise DeriveError(
             f"the code of {type(model).__name__} cannot run with these widths: {error}. "
             f"Freeze the axes of the module named there"
         ) from error
+    keep_dense(small, axes, arch, numbers.found)
     return small
 
 

@@ -22,7 +22,7 @@ from nas_prune.intercept import Board, intercept, plain_copy, release
 from nas_prune.ops import Choice
 from nas_prune.space import SearchSpace
 from nas_prune.tracing import Axes
-from nas_prune.tracing.brought import unwrapped
+from nas_prune.tracing.brought import tensor_of, unwrapped
 from nas_prune.tracing.terms import Term, leaves
 from nas_prune.tracing.writers import writers
 
@@ -159,7 +159,7 @@ class GatedModel(nn.Module):
             return [rearrange(self._striped(name), "n c i j -> (n i j) c")]
         result = []
         for index, (tensor, dim, order) in enumerate(self.writers.get(name, ())):
-            rows = self.backbone.get_parameter(tensor).movedim(dim, 0).flatten(1)
+            rows = tensor_of(self.backbone, tensor).movedim(dim, 0).flatten(1)
             size = self.space.axes[name].size
             ordered = rows if order is None else rows[self.get_buffer(_order(name, index))]
             result.append(ordered.reshape(size, -1))
@@ -175,9 +175,9 @@ class GatedModel(nn.Module):
             live = [name for name in choice.candidates if f"{path}.candidates.{name}" not in without]
             choice.live = live if live and self._fixed else None
 
-    def _striped(self, name: str) -> nn.Parameter:
+    def _striped(self, name: str) -> Tensor:
         """The weight (n c i j) that an axis of stripes is about."""
-        return self.backbone.get_parameter(f"{name.removesuffix('.stripes')}.weight")
+        return tensor_of(self.backbone, f"{name.removesuffix('.stripes')}.weight")
 
     def _stripes(self, name: str) -> list[str]:
         """The stripe axes of the convolutions that write an axis; none, if anything else writes it."""

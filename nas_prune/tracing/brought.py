@@ -14,6 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.utils import remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from nas_prune.errors import TraceError
 
@@ -34,6 +38,41 @@ def unwrapped(model: nn.Module) -> nn.Module:
                 f"{path or 'the model'} is {what}; give the module that it was made of, and compile what is derived"
             )
     return model
+
+
+def parametrized(model: nn.Module) -> bool:
+    """Whether a part of the model computes its weights from other parameters: weight norm, spectral norm ..."""
+    return any(is_parametrized(module) or _normed(module) for module in model.modules())
+
+
+def bake(model: nn.Module) -> None:
+    """Let every weight that a model computes from other parameters be a parameter of its own, in place."""
+    for module in [each for each in model.modules() if is_parametrized(each) or _normed(each)]:
+        modes = {each: each.training for each in module.modules()}
+        module.eval()  # spectral norm goes on with its iteration in training
+        if is_parametrized(module):  # by hand: torch takes the property off a class that copies of the model share
+            computed = {name: getattr(module, name).detach() for name in module.parametrizations}  # type: ignore[union-attr]
+            del module.parametrizations
+            module.__class__ = type(module).__bases__[0]
+            for name, value in computed.items():
+                module.register_parameter(name, nn.Parameter(value.clone()))
+        for hook in _normed(module):
+            (remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm)(module, hook.name)
+        for each in module.modules():
+            each.training = modes.get(each, each.training)
+
+
+def _normed(module: nn.Module) -> list[WeightNorm | SpectralNorm]:
+    """The hooks with which older code norms weights."""
+    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm | SpectralNorm)]
+
+
+def tensor_of(model: nn.Module, name: str) -> Tensor:
+    """A tensor by its name in a traced model, also where this one computes it."""
+    path, _, leaf = name.rpartition(".")
+    tensor = getattr(model.get_submodule(path), leaf)
+    assert isinstance(tensor, Tensor)
+    return tensor
 
 
 @contextmanager
