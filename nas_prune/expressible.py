@@ -150,8 +150,22 @@ def _stop(model: nn.Module, axes: Axes, arch: Arch) -> Stop:
             running, nodes, line = _place(small, axes, raised)
             ties = {tie for tie in ambiguous(small, axes, arch) if tie[0] in running}
             ties |= computed_sizes(model, axes, nodes)
-            return Stop(ties, {node.name: f"the code of {line} cannot express it" for node in nodes})
+            if ties or nodes:
+                return Stop(ties, {node.name: f"the code of {line} cannot express it" for node in nodes})
+            return _unplaced(model, axes, arch, copied)
     return Stop()
+
+
+def _unplaced(model: nn.Module, axes: Axes, arch: Arch, copied: Copied) -> Stop:
+    """What to freeze where code raised whose lines are not known: the axes without which it does not."""
+
+    def raises(names: list[str]) -> bool:
+        small, mode = copied(model)
+        shrink(small, axes, Arch({name: arch.kept[name] for name in names}))
+        return _ran(small, mode, axes)[0] is not None
+
+    why = f"the code of {type(model).__name__} cannot express it"
+    return Stop(axes=dict.fromkeys(_culprits(list(arch.kept), raises), why))
 
 
 def _ungated(axes: Axes, sites: list[Site]) -> Stop | None:

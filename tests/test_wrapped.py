@@ -1,12 +1,15 @@
 """Models as people bring them: gated before, compiled, wrapped for several devices, with tensors kept in attributes."""
 
 import copy
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from users import InputWidth
 
 from nas_prune.arch import Arch
 from nas_prune.derivation import derive
@@ -119,3 +122,40 @@ def test_what_forward_sets_is_left_as_it_was(used: bool) -> None:
     kept = [*small.cache.values(), *small.history, small.state.grid]
     assert not any(isinstance(each, FakeTensor) for each in kept)
     assert small(IMAGES).shape == model(IMAGES).shape
+
+
+class TwoHeads(nn.Module):
+    """Its second head runs in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Conv2d(6, 6, 3)
+        self.extra, self.head = nn.Sequential(nn.Conv2d(6, 5, 1), nn.ReLU(), nn.Conv2d(5, 4, 1)), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        middle = self.second(self.first(x).relu()).relu()
+        y = self.head(self.third(middle).relu().mean((2, 3)))
+        return (y, self.extra(middle).mean((2, 3))) if self.training else y
+
+
+def test_what_is_read_in_training_only_stays_so_that_a_derived_model_can_train() -> None:
+    model = TwoHeads().double().eval()
+    axes = trace(model, IMAGES)
+    assert set(axes.free) == {"first", "third"}
+    assert axes["second"].frozen == "read by extra.0, which runs in training only"
+    assert axes["extra.0"].frozen == "read by extra.0, which runs in training only"
+    arch = Arch.random(axes)
+    verify(model, axes, arch, IMAGES)
+    outputs = derive(model, axes, arch).train()(IMAGES)
+    assert [tuple(output.shape) for output in outputs] == [(2, 4), (2, 4)]
+
+
+def test_a_derived_model_of_a_rewritten_class_can_be_saved_and_copied(tmp_path: Path) -> None:
+    model = InputWidth().eval()
+    axes = trace(model, model.example())
+    small = derive(model, axes, Arch.random(axes))
+    torch.save(small, tmp_path / "small.pt")
+    loaded = torch.load(tmp_path / "small.pt", weights_only=False)
+    for again in (loaded, copy.copy(small), copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
+        assert type(again.attention) is type(small.attention) is not type(model.attention)
+        torch.testing.assert_close(again(model.example()), small(model.example()), rtol=0, atol=0)

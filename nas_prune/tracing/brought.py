@@ -16,7 +16,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils import remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.parametrize import is_parametrized
-from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 
 from nas_prune.errors import TraceError
@@ -58,6 +58,9 @@ def bake(model: nn.Module) -> None:
                 module.register_parameter(name, nn.Parameter(value.clone()))
         for hook in _normed(module):
             (remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm)(module, hook.name)
+            for key, loading in list(module._load_state_dict_pre_hooks.items()):  # which torch forgets
+                if isinstance(getattr(loading, "hook", loading), SpectralNormLoadStateDictPreHook):
+                    del module._load_state_dict_pre_hooks[key]
         for each in module.modules():
             each.training = modes.get(each, each.training)
 

@@ -69,6 +69,12 @@ class Captured:
         return any(kind.endswith("activation.MultiheadAttention") for kind in kinds)
 
     @property
+    def outputs(self) -> list[tuple[int, ...]]:
+        """Shapes of the tensors that the model returns."""
+        (last,) = self.graph.find_nodes(op="output")
+        return [tuple(int(size) for size in each.meta["val"].shape) for each in last.all_input_nodes]
+
+    @property
     def buffer_names(self) -> set[str]:
         """Names of the buffers, which are never learnt."""
         return {self.tensors[name] for name in self.buffers}
