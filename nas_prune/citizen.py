@@ -3,14 +3,17 @@
 Nothing is computed from rules: the derived model runs once, and what comes out of each stage is written down.
 """
 
-from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nas_prune.tracing.brought import untouched
+from nas_prune.tracing.capture import call
 
-def run_and_describe(model: nn.Module, inputs: Sequence[Any]) -> None:
+
+def run_and_describe(model: nn.Module, inputs: tuple[Any, ...]) -> None:
     """Run a model once; where it is a timm model, set ``feature_info``, ``num_features`` and ``head_hidden_size``."""
     info = getattr(model, "feature_info", None)
     stages = [stage for stage in info if isinstance(stage, dict)] if isinstance(info, list) else []
@@ -29,11 +32,13 @@ def run_and_describe(model: nn.Module, inputs: Sequence[Any]) -> None:
         modules[s["module"]].register_forward_hook(remember(s["module"])) for s in stages if s.get("module") in modules
     ]
     try:
-        features = _run(model, inputs)
+        with untouched(model):
+            features = _run(model, inputs)
     finally:
         for handle in hooks:
             handle.remove()
-    maps = _maps(model, inputs) if any(stage["module"] not in seen for stage in stages) else []
+    with untouched(model):
+        maps = _maps(model, inputs) if any(stage["module"] not in seen for stage in stages) else []
     for number, stage in enumerate(stages):
         if len(maps) == len(stages):
             stage["num_chs"] = maps[number].shape[1]
@@ -54,23 +59,23 @@ def _restate(model: nn.Module, before: list[int], after: list[int]) -> None:
             setattr(model, name, type(value)(after))
 
 
-def _run(model: Any, inputs: Sequence[Any]) -> Tensor | None:
+def _run(model: Any, inputs: tuple[Any, ...]) -> Tensor | None:
     """The model's output is not of interest, only that it comes; the features before the head, if it tells them."""
     with torch.no_grad():
         if hasattr(model, "forward_features") and hasattr(model, "forward_head") and hasattr(model, "num_features"):
-            features = model.forward_features(*inputs)
+            features = call(model.forward_features, inputs)
             model.forward_head(features)
             return features if isinstance(features, Tensor) else None
-        model(*inputs)
+        call(model, inputs)
     return None
 
 
-def _maps(model: Any, inputs: Sequence[Any]) -> list[Tensor]:
+def _maps(model: Any, inputs: tuple[Any, ...]) -> list[Tensor]:
     """The feature map (b c h w) of each stage, where stages hand on more than one tensor; none if timm gives none."""
     if not hasattr(model, "forward_intermediates"):
         return []
     with torch.no_grad():
-        return list(model.forward_intermediates(*inputs, intermediates_only=True))
+        return list(call(partial(model.forward_intermediates, intermediates_only=True), inputs))
 
 
 def channels(features: Tensor) -> int:

@@ -45,7 +45,14 @@ class Data:
 
 def from_loaders(train: Loader, evaluation: Loader, *, classes: int) -> Data:
     """Loaders of one's own, of (images, labels). Raises DataError for labels that no loss here can learn."""
-    images, labels = next(iter(evaluation))
+    batch = next(iter(evaluation))
+    pair = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (None, None)
+    images, labels = pair
+    if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
+        raise DataError(
+            f"a batch of the loader is a {type(batch).__name__}, not a pair of tensors (images, labels); "
+            "pass collate_fn= to the DataLoader to make it one"
+        )
     check_labels(labels, classes)
     return Data(train, evaluation, classes, images.shape[1], "loaders")
 

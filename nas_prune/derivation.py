@@ -17,6 +17,7 @@ from nas_prune.intercept import plain_copy
 from nas_prune.removal import remove
 from nas_prune.repair import repair
 from nas_prune.rewrite import edits_of, rewrite
+from nas_prune.scales import Numbers, keep_dense
 from nas_prune.tracing import Axes
 from nas_prune.tracing.capture import each_tensor, evaluating
 from nas_prune.tracing.oracle import take
@@ -30,13 +31,16 @@ def derive(model: nn.Module, axes: Axes, arch: Arch) -> nn.Module:
     arch.check(axes)
     small = plain_copy(model)
     shrink(small, axes, arch)
+    numbers = Numbers()
     try:
-        run_once(small, axes)
+        with numbers:
+            run_once(small, axes)
     except Exception as error:
         raise DeriveError(
             f"the code of {type(model).__name__} cannot run with these widths: {error}. "
             f"Freeze the axes of the module named there"
         ) from error
+    keep_dense(small, axes, arch, numbers.found)
     return small
 
 
@@ -51,13 +55,15 @@ def shrink(model: nn.Module, axes: Axes, arch: Arch) -> None:
 
 def run_once(model: nn.Module, axes: Axes) -> None:
     """Run a model on zeros of the traced shapes: shapes that its code cannot express show here, as any exception."""
-    like = next(model.parameters())
+    like, given = next(model.parameters()), axes.walk.captured.inputs
+    batch = len(given[0]) if isinstance(given[0], Tensor) and given[0].ndim else 0  # of other inputs we do not know it
 
     def zeros(value: Tensor) -> Tensor:
         dtype = like.dtype if value.is_floating_point() else value.dtype
-        return torch.zeros((1, *value.shape[1:]) if value.ndim else (), dtype=dtype, device=like.device)
+        shape = (1, *value.shape[1:]) if value.ndim and len(value) == batch else value.shape
+        return torch.zeros(shape, dtype=dtype, device=like.device)
 
-    inputs = each_tensor(zeros, axes.walk.captured.inputs)
+    inputs = each_tensor(zeros, given)
     with evaluating(model):
         run_and_describe(model, inputs)
 

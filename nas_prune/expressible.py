@@ -8,27 +8,35 @@ axes that meet at that very line are frozen, with the line as the reason, and it
 import copy
 import logging
 import traceback
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Node
 
 from nas_prune.arch import Arch
+from nas_prune.axes import BITS
 from nas_prune.derivation import run_once, shrink
 from nas_prune.errors import DeriveError, TraceError
+from nas_prune.gateable import counting, missed
 from nas_prune.intercept import plain_copy, release
 from nas_prune.repair import ambiguous
+from nas_prune.scales import Number, Numbers, differing, scales
 from nas_prune.sources import computed_sizes, frame_of
 from nas_prune.tracing import Axes, Inputs, capture, find, walk
-from nas_prune.tracing.walk import Tie, touched
+from nas_prune.tracing.brought import computed_tensors, parametrized, unwrapped
+from nas_prune.tracing.found import Scale
+from nas_prune.tracing.terms import leaves
+from nas_prune.tracing.walk import Site, Tie, touched
+from nas_prune.training_only import in_training
 
 TRIES = 64  # places that a model may stop at
+Copied = Callable[[nn.Module], tuple[nn.Module, AbstractContextManager[Any]]]
 
 
 def trace(
@@ -45,20 +53,32 @@ def trace(
     ``stripes``: whether the stripes of convolutions are axes, too.
     Raises TraceError when the model cannot be captured.
     """
+    model = unwrapped(model)
+    if parametrized(model):
+        model = plain_copy(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for tensor, dim in freeze or {}:
         if tensor not in parameters or not 0 <= dim < parameters[tensor].ndim:
             raise TraceError(f"cannot freeze dimension {dim} of {tensor!r}: the model has no such parameter dimension")
-    captured, ties, stops = capture(model, example_inputs), set[Tie](), dict[str, str]()
+    captured, ties, stops, stay = capture(model, example_inputs), set[Tie](), dict[str, str](), dict[str, str]()
+    trained = in_training(model, captured, example_inputs)
     for _ in range(TRIES):
-        axes = find(walk(captured, freeze_tensors=freeze, freeze_nodes=stops, ties=ties), striped=stripes)
-        stop = _stop(model, axes) if axes.free else None
-        if stop is None:
+        solved = walk(captured, freeze_tensors=freeze, freeze_nodes=stops, ties=ties, trained=trained)
+        axes = _frozen(find(solved, striped=stripes), stay)
+        stop = _stops(model, axes) if axes.free else Stop()
+        if not stop.found:
             break
         if stop.ties <= ties:
             stops |= stop.nodes
         ties |= stop.ties
-    return _deeply(model, axes)
+        stay |= stop.axes
+    return _deeply(model, replace(axes, scales=stop.scales))
+
+
+def _frozen(axes: Axes, reasons: Mapping[str, str]) -> Axes:
+    """The axes, those of these names frozen."""
+    known = {name: replace(axes[name], frozen=why) for name, why in reasons.items() if name in axes}
+    return replace(axes, named={**axes.named, **known})
 
 
 def _deeply(model: nn.Module, axes: Axes) -> Axes:
@@ -69,8 +89,7 @@ def _deeply(model: nn.Module, axes: Axes) -> Axes:
     needed = [name for name in depth if not _does_without(model, axes, [name])]
     if not _does_without(model, axes, [name for name in depth if name not in needed]):
         needed = depth
-    why = f"the code of {type(model).__name__} cannot do without it"
-    return replace(axes, named={**axes.named, **{name: replace(axes[name], frozen=why) for name in needed}})
+    return _frozen(axes, dict.fromkeys(needed, f"the code of {type(model).__name__} cannot do without it"))
 
 
 def _does_without(model: nn.Module, axes: Axes, names: list[str]) -> bool:
@@ -81,57 +100,128 @@ def _does_without(model: nn.Module, axes: Axes, names: list[str]) -> bool:
 def _runs(copied: tuple[nn.Module, AbstractContextManager[Any]], axes: Axes, names: list[str]) -> bool:
     small, mode = copied
     shrink(small, axes, Arch(dict.fromkeys(names, ())))
-    return _raised(small, mode, axes) is None
+    return _ran(small, mode, axes)[0] is None
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Where a smaller model stopped, and what may help.
+    """Where a smaller model stopped, or did something else than the graph, and what may help.
 
     ``ties``, the first choice: where a module knows by one number what has become two.
-    ``nodes``: nodes of the graph -> the reason to freeze what goes into them.
+    ``nodes``: nodes of the graph -> the reason to freeze what goes into them. ``axes``: the same by name.
+    ``scales``: numbers that are not the dense ones, and can be made up for.
     """
 
-    ties: set[Tie]
-    nodes: dict[str, str]
+    ties: set[Tie] = field(default_factory=set)
+    nodes: dict[str, str] = field(default_factory=dict)
+    axes: dict[str, str] = field(default_factory=dict)
+    scales: tuple[Scale, ...] = ()
+
+    @property
+    def found(self) -> bool:
+        """Whether anything has to be tied or frozen."""
+        return bool(self.ties or self.nodes or self.axes)
 
 
-def _stop(model: nn.Module, axes: Axes) -> Stop | None:
-    """Where the smaller model stops; None if it runs, or if nothing can be learnt about it."""
-    arch = _some(axes)
+def _stops(model: nn.Module, axes: Axes) -> Stop:
+    """What two smaller models stop at, or do otherwise: widths of one size differ in the first, not in the second."""
+    first = _stop(model, axes, _some(axes, alike=False))
+    if first.found:
+        return first
+    second = _stop(model, axes, _some(axes, alike=True))
+    known = {scale.index for scale in first.scales}
+    scales = (*first.scales, *(scale for scale in second.scales if scale.index not in known))
+    return second if second.found else Stop(scales=scales)
+
+
+def _stop(model: nn.Module, axes: Axes, arch: Arch) -> Stop:
+    """What a smaller model stops at, or does otherwise; nothing, if nothing can be learnt about it."""
     for copied in (_without_numbers, _with_numbers):  # code that looks at values runs on real numbers only
         small, mode = copied(model)
         try:
             shrink(small, axes, arch)
         except DeriveError as error:
-            return Stop(set(), {str(error.node): str(error)})
-        raised = _raised(small, mode, axes)
+            return Stop(nodes={str(error.node): str(error)})
+        with counting(small, axes) as board:
+            raised, numbers = _ran(small, mode, axes)
         if raised is None:
-            return None
-        if _raised(*copied(model), axes) is None:  # as it is, it runs
+            return _ungated(axes, missed(axes, board)) or _renumbered(model, axes, arch, copied, numbers)
+        if _ran(*copied(model), axes)[0] is None:  # as it is, it runs
             running, nodes, line = _place(small, axes, raised)
             ties = {tie for tie in ambiguous(small, axes, arch) if tie[0] in running}
             ties |= computed_sizes(model, axes, nodes)
-            why = f"the code of {line} cannot express it"
-            return Stop(ties, {node.name: why for node in nodes}) if ties or nodes else None
-    return None
+            if ties or nodes:
+                return Stop(ties, {node.name: f"the code of {line} cannot express it" for node in nodes})
+            return _unplaced(model, axes, arch, copied)
+    return Stop()
 
 
-def _raised(model: nn.Module, mode: AbstractContextManager[Any], axes: Axes) -> Exception | None:
-    """What a model raises, if anything."""
+def _unplaced(model: nn.Module, axes: Axes, arch: Arch, copied: Copied) -> Stop:
+    """What to freeze where code raised whose lines are not known: the axes without which it does not."""
+
+    def raises(names: list[str]) -> bool:
+        small, mode = copied(model)
+        shrink(small, axes, Arch({name: arch.kept[name] for name in names}))
+        return _ran(small, mode, axes)[0] is not None
+
+    why = f"the code of {type(model).__name__} cannot express it"
+    return Stop(axes=dict.fromkeys(_culprits(list(arch.kept), raises), why))
+
+
+def _ungated(axes: Axes, sites: list[Site]) -> Stop | None:
+    """What to freeze where no gate could act."""
+    nodes, stay = dict[str, str](), dict[str, str]()
+    for site in sites:
+        why = f"no gate reaches {axes.walk.where(site.node)} in eager code"
+        bits = [axes.variables[var] for var in leaves(site.term) if axes[axes.variables[var]].kind in BITS]
+        stay |= dict.fromkeys(bits, why)
+        nodes |= {} if bits else {site.node.name: why}
+    return Stop(nodes=nodes, axes=stay) if sites else None
+
+
+def _renumbered(model: nn.Module, axes: Axes, arch: Arch, copied: Copied, numbers: list[Number]) -> Stop:
+    """Numbers that the smaller model computes from its widths; the axes that change them, if they cannot be kept."""
+    dense = _ran(*copied(model), axes)[1]
+    changed = differing(dense, numbers)
+    kept = scales(axes, dense, changed)
+    if len(kept) == len(changed):
+        return Stop(scales=tuple(kept.values()))
+
+    def changes(names: list[str]) -> bool:
+        small, mode = copied(model)
+        shrink(small, axes, Arch({name: arch.kept[name] for name in names}))
+        return bool(set(differing(dense, _ran(small, mode, axes)[1])) - kept.keys())
+
+    why = f"the code of {type(model).__name__} computes a number from it"
+    return Stop(axes=dict.fromkeys(_culprits(list(arch.kept), changes), why))
+
+
+def _culprits(names: list[str], changes: Callable[[list[str]], bool]) -> list[str]:
+    """The axes that change a number, found by halves."""
+    if not changes(names):
+        return []
+    if len(names) == 1:
+        return names
+    half = len(names) // 2
+    return [*_culprits(names[:half], changes), *_culprits(names[half:], changes)] or names
+
+
+def _ran(model: nn.Module, mode: AbstractContextManager[Any], axes: Axes) -> tuple[Exception | None, list[Number]]:
+    """What a model raises, if anything, and the numbers that its arithmetic is given."""
+    numbers = Numbers()
     try:
-        with mode, _silent():
+        with mode, _silent(), numbers:
             run_once(model, axes)
     except Exception as error:  # whatever the model's own code raises
-        return error
-    return None
+        return error, numbers.found
+    return None, numbers.found
 
 
 def _without_numbers(model: nn.Module) -> tuple[nn.Module, AbstractContextManager[Any]]:
     """A copy without our hooks whose tensors have shapes only, and the mode to run it in."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    memo = {id(tensor): mode.from_tensor(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    copied = copy.deepcopy(model, memo)
+    fake = {id(tensor): mode.from_tensor(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    copied = copy.deepcopy(model, computed_tensors(model) | fake)
     release(copied)
     return copied, mode
 
@@ -140,15 +230,16 @@ def _with_numbers(model: nn.Module) -> tuple[nn.Module, AbstractContextManager[A
     return plain_copy(model), nullcontext()
 
 
-def _some(axes: Axes) -> Arch:
-    """An architecture in which every axis is cut, by shares that differ from axis to axis."""
-    generator = torch.Generator().manual_seed(0)
+def _some(axes: Axes, *, alike: bool) -> Arch:
+    """An architecture in which every axis is cut: those of one size to one size, or to another one each in turn."""
     kept = {}
+    before = Counter[int]()
     for name, axis in axes.free.items():
         if axis.kind == "stripe":
             continue
-        share = 0.3 + 0.5 * float(torch.rand((), generator=generator))
-        kept[name] = range(max(1, min(axis.size - 1, round(share * axis.size))))
+        sizes = [size for size in range(1, axis.size) if 0.3 <= size / axis.size <= 0.8] or [max(1, axis.size - 1)]
+        kept[name] = range(sizes[0 if alike else (1 + before[axis.size]) * len(sizes) * 5 // 8 % len(sizes)])
+        before[axis.size] += 1
     return Arch(kept)
 
 

@@ -18,10 +18,11 @@ from nas_prune.arch import Arch
 from nas_prune.axes import Kind
 from nas_prune.errors import SpaceError
 from nas_prune.gates import Gate, gates
-from nas_prune.intercept import Board, intercept, plain_copy
+from nas_prune.intercept import Board, intercept, plain_copy, release
 from nas_prune.ops import Choice
 from nas_prune.space import SearchSpace
 from nas_prune.tracing import Axes
+from nas_prune.tracing.brought import tensor_of, unwrapped
 from nas_prune.tracing.terms import Term, leaves
 from nas_prune.tracing.writers import writers
 
@@ -31,7 +32,8 @@ class GatedModel(nn.Module):
 
     ``gate``: a registered name or a Gate class; ``options``: the gate's keyword options; or both per kind of axis,
     ``kinds={"operation": ("softmax", {})}``. The candidates of a choice share one gate.
-    The model is gated in place (hooks on its modules); ``plain()`` gives a copy without gates.
+    The model is gated in place (hooks on its modules, which replace those of an earlier GatedModel); ``plain()`` gives
+    a copy without gates.
     """
 
     def __init__(
@@ -47,7 +49,8 @@ class GatedModel(nn.Module):
         self.space = space if isinstance(space, SearchSpace) else SearchSpace.all(space)
         if not self.space.free:
             raise SpaceError("there is nothing to gate: every axis is frozen. `axes[name].frozen` says why")
-        self.backbone = model
+        self.backbone = model = unwrapped(model)
+        release(model)
         self.writers = {name: writers(self.space.axes, name) for name in self.space.free}
         for name, written in self.writers.items():  # buffers, so that they are where the weights are
             for index, (_, _, order) in enumerate(written):
@@ -72,12 +75,15 @@ class GatedModel(nn.Module):
         return self.space.axes
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The backbone's forward, gated."""
+        """The backbone's forward, gated. Raises SpaceError where another GatedModel has taken the backbone."""
+        if self._board.released:
+            raise SpaceError("another GatedModel was made of this backbone since; use that one, or gate a copy")
         keep = self._fixed[-1].keep() if self._fixed else self._said()
         self._board.open(keep, [self._mask(site.term, site.how, keep) for site in self._sites])
-        output = self.backbone(*args, **kwargs)
-        self._board.entered.clear()  # every pass begins alike, so torch.compile compiles one
-        return output
+        try:
+            return self.backbone(*args, **kwargs)
+        finally:
+            self._board.close()
 
     def _said(self) -> dict[str, Tensor]:
         """What the gates say, in full precision even where the backbone computes in less: half a unit is none."""
@@ -153,7 +159,7 @@ class GatedModel(nn.Module):
             return [rearrange(self._striped(name), "n c i j -> (n i j) c")]
         result = []
         for index, (tensor, dim, order) in enumerate(self.writers.get(name, ())):
-            rows = self.backbone.get_parameter(tensor).movedim(dim, 0).flatten(1)
+            rows = tensor_of(self.backbone, tensor).movedim(dim, 0).flatten(1)
             size = self.space.axes[name].size
             ordered = rows if order is None else rows[self.get_buffer(_order(name, index))]
             result.append(ordered.reshape(size, -1))
@@ -169,9 +175,9 @@ class GatedModel(nn.Module):
             live = [name for name in choice.candidates if f"{path}.candidates.{name}" not in without]
             choice.live = live if live and self._fixed else None
 
-    def _striped(self, name: str) -> nn.Parameter:
+    def _striped(self, name: str) -> Tensor:
         """The weight (n c i j) that an axis of stripes is about."""
-        return self.backbone.get_parameter(f"{name.removesuffix('.stripes')}.weight")
+        return tensor_of(self.backbone, f"{name.removesuffix('.stripes')}.weight")
 
     def _stripes(self, name: str) -> list[str]:
         """The stripe axes of the convolutions that write an axis; none, if anything else writes it."""

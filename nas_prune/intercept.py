@@ -10,82 +10,39 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Node
 from torch.overrides import TorchFunctionMode
 
+from nas_prune.calls import KINDS, NODE_KINDS, OPERANDS, counts
 from nas_prune.errors import TraceError
 from nas_prune.ops import Choice
 from nas_prune.tracing import Axes
+from nas_prune.tracing.brought import bake, computed_tensors, unwrapped
 from nas_prune.tracing.masked import FILLS, FORMS, striped
 from nas_prune.tracing.walk import Site
 
 Mix = Callable[[Tensor, Tensor], Tensor]
 Call = tuple[int, str, int]  # (which call of the module, kind of function, how many of that kind before it there)
 
-KINDS: dict[Any, str] = {
-    **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), "convolution"),
-    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), "transposed_convolution"),
-    F.linear: "linear",
-    F.layer_norm: "layer_norm",
-    F.rms_norm: "rms_norm",
-    F.group_norm: "group_norm",
-    F.batch_norm: "batch_norm",
-    F.scaled_dot_product_attention: "attention",
-    **dict.fromkeys((torch.matmul, torch.bmm, torch.mm), "matmul"),
-    **dict.fromkeys((Tensor.matmul, Tensor.bmm, Tensor.mm, Tensor.__matmul__), "matmul"),
-    **dict.fromkeys((torch.addmm, torch.baddbmm, Tensor.addmm, Tensor.baddbmm), "addmm"),
-    torch.einsum: "einsum",
-    **dict.fromkeys((torch.mean, Tensor.mean), "mean"),
-    **dict.fromkeys((torch.sum, Tensor.sum), "sum"),
-    **dict.fromkeys((torch.amax, Tensor.amax), "amax"),
-    **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), "softmax"),
-    **dict.fromkeys((torch.linalg.vector_norm, torch.norm, Tensor.norm, F.normalize), "norm"),
-    **dict.fromkeys((torch.lstm, torch.gru), "recurrent"),
-    **dict.fromkeys((torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__), "add"),
-}
-NODE_KINDS = {
-    **dict.fromkeys(("conv1d.default", "conv2d.default", "conv3d.default", "conv2d.padding"), "convolution"),
-    **dict.fromkeys(
-        ("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input"), "transposed_convolution"
-    ),
-    "linear.default": "linear",
-    "layer_norm.default": "layer_norm",
-    "rms_norm.default": "rms_norm",
-    "group_norm.default": "group_norm",
-    **dict.fromkeys(
-        ("_native_batch_norm_legit_no_training.default", "_native_batch_norm_legit.no_stats"), "batch_norm"
-    ),
-    "scaled_dot_product_attention.default": "attention",
-    **dict.fromkeys(("matmul.default", "bmm.default", "mm.default"), "matmul"),
-    **dict.fromkeys(("addmm.default", "baddbmm.default"), "addmm"),
-    "einsum.default": "einsum",
-    **dict.fromkeys(("mean.dim", "mean.default"), "mean"),
-    **dict.fromkeys(("sum.dim_IntList", "sum.default"), "sum"),
-    "amax.default": "amax",
-    **dict.fromkeys(("softmax.int", "_softmax.default"), "softmax"),
-    "linalg_vector_norm.default": "norm",
-    **dict.fromkeys(("lstm.input", "gru.input"), "recurrent"),
-    "add.Tensor": "add",
-}
-
-
-OPERANDS = {
-    **dict.fromkeys(("convolution", "transposed_convolution", "linear"), ("input", "weight")),
-    "attention": ("query", "key", "value"),
-}
-
 
 class Board:
-    """Keep values per axis and masks per site of the current forward pass; empty when the model runs ungated."""
+    """Keep values per axis and masks per site of the last forward pass.
+
+    ``inside``: whether one is on its way; the backbone called by itself computes what it says. ``released``: the hooks
+    that read this are gone. ``counted``: hook, call of its module, and what that saw, for who asks.
+    """
 
     def __init__(self) -> None:
+        self.inside = False
+        self.released = False
+        self.counted: list[tuple[Interceptor, int, Counter[str]]] = []
+        self.counting = False
         self.keep: dict[str, Tensor] = {}
         self.masks: list[Tensor | None] = []
         self.running: list[_Interception] = []
@@ -94,8 +51,18 @@ class Board:
 
     def open(self, keep: dict[str, Tensor], masks: list[Tensor | None]) -> None:
         """A new forward pass begins."""
-        self.keep, self.masks = keep, masks
+        self.keep, self.masks, self.inside = keep, masks, True
         self.entered.clear()
+
+    def close(self) -> None:
+        """It is over. Every pass begins alike, so torch.compile compiles one."""
+        self.inside = False
+        self.entered.clear()
+
+    @property
+    def gating(self) -> bool:
+        """Whether calls are gated now: in a forward pass, or in a backward pass, which repeats checkpointed parts."""
+        return not self.masking and (self.inside or torch._C._current_graph_task_id() != -1)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Board:
         return Board()
@@ -129,7 +96,10 @@ class Interceptor:
 
     def leave(self, module: nn.Module, arguments: Any, output: Any) -> None:  # noqa: ARG002
         """Forward hook, called also when the module raised."""
-        self.board.running.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        mode = self.board.running.pop()
+        mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        if self.board.counting:
+            self.board.counted.append((self, mode.call, mode.seen))
 
 
 class _Interception(TorchFunctionMode):
@@ -143,7 +113,7 @@ class _Interception(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kind, board = KINDS.get(func), self.interceptor.board
-        if kind is None or not board.masks or board.masking or (kind == "add" and not _of_numbers(args)):
+        if kind is None or not board.gating or not counts(kind, args, kwargs or {}):
             return func(*args, **(kwargs or {}))
         indices = self.interceptor.calls.get((self.call, kind, self.seen[kind]), ())
         self.seen[kind] += 1
@@ -171,11 +141,6 @@ def _positional(kind: str, args: list[Any], kwargs: dict[str, Any]) -> tuple[lis
     for name in OPERANDS.get(kind, ("input",))[len(args) :]:
         args.append(kwargs.pop(name))
     return args, kwargs
-
-
-def _of_numbers(args: Sequence[Any]) -> bool:
-    """Whether a sum is of two tensors of real numbers; constants and counters come and go."""
-    return len(args) == 2 and all(isinstance(value, Tensor) and value.is_floating_point() for value in args)
 
 
 def _close(site: Site, args: list[Any], keep: Tensor, mix: Mix | None) -> None:
@@ -227,11 +192,17 @@ def _calls(axes: Axes) -> dict[tuple[str, str], list[Node]]:
     calls: dict[tuple[str, str], list[Node]] = {}
     for node in axes.walk.captured.graph.nodes:
         kind = NODE_KINDS.get(node.target.__name__) if node.op == "call_function" else None
-        if kind == "add" and not _of_numbers([g.meta.get("val") if isinstance(g, Node) else g for g in node.args]):
+        given = [value.meta.get("val") if isinstance(value, Node) else value for value in node.args]
+        if kind is None or not counts(kind, given, node.kwargs):
             continue
-        for key in axes.walk.captured.running(node) if kind else ():
-            calls.setdefault((key, str(kind)), []).append(node)
+        for key in axes.walk.captured.running(node):
+            calls.setdefault((key, kind), []).append(node)
     return calls
+
+
+def calls_of_modules(axes: Axes) -> dict[tuple[str, str], int]:
+    """(call of a module, kind) -> how many calls of that kind the graph has there."""
+    return {key: len(nodes) for key, nodes in _calls(axes).items()}
 
 
 def _inside(
@@ -265,12 +236,14 @@ def release(model: nn.Module) -> None:
     for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), Interceptor)]:
-                hooks.pop(key)
+                hooks.pop(key).__self__.board.released = True
                 module._forward_hooks_always_called.pop(key, None)
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A deep copy of a model that is free of our hooks."""
-    result = copy.deepcopy(model)
+    """A deep copy of a model that is free of our hooks, of what wraps it, and of what computes its weights."""
+    model = unwrapped(model)
+    result = copy.deepcopy(model, computed_tensors(model))
     release(result)
+    bake(result)
     return result

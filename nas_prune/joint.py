@@ -45,8 +45,7 @@ def search(
     in the unit of the budget; if left out, the prediction is believed.
     """
     settings, run = settings or SearchSettings(), run or Run(Accelerator())
-    classes = int(getattr(gated.backbone, "num_classes", 0))
-    data = train if isinstance(train, Data) else from_loaders(train, train, classes=classes)
+    data = train if isinstance(train, Data) else from_loaders(train, train, classes=_classes(gated))
     learn(gated, data, budget=budget, penalties=penalties or [BudgetPenalty(budget)], settings=settings, run=run)
     predicted = cost_of or (lambda arch: float(budget.cost(arch.sizes(gated.space.free))))
     scores = gated.scores()
@@ -54,6 +53,12 @@ def search(
     arch = meet(scores, budget, gated.space, selectors[settings.fitting_selector], predicted).arch
     settle(gated, arch, data, settings=settings, run=run)
     return arch
+
+
+def _classes(gated: GatedModel) -> int:
+    """How many classes a backbone tells apart: as it says, or as many as its first output has entries."""
+    captured = gated.axes.walk.captured
+    return int(getattr(gated.backbone, "num_classes", captured.outputs[0][-1] if captured.outputs else 0))
 
 
 def learn(

@@ -3,8 +3,9 @@
 Evidence comes in five strengths. A layer's own weight tells its widths exactly. So does the source, where an attribute
 stands in place of a size. Otherwise a module's integer is replaced if the module used that very number as a size (a
 view, a split, groups) and the graph has one new value for it.
-One that is called like a width may instead be known from the dimensions of all tensors that the module works on. And a
-classifier head keeps widths that its code does not use: there, the tensors that pass through it are the evidence.
+One that is called like a width may instead be known from the dimensions of all tensors that the module works on. And
+what its code does not use (widths of a classifier head, of layers that will be fused): there, the tensors that pass
+through it are the evidence.
 """
 
 from typing import Any
@@ -13,11 +14,11 @@ from torch import nn
 from torch.fx import Node
 
 from nas_prune.arch import Arch
-from nas_prune.sources import named_sizes, names_used
+from nas_prune.sources import forward_names, named_sizes, names_used
 from nas_prune.tracing import Axes
 from nas_prune.tracing.oracle import size_of
 from nas_prune.tracing.terms import free
-from nas_prune.tracing.walk import Tie
+from nas_prune.tracing.walk import Tie, operator
 
 GEOMETRY = {"kernel_size", "stride", "padding", "dilation", "output_padding", "num_classes", "img_size"}
 GEOMETRY |= {
@@ -31,6 +32,7 @@ GEOMETRY |= {
 }
 HEAD_WIDTHS = {"in_features", "num_features", "hidden_size"}  # what timm's classifier heads keep about themselves
 WIDTHS = ("dim", "chan", "chs", "feat", "width", "heads", "planes", "hidden", "embed", "groups", "filters")
+GROUPED = (nn.modules.conv._ConvNd, nn.GroupNorm, nn.ChannelShuffle)
 Changes = dict[str, dict[int, set[int]]]  # module path -> old size -> the new sizes that it became there
 
 
@@ -38,7 +40,7 @@ def repair(model: nn.Module, axes: Axes, arch: Arch) -> None:
     """Repair every module of a model whose tensors are sliced already."""
     evidence = Evidence(model, axes, arch)
     for path, module in model.named_modules():
-        certain = _from_weight(module)
+        certain = _from_weight(module) | (evidence.groups.get(path, {}) if isinstance(module, GROUPED) else {})
         for name, value in list(vars(module).items()):
             if name not in certain and _is_width(name, value):
                 setattr(module, name, _renewed(value, evidence.of(path, name, value)))
@@ -80,6 +82,8 @@ class Evidence:
             self.named.setdefault((named.module, named.attribute), set()).add(new)
         self.asked = _asked(axes, arch, {(named.node, named.index) for named in explained})
         self.seen, self.through = _seen(axes, arch)
+        self.groups = _groups(axes, arch)
+        self.read = {path: forward_names(type(module)) for path, module in model.named_modules()}
 
     def of(self, path: str, name: str, value: Any) -> dict[int, set[int]]:
         """Old number -> the numbers that it may have become, for one attribute of one module."""
@@ -89,7 +93,10 @@ class Evidence:
             return self.through.get(path, {})
         asked = self.asked.get(path, {})
         known = any(item in asked for item in (value if isinstance(value, tuple | list) else (value,)))
-        return self.seen.get(path, {}) if not known and any(word in name for word in WIDTHS) else asked
+        if known or not any(word in name for word in WIDTHS):
+            return asked
+        unread = bool(path) and name not in self.read[path]  # kept for others: who fuses layers asks for it
+        return (self.through.get(path, {}) if unread else {}) | self.seen.get(path, {})
 
 
 def _from_weight(module: nn.Module) -> dict[str, Any]:
@@ -112,6 +119,17 @@ def _from_weight(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, nn.Embedding):
         return {"num_embeddings": weight.shape[0], "embedding_dim": weight.shape[1]}
     return {"num_channels": weight.shape[0]} if isinstance(module, nn.GroupNorm) else {}
+
+
+def _groups(axes: Axes, arch: Arch) -> dict[str, dict[str, int]]:
+    """Path of a layer -> how many groups it has: its operator says so, whatever other numbers are the same."""
+    found: dict[str, dict[str, int]] = {}
+    for node, literals in axes.walk.literals.items():
+        name = operator(node).split(".")[0]
+        attribute = "groups" if "conv" in name or name.endswith("channel_shuffle") else "num_groups"
+        if attribute == "groups" or name == "group_norm":
+            found[axes.walk.captured.owner(node)] = {attribute: size_of(axes, arch, literals[0].sizes[0])}
+    return found
 
 
 def _asked(axes: Axes, arch: Arch, explained: set[tuple[Node, int]]) -> Changes:

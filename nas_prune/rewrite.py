@@ -105,7 +105,20 @@ def _subclass(kind: Any, edits: tuple[tuple[str, frozenset[Place]], ...]) -> typ
     members: dict[str, Any] = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
     for name, places in edits:
         members[name] = _edited(inspect.getattr_static(kind, name), places)
-    return type(kind.__name__, (kind,), {**members, "__rewritten__": (kind, edits)})
+    return type(kind.__name__, (kind,), {**members, "__rewritten__": (kind, edits), "__reduce_ex__": _reduced})
+
+
+def _reduced(module: nn.Module, protocol: int) -> tuple[Any, ...]:  # noqa: ARG001
+    """How a module of a rewritten class is pickled: its class cannot be found by its name."""
+    kind, edits = vars(type(module))["__rewritten__"]
+    return _fresh, (kind, edits), module.__getstate__()
+
+
+def _fresh(kind: type, edits: tuple[tuple[str, frozenset[Place]], ...]) -> nn.Module:
+    """An empty module of a rewritten class, for pickle to fill."""
+    made = _subclass(kind, edits)
+    module: nn.Module = made.__new__(made)
+    return module
 
 
 def _edited(method: FunctionType, places: frozenset[Place]) -> FunctionType:

@@ -113,12 +113,33 @@ def names_used(kind: Hashable) -> frozenset[str]:
     return frozenset(name for code in own for name in code.co_names)
 
 
+def forward_names(kind: type[nn.Module]) -> frozenset[str]:
+    """Names of attributes that the forward method of a class reads itself."""
+    code = getattr(kind.forward, "__code__", None)
+    return frozenset(() if code is None else code.co_names)
+
+
 def methods_of(kind: type) -> Iterator[tuple[str, FunctionType]]:
-    """The methods of a class that can be copied: plain functions that need nothing of the place they stand in."""
-    for name in ("forward", *(name for name in vars(kind) if name != "forward")):
+    """The methods of a class that can be copied: plain functions of known source that need nothing of where they stand.
+
+    Those that it inherits are among them, but for those of torch.
+    """
+    own = [base for base in kind.__mro__ if not base.__module__.startswith("torch.nn.modules.module")]
+    for name in dict.fromkeys(("forward", *(name for base in own for name in vars(base)))):
         method = inspect.getattr_static(kind, name, None)
-        if isinstance(method, FunctionType) and method.__closure__ is None and not hasattr(method, "__wrapped__"):
+        plain = isinstance(method, FunctionType) and method.__closure__ is None and not hasattr(method, "__wrapped__")
+        if isinstance(method, FunctionType) and plain and _readable(method):
             yield name, method
+
+
+@cache
+def _readable(method: FunctionType) -> bool:
+    """Whether the source of a method is a definition in a file: code of ``exec`` has none, a lambda is none."""
+    try:
+        lines = inspect.getsourcelines(method)[0]
+        return isinstance(ast.parse(textwrap.dedent("".join(lines))).body[0], ast.FunctionDef)
+    except (OSError, SyntaxError, IndexError):
+        return False
 
 
 @cache

@@ -19,7 +19,7 @@ from nas_prune.errors import ExactnessError
 from nas_prune.gated import GatedModel
 from nas_prune.intercept import plain_copy
 from nas_prune.tracing import Axes
-from nas_prune.tracing.capture import Inputs, at_least_two, each_tensor, evaluating, output_tensors
+from nas_prune.tracing.capture import Inputs, arguments_of, call, each_tensor, evaluating, output_tensors
 from nas_prune.tracing.oracle import compare, in_float64, perturbed
 
 TOLERANCE = 1e-9  # float64; 1e-6 would already hide an attention scale that is a few percent off
@@ -57,7 +57,7 @@ def verify(model: nn.Module, axes: Axes, arch: Arch, example_inputs: Inputs, *, 
     ``model`` is left untouched, whatever the outcome.
     """
     double = plain_copy(model).double().eval().cpu()
-    inputs = each_tensor(_double, at_least_two(example_inputs))
+    inputs = _doubled(double, axes, example_inputs)
     state = perturbed(double, torch.Generator().manual_seed(seed))
     report = compare(axes, arch, state, inputs)
     if not report.worst_error <= TOLERANCE:
@@ -81,8 +81,8 @@ def verify(model: nn.Module, axes: Axes, arch: Arch, example_inputs: Inputs, *, 
 
 def eager_error(model: nn.Module, axes: Axes, arch: Arch, example_inputs: Inputs) -> float:
     """Difference of the eager gated and the eager derived model in float64, relative to the output's magnitude."""
-    inputs = each_tensor(_double, at_least_two(example_inputs))
-    return _eager(plain_copy(model).double().eval().cpu(), axes, arch, inputs)[1]
+    double = plain_copy(model).double().eval().cpu()
+    return _eager(double, axes, arch, _doubled(double, axes, example_inputs))[1]
 
 
 def allowed(double: nn.Module, inputs: Inputs, error: float) -> float:
@@ -90,7 +90,7 @@ def allowed(double: nn.Module, inputs: Inputs, error: float) -> float:
     if error <= TOLERANCE:
         return TOLERANCE
     with torch.no_grad(), in_float64(), evaluating(double), _Rounding() as rounding:
-        double(*each_tensor(_double, inputs))
+        call(double, each_tensor(_double, inputs))
     return ROUNDED if rounding.seen else TOLERANCE
 
 
@@ -108,6 +108,11 @@ class _Rounding(TorchFunctionMode):
 
 def _double(value: Tensor) -> Tensor:
     return value.detach().cpu().double() if value.is_floating_point() else value.detach().cpu()
+
+
+def _doubled(model: nn.Module, axes: Axes, inputs: Inputs) -> tuple[Any, ...]:
+    """Example inputs in float64, as the arguments of ``forward``."""
+    return each_tensor(_double, axes.walk.captured.batched(arguments_of(model, inputs)))
 
 
 def control_error(axes: Axes, arch: Arch, state: Mapping[str, Tensor], inputs: Inputs) -> float:
@@ -131,7 +136,7 @@ def _eager(model: nn.Module, axes: Axes, arch: Arch, inputs: tuple[Any, ...]) ->
     small = derive(model, axes, arch).eval()
     gated = GatedModel(copy.deepcopy(model), axes).eval()
     with torch.no_grad(), in_float64(), evaluating(gated), gated.fixed(arch):
-        expected, got = output_tensors(gated(*inputs)), output_tensors(small(*inputs))
+        expected, got = output_tensors(call(gated, inputs)), output_tensors(call(small, inputs))
     absolute = max(float((e - g).abs().max()) for e, g in zip(expected, got, strict=True))
     magnitude = max(float(e.abs().max()) for e in expected)
     return absolute, absolute / (1 + magnitude)

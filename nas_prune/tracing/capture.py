@@ -4,23 +4,36 @@
 decomposition table makes the graph functional but keeps conv, linear, norms and attention whole.
 """
 
-import gc
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Graph, Node
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import register_pytree_node, tree_leaves, tree_map_only
 
-from nas_prune.errors import TraceError, first_line
+from nas_prune.errors import TraceError
 from nas_prune.ops.choice import Choice
+from nas_prune.tracing.brought import untouched
+from nas_prune.tracing.exported import exported
 
-Inputs = Tensor | tuple[Any, ...]
+Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+
+
+class Keywords(dict[str, Any]):
+    """Arguments of ``forward`` that are given by name, in the order of its parameters: the last of the inputs."""
+
+
+register_pytree_node(
+    Keywords,
+    lambda given: (list(given.values()), list(given)),
+    lambda values, names: Keywords(zip(names, values, strict=True)),
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +43,8 @@ class Captured:
     ``shared``: each name of a tensor -> the first of all names that the same tensor has (tied weights).
     ``modules``: the same for paths of modules. ``choices``: path of each choice -> the name under which it is decided,
     and its candidates in the order of the sum.
-    ``inputs``: what was captured, its tensors without numbers; ``batch``: images in the inputs that the caller gave.
+    ``inputs``: what was captured, its tensors without numbers; ``batch``: images in the inputs that the caller gave;
+    ``single``: whether one image was captured, since the code says that there is one.
     """
 
     graph: Graph
@@ -43,11 +57,22 @@ class Captured:
     values: Mapping[str, Tensor]
     inputs: tuple[Any, ...]
     batch: int
+    single: bool
+
+    def batched(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Example inputs with as many images as the graph can take: two or more, if it can."""
+        return inputs if self.single else at_least_two(inputs)
 
     def opaque(self, node: Node) -> bool:
         """Whether the node was made inside torch's own attention, which computes head_dim from the embedding."""
         kinds = [str(kind) for _, kind in node.meta.get("nn_module_stack", {}).values()]
         return any(kind.endswith("activation.MultiheadAttention") for kind in kinds)
+
+    @property
+    def outputs(self) -> list[tuple[int, ...]]:
+        """Shapes of the tensors that the model returns."""
+        (last,) = self.graph.find_nodes(op="output")
+        return [tuple(int(size) for size in each.meta["val"].shape) for each in last.all_input_nodes]
 
     @property
     def buffer_names(self) -> set[str]:
@@ -64,6 +89,30 @@ class Captured:
         return next(reversed(self.running(node).values()), "")
 
 
+def arguments_of(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
+    """Example inputs as the arguments of ``forward``: a mapping of its parameters gives them by name."""
+    if isinstance(inputs, tuple):
+        return inputs
+    if isinstance(inputs, Mapping):
+        known = list(signature(model.forward).parameters)
+        if set(inputs) <= set(known):
+            return (Keywords({name: inputs[name] for name in known if name in inputs}),)
+    return (inputs,)
+
+
+def call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """What a model or a method gives for these arguments."""
+    positional, named = split_arguments(arguments)
+    return function(*positional, **named)
+
+
+def split_arguments(arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments by position, and by name."""
+    if arguments and isinstance(arguments[-1], Keywords):
+        return arguments[:-1], dict(arguments[-1])
+    return arguments, {}
+
+
 def as_tuple(inputs: Inputs) -> tuple[Any, ...]:
     """Example inputs as the positional arguments of ``forward``."""
     return inputs if isinstance(inputs, tuple) else (inputs,)
@@ -75,10 +124,14 @@ def each_tensor(function: Callable[[Tensor], Tensor], inputs: Inputs) -> tuple[A
 
 
 def output_tensors(output: Any) -> list[Tensor]:
-    """The tensors of what a model returns, in order, also those inside sequences and mappings."""
+    """The tensors of what a model returns, in order, also those inside sequences, mappings and dataclasses."""
     if isinstance(output, Tensor):
         return [output]
-    values = output.values() if isinstance(output, Mapping) else output
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    elif is_dataclass(output) and not isinstance(output, type):
+        output = [getattr(output, each.name) for each in fields(output)]
+    values = output if isinstance(output, tuple | list) else []
     return [tensor for value in values for tensor in output_tensors(value)]
 
 
@@ -116,25 +169,47 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def capture(model: nn.Module, inputs: Inputs) -> Captured:
-    """Export the model in eval mode. Raises TraceError, naming what stopped the export."""
-    device = device_of(model)
-    arguments = each_tensor(lambda value: value.to(device), at_least_two(inputs))
+def capture(model: nn.Module, inputs: Inputs, *, training: Collection[nn.Module] = ()) -> Captured:
+    """Export the model in eval mode, ``training`` in theirs. Raises TraceError, naming what stopped the export."""
+    given = each_tensor(lambda value: value.to(device_of(model)), arguments_of(model, inputs))
+    arguments = at_least_two(given)
     try:
-        with evaluating(model), _out_of_place(model), _uncollected(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.export.export(model, arguments, strict=False).run_decompositions({})
-    except Exception as error:
-        raise TraceError(
-            f"{type(model).__name__} cannot be captured as a graph: {type(error).__name__}: {first_line(error)}. "
-            f"Check that `model(example_inputs)` runs in eval mode and does not branch on the values of tensors"
-        ) from error
-    kinds = (InputKind.PARAMETER, InputKind.BUFFER)
+        program, single = _exported(model, arguments, training), False
+    except TraceError:
+        if batch_of(given) > 1:
+            raise
+        try:
+            program, single, arguments = _exported(model, given, training), True, given
+        except TraceError:
+            single = False
+        if not single:
+            raise
+    return _captured(model, program, arguments, batch_of(given), single)
+
+
+def _exported(model: nn.Module, arguments: tuple[Any, ...], training: Collection[nn.Module]) -> ExportedProgram:
+    """The program of a model, whose outputs are the tensors of what it returns."""
+    listed = model.register_forward_hook(lambda _, __, output: tuple(output_tensors(output)))
+    try:
+        with untouched(model), evaluating(model):
+            for module in training:
+                module.training = True
+            return exported(model, *split_arguments(arguments))
+    finally:
+        listed.remove()
+
+
+def _captured(
+    model: nn.Module, program: ExportedProgram, arguments: tuple[Any, ...], batch: int, single: bool
+) -> Captured:
     specs = program.graph_signature.input_specs
+    buffers = [spec for spec in specs if spec.kind is InputKind.BUFFER]
+    kinds = (InputKind.PARAMETER, InputKind.BUFFER)
+    constants = [spec for spec in specs if spec.kind is InputKind.CONSTANT_TENSOR]
     return Captured(
         graph=program.graph,
         tensors={spec.arg.name: str(spec.target) for spec in specs if spec.kind in kinds},
-        buffers=frozenset(spec.arg.name for spec in specs if spec.kind is InputKind.BUFFER),
+        buffers=frozenset(spec.arg.name for spec in buffers),
         shared=_first_names(_tensors(model)),
         modules=_first_names(model.named_modules(remove_duplicate=False)),
         choices={
@@ -142,18 +217,15 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
             for path, module in model.named_modules()
             if isinstance(module, Choice)
         },
-        constants={
-            spec.arg.name: _kept(program.constants[str(spec.target)])
-            for spec in specs
-            if spec.kind is InputKind.CONSTANT_TENSOR
-        },
+        constants={spec.arg.name: _kept(program.constants[str(spec.target)]) for spec in constants},
         values={
             spec.arg.name: _kept(program.constants[str(spec.target)])
-            for spec in specs
-            if spec.kind is InputKind.BUFFER and str(spec.target) in program.constants
+            for spec in buffers
+            if str(spec.target) in program.constants
         },
         inputs=each_tensor(lambda value: value.to("meta"), arguments),
-        batch=batch_of(inputs),
+        batch=batch,
+        single=single,
     )
 
 
@@ -165,31 +237,6 @@ def _kept(value: Any) -> Any:
 def device_of(model: nn.Module) -> torch.device:
     """Where a model is: the device of its first tensor, the CPU if it has none."""
     return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """No garbage collection: looking again and again at a growing graph takes a third of the time of an export."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
-
-
-@contextmanager
-def _out_of_place(model: nn.Module) -> Iterator[None]:
-    """No activation overwrites its input: export would move the views of that input to where they are used."""
-    overwriting = [module for module in model.modules() if getattr(module, "inplace", False) is True]
-    for module in overwriting:
-        module.inplace = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for module in overwriting:
-            module.inplace = True  # type: ignore[assignment]
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -12,6 +12,7 @@ from math import prod as product
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from nas_prune.arch import Arch
 from nas_prune.axes import Axis, Kind, Member
@@ -19,6 +20,23 @@ from nas_prune.tracing.branches import Branch, branches, close
 from nas_prune.tracing.stripes import Stripes, enter, stripes
 from nas_prune.tracing.terms import Cat, Prod, Striped, Term, Var, frozen_leaves, leaves, resolve
 from nas_prune.tracing.walk import Walk
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A number of the model that a smaller one computes otherwise, and that rows of queries can make up for.
+
+    ``index``: which call of arithmetic it is; ``node``: the same in the graph; ``dense``: the number; ``over``: whether
+    it divides.
+    """
+
+    index: int
+    node: Node
+    dense: float
+    over: bool
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Scale:  # a fact about the graph: copies of a model share it
+        return self
 
 
 @dataclass(frozen=True)
@@ -32,6 +50,7 @@ class Axes(Mapping[str, Axis]):
     branches: tuple[Branch, ...] = field(default=(), repr=False)
     stripes: tuple[Stripes, ...] = field(default=(), repr=False)
     striped: Mapping[str, Striped] = field(default_factory=dict, repr=False)
+    scales: tuple[Scale, ...] = field(default=(), repr=False)
 
     def __getitem__(self, name: str) -> Axis:
         return self.named[name]

@@ -123,7 +123,7 @@ def striped(weight: Tensor, keep: Tensor) -> Tensor:
     return weight * rearrange(keep.to(weight.dtype), "(n i j) -> n 1 i j", i=i, j=j)
 
 
-FILLS = {"mask": 0.0, "amax": -torch.inf}  # what a closed unit of an operand is replaced by
+FILLS = {"mask": 0.0, "amax": -torch.inf, "amin": torch.inf}  # what a closed unit of an operand is replaced by
 _NORM = {"input": None, "normalized_shape": None, "weight": None, "bias": None, "eps": 1e-5}
 _BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _ATTENTION = {"query": None, "key": None, "value": None, "attn_mask": None, "dropout_p": 0.0, "is_causal": False}

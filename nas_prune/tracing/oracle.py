@@ -19,7 +19,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from nas_prune.arch import Arch
-from nas_prune.tracing.capture import Inputs, at_least_two
+from nas_prune.tracing.capture import Inputs, as_tuple
 from nas_prune.tracing.found import Axes
 from nas_prune.tracing.masked import FILLS, FORMS, striped
 from nas_prune.tracing.stripes import alive
@@ -70,7 +70,7 @@ def compare(
     for site in axes.walk.sites:
         if site is not without:
             sites.setdefault(site.node, []).append(site)
-    given = iter(tree_leaves(at_least_two(inputs)))
+    given = iter(tree_leaves(axes.walk.captured.batched(as_tuple(inputs))))
     closed = _closed(axes, arch)
     gated, sliced = Values(), Values()
     report = NodeReport("none", 0.0, 0.0, 0)

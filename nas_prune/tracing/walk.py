@@ -18,23 +18,10 @@ from torch.fx import Node
 
 from nas_prune.axes import Kind, Role
 from nas_prune.tracing.capture import Captured
+from nas_prune.tracing.ruled import RULES
 from nas_prune.tracing.terms import Dims, Fix, Term, Var, free, freeze, unify
 
-Rule = Callable[["Walk", Node], "Dims | list[Dims]"]
-RULES: dict[str, Rule] = {}
 Tie = tuple[str, int, bool]  # a module, a size that it knows by one number, whether it is fixed somewhere
-
-
-def rule(*targets: str) -> Callable[[Rule], Rule]:
-    """Enter a rule for ATen operators, given as ``conv2d.default``."""
-
-    def enter(function: Rule) -> Rule:
-        for target in targets:
-            assert target not in RULES, f"two rules for {target}"
-            RULES[target] = function
-        return function
-
-    return enter
 
 
 @dataclass(frozen=True)
@@ -149,14 +136,31 @@ def walk(
     freeze_tensors: Mapping[tuple[str, int], str] | None = None,
     freeze_nodes: Mapping[str, str] | None = None,
     ties: Collection[Tie] = (),
+    trained: Captured | None = None,
 ) -> Walk:
     """Solve the terms of every node.
 
     ``freeze_tensors``: dimensions of parameters that must not change, and why; ``freeze_nodes``: names of nodes of
-    the graph whose inputs must not, and why; ``ties``: what modules know by one number.
+    the graph whose inputs must not, and why; ``ties``: what modules know by one number. ``trained``: the graph in
+    training, where parts run that evaluation never reads.
     """
     record = Walk(captured)
-    asked, stops = freeze_tensors or {}, freeze_nodes or {}
+    _solve(record, freeze_tensors or {}, freeze_nodes or {})
+    for node in captured.graph.find_nodes(op="output"):
+        record.frozen(node, "model output")
+    for tie in ties:
+        _tie_size(record, tie)
+    if trained is not None:
+        _freeze_trained(record, trained)
+    for term in (term for node in _unused(record) for term in record.terms[node]):
+        freeze(term, "never used in the forward pass")
+    record.sites = [site for site in record.sites if free(site.term)]
+    return record
+
+
+def _solve(record: Walk, asked: Mapping[tuple[str, int], str], stops: Mapping[str, str]) -> None:
+    """Apply the rule of every node, in order."""
+    captured = record.captured
     variables = _needing_parameters(captured)
     for node in captured.graph.nodes:
         if node.op == "placeholder":
@@ -167,13 +171,17 @@ def walk(
             why = stops.get(node.name) or (f"inside {record.where(node)}" if captured.opaque(node) else "")
             for term in touched(record, node) if why else ():
                 freeze(term, why)
-        elif node.op == "output":
-            record.frozen(node, "model output")
-    for tie in ties:
-        _tie_size(record, tie)
-    _freeze_unused(record)
-    record.sites = [site for site in record.sites if free(site.term)]
-    return record
+
+
+def _freeze_trained(record: Walk, trained: Captured) -> None:
+    """What is read by parts that run in training only must stay: no gate acts there."""
+    unused = {known for known, node in _tensors(record) if node in set(_unused(record))}
+    other = Walk(trained, tied=record.tied)
+    _solve(other, {}, {})
+    for node in trained.graph.nodes:
+        if any(trained.tensors.get(given.name) in unused for given in node.all_input_nodes):
+            for term in (term for given in node.all_input_nodes for term in other.dims(given)):
+                freeze(term, f"read by {trained.owner(node)}, which runs in training only")
 
 
 def _solved(record: Walk, node: Node, *, constant: bool) -> Dims | list[Dims]:
@@ -210,10 +218,10 @@ def touched(record: Walk, node: Node) -> list[Term]:
 
 
 def _needing_parameters(captured: Captured) -> set[Node]:
-    """Nodes that depend on a parameter or an input; the others compute constants."""
+    """Nodes that depend on a parameter, a buffer or an input; the others compute constants, which cannot be sliced."""
     needing: set[Node] = set()
     for node in captured.graph.nodes:
-        given = node.op == "placeholder" and node.name not in captured.constants and node.name not in captured.buffers
+        given = node.op == "placeholder" and node.name not in captured.constants
         if given or any(argument in needing for argument in node.all_input_nodes):
             needing.add(node)
     return needing
@@ -237,14 +245,11 @@ def _placeholder(record: Walk, node: Node, asked: Mapping[tuple[str, int], str])
     return dims
 
 
-def _freeze_unused(record: Walk) -> None:
-    """A parameter that the forward pass never reads says nothing about its units."""
-    used = {name for name, node in _tensors(record) if node.users}
-    read = {record.captured.shared.get(name, name) for name in used}
-    for name, node in _tensors(record):
-        if record.captured.shared.get(name, name) not in read:
-            for term in record.terms[node]:
-                freeze(term, "never used in the forward pass")
+def _unused(record: Walk) -> list[Node]:
+    """Parameters and buffers that the forward pass never reads: they say nothing about their units."""
+    shared = record.captured.shared
+    read = {shared.get(name, name) for name, node in _tensors(record) if node.users}
+    return [node for name, node in _tensors(record) if shared.get(name, name) not in read]
 
 
 def _tensors(record: Walk) -> list[tuple[str, Node]]:

@@ -11,7 +11,8 @@ LAYERS = (
     "errors registry axes arch files json_text documents tensor_file run_files result_files folding folders lock "
     "shipped signals yaml_text bounds origin device",
     "settings tracing space gates costs ops cells",
-    "intercept gated derivation removal swaps attention_scale sources repair rewrite citizen expressible rebuild adapt "
+    "calls intercept gateable scales training_only gated derivation removal swaps attention_scale "
+    "sources repair rewrite citizen expressible rebuild adapt "
     "verification substitute",
     "criteria shapley selectors schedules penalties",
     "ascent joint finetune evaluate data augment idx memory_images file_images image_files order preprocessing "

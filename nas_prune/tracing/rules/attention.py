@@ -7,8 +7,9 @@ from math import sqrt
 
 from torch.fx import Node
 
+from nas_prune.tracing.ruled import rule
 from nas_prune.tracing.terms import Dims
-from nas_prune.tracing.walk import Site, Walk, rule
+from nas_prune.tracing.walk import Site, Walk
 
 
 @rule("scaled_dot_product_attention.default")

@@ -2,8 +2,9 @@
 
 from torch.fx import Node
 
+from nas_prune.tracing.ruled import rule
 from nas_prune.tracing.terms import Dims
-from nas_prune.tracing.walk import Walk, rule
+from nas_prune.tracing.walk import Walk
 
 
 @rule(
@@ -17,6 +18,18 @@ from nas_prune.tracing.walk import Walk, rule
     *("selu.default", "celu.default", "log_sigmoid.default", "log1p.default", "expm1.default", "tan.default"),
     *("floor.default", "ceil.default", "round.default", "sign.default", "threshold.default", "hardshrink.default"),
     *("eq.Scalar", "ne.Scalar", "lt.Scalar", "gt.Scalar", "le.Scalar", "ge.Scalar", "remainder.Scalar"),
+    *("atan.default", "asin.default", "acos.default", "sinh.default", "cosh.default", "asinh.default", "acosh.default"),
+    *(
+        "atanh.default",
+        "erfc.default",
+        "exp2.default",
+        "log2.default",
+        "log10.default",
+        "trunc.default",
+        "frac.default",
+    ),
+    *("isnan.default", "isinf.default", "sgn.default", "logit.default", "softshrink.default", "lgamma.default"),
+    *("fmod.Scalar", "bitwise_and.Scalar", "bitwise_or.Scalar", "digamma.default", "sinc.default", "i0.default"),
     *("type_as.default", "to.device", "to.dtype_layout", "nan_to_num.default", "floor_divide.Scalar"),
     *("zeros_like.default", "ones_like.default", "empty_like.default", "full_like.default"),
 )
@@ -37,6 +50,8 @@ def same(walk: Walk, node: Node) -> Dims:
         "lerp.Tensor",
     ),
     *("eq.Tensor", "ne.Tensor", "lt.Tensor", "gt.Tensor", "le.Tensor", "ge.Tensor", "where.ScalarOther"),
+    *("logical_xor.default", "bitwise_xor.Tensor", "fmod.Tensor", "fmax.default", "fmin.default", "hypot.default"),
+    *("copysign.Tensor", "logaddexp.default", "logaddexp2.default", "xlogy.Tensor", "addcdiv.default", "lerp.Scalar"),
     *("logical_and.default", "logical_or.default", "bitwise_and.Tensor", "bitwise_or.Tensor", "where.ScalarSelf"),
     *(
         "masked_fill.Scalar",

@@ -10,8 +10,9 @@ from typing import Any, cast
 
 from torch.fx import Node
 
+from nas_prune.tracing.ruled import rule
 from nas_prune.tracing.terms import Dims, Fix, Term, factorize, freeze, prod
-from nas_prune.tracing.walk import Site, Walk, rule
+from nas_prune.tracing.walk import Site, Walk
 
 
 def argument(node: Node, index: int, default: Any = None) -> Any:
@@ -33,7 +34,7 @@ def linear(walk: Walk, node: Node) -> Dims:
     return (*x[:-1], weight[0])
 
 
-@rule("conv1d.default", "conv2d.default", "conv3d.default", "conv1d.padding", "conv2d.padding")
+@rule("conv1d.default", "conv2d.default", "conv3d.default", "conv1d.padding", "conv2d.padding", "conv3d.padding")
 def convolution(walk: Walk, node: Node) -> Dims:
     """x (b (g i) ...), weight ((g o) i ...), bias ((g o)) -> (b (g o) ...)."""
     x, weight, bias = walk.of(node.args[0]), walk.of(node.args[1]), argument(node, 2)

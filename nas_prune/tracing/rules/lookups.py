@@ -6,9 +6,10 @@ from typing import cast
 import torch
 from torch.fx import Node
 
+from nas_prune.tracing.ruled import rule
 from nas_prune.tracing.rules.linear import argument
 from nas_prune.tracing.terms import Dims, Fix, freeze
-from nas_prune.tracing.walk import Walk, rule
+from nas_prune.tracing.walk import Walk
 
 
 @rule("index.Tensor")

@@ -5,9 +5,10 @@ from typing import Any, cast
 
 from torch.fx import Node
 
+from nas_prune.tracing.ruled import rule
 from nas_prune.tracing.rules.linear import argument
 from nas_prune.tracing.terms import Dims, Fix, factorize, free
-from nas_prune.tracing.walk import Site, Walk, rule
+from nas_prune.tracing.walk import Site, Walk
 
 
 def _follow(walk: Walk, node: Node, terms: Dims, *parameters: Any) -> None:
@@ -60,6 +61,14 @@ def _last_dims(walk: Walk, node: Node, how: str, parameters: list[Any]) -> Dims 
     _follow(walk, node, normalised, *parameters)
     walk.sites.append(Site(node, how, 0, len(x) - 1, x[-1]))
     walk.sizes(node, 1, normalised)
+    return x
+
+
+@rule("instance_norm.default")
+def instance_norm(walk: Walk, node: Node) -> Dims:
+    """x (b c ...), weight, bias, mean, variance (c): statistics of each channel of each image."""
+    x = walk.of(node.args[0])
+    _follow(walk, node, (x[1],), *node.args[1:5])
     return x
 
 

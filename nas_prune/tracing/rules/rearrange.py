@@ -6,9 +6,10 @@ from typing import cast
 
 from torch.fx import Node
 
+from nas_prune.tracing.ruled import rule
 from nas_prune.tracing.rules.linear import argument
 from nas_prune.tracing.terms import Dims, Fix, factorize, freeze, prod, resolve
-from nas_prune.tracing.walk import Walk, rule
+from nas_prune.tracing.walk import Walk
 
 
 @rule("repeat.default", "tile.default")

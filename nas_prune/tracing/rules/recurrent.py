@@ -5,18 +5,20 @@ from typing import cast
 
 from torch.fx import Node
 
+from nas_prune.tracing.ruled import rule
 from nas_prune.tracing.terms import Dims, Fix, freeze
-from nas_prune.tracing.walk import Site, Walk, rule
+from nas_prune.tracing.walk import Site, Walk
 
 
-@rule("lstm.input", "gru.input")
+@rule("lstm.input", "gru.input", "rnn_tanh.input", "rnn_relu.input")
 def recurrent(walk: Walk, node: Node) -> list[Dims]:
     """x (... i), states, weights per layer and direction (first of each: (4h i)) -> outputs and last states."""
     x = walk.of(node.args[0])
     states, weights = node.args[1:3]
-    biases, _, _, _, bidirectional = node.args[3:8]
-    step = 4 if biases else 2
-    first = [step * direction for direction in range(2 if bidirectional else 1)]
+    _, layers, _, _, bidirectional = node.args[3:8]
+    directions = 2 if bidirectional else 1
+    step = len(cast(Sequence[Node], weights)) // (cast(int, layers) * directions)  # with biases or projections, or not
+    first = [step * direction for direction in range(directions)]
     for index, weight in enumerate(cast(Sequence[Node], weights)):
         own = walk.of(weight)
         reads = index in first

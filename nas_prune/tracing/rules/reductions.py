@@ -5,9 +5,10 @@ from typing import cast
 
 from torch.fx import Node
 
+from nas_prune.tracing.ruled import rule
 from nas_prune.tracing.rules.linear import argument
 from nas_prune.tracing.terms import Dims, Fix, free, freeze
-from nas_prune.tracing.walk import Site, Walk, rule
+from nas_prune.tracing.walk import Site, Walk, operator
 
 CHANNELS = 4  # fewer are not channels
 
@@ -48,10 +49,19 @@ def vector_norm(walk: Walk, node: Node) -> Dims:
     return _reduced(walk, node, argument(node, 2), argument(node, 3, False), "mask")
 
 
-@rule("amax.default")
+@rule("amax.default", "amin.default")
 def largest(walk: Walk, node: Node) -> Dims:
-    """A closed unit is never the largest."""
-    return _reduced(walk, node, argument(node, 1), argument(node, 2, False), "amax")
+    """A closed unit is never the largest, nor the smallest."""
+    return _reduced(walk, node, argument(node, 1), argument(node, 2, False), operator(node).split(".")[0])
+
+
+@rule("max.dim", "min.dim")
+def largest_with_place(walk: Walk, node: Node) -> Dims | list[Dims]:
+    """The same, and where it is; a place that is used means every unit."""
+    if any(user.args[1] == 1 and user.users for user in node.users):
+        return ordered(walk, node)
+    how = "amax" if operator(node) == "max.dim" else "amin"
+    return [_reduced(walk, node, cast(int, node.args[1]), argument(node, 2, False), how)] * 2
 
 
 @rule("softmax.int", "_softmax.default")
@@ -65,8 +75,8 @@ def softmax(walk: Walk, node: Node) -> Dims:
 
 
 @rule("log_softmax.int", "cumsum.default", "cumprod.default", "logcumsumexp.default", "glu.default")
-@rule("sort.default", "sort.stable", "max.dim", "min.dim", "topk.default")
-@rule("logsumexp.default", "prod.dim_int", "var.correction", "std.correction", "any.dim", "all.dim", "amin.default")
+@rule("sort.default", "sort.stable", "topk.default")
+@rule("logsumexp.default", "prod.dim_int", "var.correction", "std.correction", "any.dim", "all.dim")
 def ordered(walk: Walk, node: Node) -> Dims | list[Dims]:
     """Every entry of the dimension counts, so it cannot change; the others pass."""
     x = walk.of(node.args[0])

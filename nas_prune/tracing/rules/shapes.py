@@ -5,9 +5,10 @@ from typing import Any, cast
 
 from torch.fx import Node
 
+from nas_prune.tracing.ruled import rule
 from nas_prune.tracing.rules.linear import argument
 from nas_prune.tracing.terms import Cat, Dims, Fix, Prod, Term, Var, cat, factorize, freeze, prod, resolve, split
-from nas_prune.tracing.walk import Walk, operator, rule
+from nas_prune.tracing.walk import Walk, operator
 
 
 @rule("view.default", "_unsafe_view.default", "reshape.default", "flatten.using_ints", "unflatten.int")
