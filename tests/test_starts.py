@@ -13,8 +13,7 @@ from PIL import Image
 from nas_prune import artifact, build, data, image_files, pipeline, recipe, room
 from nas_prune.checks import check
 from nas_prune.errors import DataError, NasPruneError, RecipeError, StorageError
-from nas_prune.gates import gates
-from nas_prune.penalties import penalties
+from nas_prune.file_images import transform
 from nas_prune.settings import DataSettings
 
 SMOKE = "smoke/quickstart"
@@ -110,11 +109,11 @@ def test_every_recipe_passes_the_checks(name: str) -> None:
     assert check(recipe.read(name)) is None  # and raises nothing
 
 
-def test_a_whole_number_is_a_number_for_a_gate_too() -> None:
+def test_a_whole_number_is_a_number_for_a_gate_too(tmp_path: Path) -> None:
     asked = recipe.read(SMOKE, ["gate={name: sigmoid, options: {init: 3}}"])
-    check(asked)
-    assert set(gates) >= {"sigmoid"}
-    assert set(penalties) >= {"budget"}
+    with pipeline.opened(asked, tmp_path / "run") as job:
+        gated = build.gated(asked, job.model, job.space)
+    assert {float(score) for scores in gated.scores().values() for score in scores} == {3.0}
 
 
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_loaded(
@@ -224,6 +223,14 @@ def test_an_image_that_spoils_later_is_named_in_one_line(workers: int, photos: D
     with pytest.raises(DataError) as told:
         list(found.evaluation)
     assert str(told.value) == f"the image {path} cannot be read (it is empty); {image_files.ADVICE}"
+
+
+def test_an_image_of_another_dataset_is_named_by_its_transform(photos: DataSettings) -> None:
+    path = Path(str(photos.root)) / "val" / "cat" / "1.jpg"
+    _cut(path)
+    cannot = pytest.raises(DataError, match=rf"the image {path} cannot be read \(image file is truncated")
+    with Image.open(path) as image, cannot:
+        transform(photos, training=False)(image)
 
 
 def test_a_class_without_images_gets_the_right_advice(photos: DataSettings) -> None:
