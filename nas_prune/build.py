@@ -32,6 +32,7 @@ from nas_prune.selectors import selectors
 from nas_prune.settings import ModelSettings
 from nas_prune.space import SearchSpace
 from nas_prune.tracing import Axes
+from nas_prune.train import task_loss
 
 PATIENCE = timedelta(days=1)  # while one process measures, the others wait
 
@@ -92,7 +93,8 @@ def model(settings: ModelSettings, data: Data, say: Callable[[str], object] = le
     except Exception as error:
         own = OVERLAY in arguments
         what = "its published weights could not be fetched" if published and not own else "check model.kwargs"
-        raise RecipeError(f"timm cannot create {settings.name} ({what}): {first_line(error)}") from error
+        said = first_line(error) or type(error).__name__
+        raise RecipeError(f"timm cannot create {settings.name} ({what}): {said}") from error
     assert isinstance(created, nn.Module)
     if settings.checkpoint is not None:
         say(load_given(created, Path(settings.checkpoint), head=settings.checkpoint_head))
@@ -128,6 +130,28 @@ def gated(recipe: Recipe, backbone: nn.Module, space: SearchSpace) -> GatedModel
     }
     with drawing(recipe.seed, "gates"):  # the same ones, whether the backbone was trained just now or long ago
         return GatedModel(backbone, space, recipe.gate.name, options=options, kinds=kinds)
+
+
+def try_step(recipe: Recipe, backbone: nn.Module, data: Data) -> None:
+    """One training step of a copy on one or two images. Raises RecipeError where that cannot be, saying what torch said
+    and which keys decide about it.
+    """
+    batch = min(2, data.train.batch_size or 2)
+    images, labels = example(recipe, data, batch=batch), torch.zeros(batch, dtype=torch.long)
+    trial = copy.deepcopy(backbone)
+    what = f"{batch} image{'s' if batch > 1 else ''} of {' x '.join(map(str, images.shape[1:]))}"
+    try:
+        with drawing(recipe.seed, "trial"):
+            answer = trial.eval()(images)
+            if not isinstance(answer, Tensor) or answer.shape != (batch, data.classes):
+                shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+                raise ValueError(f"it answers with {shape}, where ({batch}, {data.classes}) are the classes")
+            torch.autograd.backward(task_loss(recipe.dense)(trial.train(), images, labels))
+    except Exception as error:
+        raise RecipeError(
+            f"{recipe.model.name} cannot be trained on {what}: {first_line(error) or type(error).__name__}; "
+            "check data.image_size, data.batch_size and model.kwargs"
+        ) from error
 
 
 def rehearse(recipe: Recipe, backbone: nn.Module, space: SearchSpace, images: Tensor) -> None:

@@ -21,7 +21,7 @@ from nas_prune.costs import Budget
 from nas_prune.costs.budget import checked_target
 from nas_prune.costs.cost import Sizes
 from nas_prune.criteria import criteria
-from nas_prune.errors import NasPruneError, RecipeError, first_line, shown
+from nas_prune.errors import BudgetError, NasPruneError, RecipeError, first_line, shown
 from nas_prune.gates import Gate, gates
 from nas_prune.order import drawing
 from nas_prune.origin import SOURCES
@@ -38,7 +38,9 @@ MOMENTS = 16  # of a stage, at which its schedule is asked
 
 def check(recipe: Recipe) -> None:
     """Raise RecipeError, naming the key, for what no run of this recipe could use."""
-    checked_target("budget.target", recipe.budget.target, recipe.budget.cost)
+    share, unit = checked_target("budget.target", recipe.budget.target, recipe.budget.cost)
+    if unit == "x" and share >= 1:
+        raise BudgetError(f"the dense model is within budget.target {recipe.budget.target} already: nothing to prune")
     for cost, target in recipe.budget.limits.items():
         checked_target(f"budget.limits.{cost}", target, cost)
     _check_sources(recipe.model)

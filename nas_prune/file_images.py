@@ -97,7 +97,7 @@ def transform(settings: DataSettings, *, training: bool) -> Compose:
             "example, rand-m9-mstd0.5-inc1, or leave it out"
         ) from error
     shift = [RandomCrop(settings.image_size, padding=settings.shift)] if training and settings.shift else []
-    return Compose([image_files.in_colour, steps, *shift])
+    return Compose([image_files.decoded, steps, *shift])
 
 
 def normalised(settings: DataSettings) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -38,6 +38,15 @@ def read(path: str) -> Image.Image:
         raise DataError(f"the image {path} cannot be read ({_why(error)}); {ADVICE}") from error
 
 
+def decoded(image: Image.Image) -> Image.Image:
+    """``in_colour`` of an image that a dataset has opened. Raises DataError where it cannot be read."""
+    try:
+        return in_colour(image)
+    except BAD as error:
+        name = getattr(image, "filename", "") or "of the dataset"
+        raise DataError(f"the image {name} cannot be read ({_why(error)}); mend or remove it") from error
+
+
 def in_colour(image: Image.Image) -> Image.Image:
     """8 bits of R, G, B; 16 bits of grey are scaled. Raises ValueError for pixels of no known range."""
     if image.mode.startswith("I"):

@@ -20,6 +20,7 @@ from nas_prune.augment import augment
 from nas_prune.errors import DataError
 from nas_prune.idx import read_idx
 from nas_prune.order import seeded
+from nas_prune.room import memory_of, refuse
 from nas_prune.settings import DataSettings
 
 Batch = tuple[Tensor, Tensor]
@@ -107,6 +108,8 @@ def fashion_mnist(settings: DataSettings) -> tuple[ImageSet, ImageSet]:
 def generated(settings: DataSettings) -> tuple[ImageSet, ImageSet]:
     """64 and 32 random images in 10 classes that a network can tell apart; always the same ones."""
     generator, size = seeded(0), settings.image_size
+    room = memory_of(torch.device("cpu"))
+    refuse(96 * 3 * size**2 * 4, room, f"the 96 images of data.name generated at data.image_size {size}")
     coarse = torch.rand(10, 3, 4, 4, generator=generator)
     patterns = F.interpolate(coarse, size=(size, size), mode="nearest")
     labels = torch.arange(96) % 10

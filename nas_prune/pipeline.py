@@ -141,6 +141,7 @@ def _at_hand(recipe: Recipe, bars: Bars, device: torch.device) -> tuple[Data, nn
     model = build.model(recipe.model, data, bars.say)
     image, share = (data.channels, *[recipe.data.image_size] * 2), 1.0 if recipe.precision == "no" else 0.5
     check_room(model, image, batches, device, share=share)
+    build.try_step(recipe, model, data)
     images = build.example(recipe, data, batch=1)
     with drawing(recipe.seed, "space"):
         space = laid_out(model, images, recipe.space)

@@ -41,7 +41,7 @@ def memory_of(device: torch.device) -> int:
 def check_images(side: int, batches: Mapping[str, int], device: torch.device) -> None:
     """Raise RecipeError if not even one channel of a batch of images has room; ``batches``: key -> images."""
     for key, batch in batches.items():
-        _refuse(4 * batch * side**2, memory_of(device), f"the images of {key} {batch} at data.image_size {side}")
+        refuse(4 * batch * side**2, memory_of(device), f"the images of {key} {batch} at data.image_size {side}")
 
 
 def check_room(
@@ -59,7 +59,7 @@ def check_room(
         training = key == "data.batch_size"
         alive = peak(unreal, torch.empty(batch, *image, device="meta"), training=training)
         held = (2 if training else 1) * fixed  # weights; of training, momentum, too
-        _refuse(int(held + share * alive), there, f"{key} {batch} at data.image_size {image[-1]}")
+        refuse(int(held + share * alive), there, f"{key} {batch} at data.image_size {image[-1]}")
 
 
 def peak(model: nn.Module, images: Tensor, *, training: bool) -> int:
@@ -79,7 +79,8 @@ def peak(model: nn.Module, images: Tensor, *, training: bool) -> int:
     return alive.most
 
 
-def _refuse(needed: int, there: int, what: str) -> None:
+def refuse(needed: int, there: int, what: str) -> None:
+    """Raise RecipeError if more bytes are needed than there are."""
     if needed > there:
         raise RecipeError(
             f"no room for {what}: that takes {min(needed, 2**90) / GIB:.1f} GiB of memory at least, the device has "

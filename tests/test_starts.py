@@ -13,8 +13,7 @@ from PIL import Image
 from nas_prune import artifact, build, data, image_files, pipeline, recipe, room
 from nas_prune.checks import check
 from nas_prune.errors import DataError, NasPruneError, RecipeError, StorageError
-from nas_prune.gates import gates
-from nas_prune.penalties import penalties
+from nas_prune.file_images import transform
 from nas_prune.settings import DataSettings
 
 SMOKE = "smoke/quickstart"
@@ -37,12 +36,14 @@ NEEDS_NO_MODEL = {
     "search.penalties=[{name: structural, options: {layers: {a: {kernel: x}}}}]": "layers",
     "budget.target=0x": "budget.target '0x' must be above zero",
     "budget.target=1e999x": "above zero and finite",
+    "budget.target=1x": "within budget.target 1x already",
     "budget.target=2G": "budget.target '2G' is no figure of latency",
     "budget.limits={params: 0x}": "budget.limits.params '0x' must be above zero",
     "budget.limits={macs: 4ms}": "budget.limits.macs '4ms' is no figure of macs",
     "latency.calibration=/lost/file": "there is no calibration /lost/file",
     "latency.runtime=tensorrt": "tensorrt needs",
     "data.image_size=100000": "no room for the images of data.batch_size 16 at data.image_size 100000",
+    "data.image_size=12000": "no room for the 96 images of data.name generated at data.image_size 12000",
     "data.eval_batch_size=1000000000": "no room for the images of data.eval_batch_size",
     "latency.batch_size=1000000000": "no room for the images of latency.batch_size",
     "data.crop_scale=[0.0, 1.0]": "data.crop_scale",
@@ -50,6 +51,12 @@ NEEDS_NO_MODEL = {
     "model.kwargs={num_classes: 5}": "model.kwargs.num_classes is 5, but generated has 10",
     "model.kwargs={in_chans: 1}": "model.kwargs.in_chans is 1, but generated has 3",
     "model.kwargs={drop_rate: 1e9}": "numbers up to 1000000",
+    "model.kwargs={drop_path_rate: 7}": "cannot be trained on 2 images of 3 x 32 x 32",
+    "model.kwargs={global_pool: ''}": "check data.image_size, data.batch_size and model.kwargs",
+    "model.kwargs={features_only: true}": "it answers with list, where (2, 10) are the classes",
+    "model.kwargs={output_stride: 3}": "timm cannot create test_resnet (check model.kwargs): AssertionError",
+    "model.name=vit_tiny_patch16_224": "Input height (32) doesn't match model (224)",
+    "data.batch_size=1": "cannot be trained on 1 image of 3 x 32 x 32: Expected more than 1 value per channel",
     "model.kwargs={device: cpu}": "'device' of test_resnet may not be part",
     "model.kwargs={pretrained_cfg_overlay: {url: http://a}}": "pretrained_cfg_overlay names weights",
     "model.kwargs={pretrained_cfg_overlay: {file: /lost}}": "there is no file '/lost'",
@@ -108,11 +115,11 @@ def test_every_recipe_passes_the_checks(name: str) -> None:
     assert check(recipe.read(name)) is None  # and raises nothing
 
 
-def test_a_whole_number_is_a_number_for_a_gate_too() -> None:
+def test_a_whole_number_is_a_number_for_a_gate_too(tmp_path: Path) -> None:
     asked = recipe.read(SMOKE, ["gate={name: sigmoid, options: {init: 3}}"])
-    check(asked)
-    assert set(gates) >= {"sigmoid"}
-    assert set(penalties) >= {"budget"}
+    with pipeline.opened(asked, tmp_path / "run") as job:
+        gated = build.gated(asked, job.model, job.space)
+    assert {float(score) for scores in gated.scores().values() for score in scores} == {3.0}
 
 
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_loaded(
@@ -222,6 +229,14 @@ def test_an_image_that_spoils_later_is_named_in_one_line(workers: int, photos: D
     with pytest.raises(DataError) as told:
         list(found.evaluation)
     assert str(told.value) == f"the image {path} cannot be read (it is empty); {image_files.ADVICE}"
+
+
+def test_an_image_of_another_dataset_is_named_by_its_transform(photos: DataSettings) -> None:
+    path = Path(str(photos.root)) / "val" / "cat" / "1.jpg"
+    _cut(path)
+    cannot = pytest.raises(DataError, match=rf"the image {path} cannot be read \(image file is truncated")
+    with Image.open(path) as image, cannot:
+        transform(photos, training=False)(image)
 
 
 def test_a_class_without_images_gets_the_right_advice(photos: DataSettings) -> None:
