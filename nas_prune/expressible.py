@@ -31,6 +31,7 @@ from nas_prune.sources import computed_sizes, frame_of
 from nas_prune.tracing import Axes, Inputs, capture, find, walk
 from nas_prune.tracing.brought import computed_tensors, parametrized, unwrapped
 from nas_prune.tracing.found import Scale
+from nas_prune.tracing.multihead import has_attention
 from nas_prune.tracing.terms import leaves
 from nas_prune.tracing.walk import Site, Tie, touched
 from nas_prune.training_only import in_training
@@ -54,7 +55,7 @@ def trace(
     Raises TraceError when the model cannot be captured.
     """
     model = unwrapped(model)
-    if parametrized(model):
+    if parametrized(model) or has_attention(model):
         model = plain_copy(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for tensor, dim in freeze or {}:

@@ -33,7 +33,8 @@ def exported(model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, A
                 contexts.enter_context(context)
             warnings.simplefilter("ignore")
             program = torch.export.export(model, arguments, keywords, strict=False)
-            return program.run_decompositions(dict(_compositions()))
+            result: ExportedProgram = program.run_decompositions(dict(_compositions()))
+            return result
     except Exception as error:
         what = f"{type(error).__name__}: {first_line(error)}"
         if isinstance(error, GuardOnDataDependentSymNode):
@@ -46,8 +47,8 @@ def exported(model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, A
 
 def _compositions() -> dict[OpOverload, Callable[..., Any]]:
     """What torch composes of other operators, as far as no rule is about it."""
-    composed = [op for op in _collect_all_valid_cia_ops() if op.namespace == "aten" and op.__name__ not in RULES]
-    return {op: _get_decomp_for_cia(op) for op in composed}
+    composed = [op for op in _collect_all_valid_cia_ops() if isinstance(op, OpOverload) and op.namespace == "aten"]
+    return {op: _get_decomp_for_cia(op) for op in composed if op.__name__ not in RULES}
 
 
 def _line(error: Exception) -> str:
