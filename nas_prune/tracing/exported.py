@@ -55,7 +55,7 @@ def _line(error: Exception) -> str:
     """The line of a module's own code that raised, not one of torch."""
     where = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
-        module = frame.f_locals.get("self")
+        module = frame.f_locals.get((*frame.f_code.co_varnames, "")[0])
         if isinstance(module, nn.Module) and not type(module).__module__.startswith("torch."):
             where = f" at {type(module).__name__} ({Path(frame.f_code.co_filename).name}:{line})"
     return where

@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+OPTIONS: dict[str, Any] = {"key_padding_mask": None, "need_weights": True, "attn_mask": None}
+OPTIONS |= {"average_attn_weights": True, "is_causal": False}
+
 
 class MultiheadAttention(nn.MultiheadAttention):
     """Attention of ``num_heads`` heads, multiplied by ``scale``. Made by ``open_up``."""
@@ -17,32 +20,24 @@ class MultiheadAttention(nn.MultiheadAttention):
     scale: float
     _packed: bool
 
-    def forward(  # type: ignore[override]
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_padding_mask: Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: Tensor | None = None,
-        **options: Any,
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *given: Any, **named: Any) -> tuple[Tensor, Any]:
         """As torch's, for the same arguments: the output, and the weights (b n s), or (b heads n s), if needed."""
+        options = OPTIONS | dict(zip(OPTIONS, given, strict=False)) | named
         batched = query.ndim == 3
-        given = [x if batched else x[None] for x in (query, key, value)]
-        given = [x if self.batch_first or not batched else x.transpose(0, 1) for x in given]
+        inputs = [x if batched else x[None] for x in (query, key, value)]
+        inputs = [x if self.batch_first or not batched else x.transpose(0, 1) for x in inputs]
         weights, biases = self._projections()
-        q, k, v = (F.linear(x, w, b) for x, w, b in zip(given, weights, biases, strict=True))
+        q, k, v = (F.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True))
         q, k, v = (self._heads(x) for x in (q, k, v))
-        mask = self._mask(q, key_padding_mask, attn_mask)
-        if mask is None and options.get("is_causal"):
+        mask = self._mask(q, options["key_padding_mask"], options["attn_mask"])
+        if mask is None and options["is_causal"]:
             mask = _float_mask(torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1), q)
         dropout, shares = self.dropout if self.training else 0.0, None
-        if need_weights:
+        if options["need_weights"]:
             scores = q @ k.transpose(-2, -1) * self.scale
             shares = F.dropout((scores if mask is None else scores + mask).softmax(-1), dropout)
             y = shares @ v
-            shares = shares.mean(1) if options.get("average_attn_weights", True) else shares
+            shares = shares.mean(1) if options["average_attn_weights"] else shares
         else:
             y = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=self.scale)
         y = self.out_proj(y.transpose(1, 2).flatten(2))
