@@ -20,6 +20,7 @@ from nas_prune.rewrite import edits_of, rewrite
 from nas_prune.scales import Numbers, keep_dense
 from nas_prune.tracing import Axes
 from nas_prune.tracing.capture import each_tensor, evaluating
+from nas_prune.tracing.multihead import close_up
 from nas_prune.tracing.oracle import take
 
 
@@ -41,6 +42,7 @@ def derive(model: nn.Module, axes: Axes, arch: Arch) -> nn.Module:
             f"Freeze the axes of the module named there"
         ) from error
     keep_dense(small, axes, arch, numbers.found)
+    close_up(small)
     return small
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,15 @@ from nas_prune.sources import computed_sizes, frame_of
 from nas_prune.tracing import Axes, Inputs, capture, find, walk
 from nas_prune.tracing.brought import computed_tensors, parametrized, unwrapped
 from nas_prune.tracing.found import Scale
+from nas_prune.tracing.multihead import has_attention
 from nas_prune.tracing.terms import leaves
 from nas_prune.tracing.walk import Site, Tie, touched
 from nas_prune.training_only import in_training
 
 TRIES = 64  # places that a model may stop at
-Copied = Callable[[nn.Module], tuple[nn.Module, AbstractContextManager[Any]]]
+FEW = 8  # axes that meet at a line, of which each is tried
+Copy = tuple[nn.Module, AbstractContextManager[Any]]
+Copied = Callable[[nn.Module], Copy]
 
 
 def trace(
@@ -54,7 +58,7 @@ def trace(
     Raises TraceError when the model cannot be captured.
     """
     model = unwrapped(model)
-    if parametrized(model):
+    if parametrized(model) or has_attention(model):
         model = plain_copy(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for tensor, dim in freeze or {}:
@@ -150,22 +154,31 @@ def _stop(model: nn.Module, axes: Axes, arch: Arch) -> Stop:
             running, nodes, line = _place(small, axes, raised)
             ties = {tie for tie in ambiguous(small, axes, arch) if tie[0] in running}
             ties |= computed_sizes(model, axes, nodes)
-            if ties or nodes:
-                return Stop(ties, {node.name: f"the code of {line} cannot express it" for node in nodes})
-            return _unplaced(model, axes, arch, copied)
+            why = f"the code of {line or type(model).__name__} cannot express it"
+            suspects = _meeting(axes, nodes) if nodes else list(arch.kept)
+            if ties or (nodes and len(suspects) > FEW):
+                return Stop(ties, {node.name: why for node in nodes})
+            some = Arch({name: arch.kept[name] for name in suspects})
+            return Stop(axes=dict.fromkeys(_raising(axes, some, partial(copied, model)), why))
     return Stop()
 
 
-def _unplaced(model: nn.Module, axes: Axes, arch: Arch, copied: Copied) -> Stop:
-    """What to freeze where code raised whose lines are not known: the axes without which it does not."""
+def _meeting(axes: Axes, nodes: list[Node]) -> list[str]:
+    """The free axes of what goes into these nodes."""
+    terms = [term for node in nodes for term in touched(axes.walk, node)]
+    found = {axes.variables.get(var) for term in terms for var in leaves(term)}
+    return [name for name in axes.free if name in found]
+
+
+def _raising(axes: Axes, arch: Arch, copied: Callable[[], Copy]) -> list[str]:
+    """The axes whose cut makes the code raise, found by halves."""
 
     def raises(names: list[str]) -> bool:
-        small, mode = copied(model)
+        small, mode = copied()
         shrink(small, axes, Arch({name: arch.kept[name] for name in names}))
         return _ran(small, mode, axes)[0] is not None
 
-    why = f"the code of {type(model).__name__} cannot express it"
-    return Stop(axes=dict.fromkeys(_culprits(list(arch.kept), raises), why))
+    return _culprits(list(arch.kept), raises) or list(arch.kept)
 
 
 def _ungated(axes: Axes, sites: list[Site]) -> Stop | None:
@@ -262,13 +275,16 @@ def _place(small: nn.Module, axes: Axes, error: Exception) -> tuple[set[str], li
     """
     running, nodes, where = set[str](), list[Node](), ""
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
-        module, file = frame.f_locals.get("self"), frame.f_code.co_filename
+        code = frame.f_code
+        module, file = frame.f_locals.get((*code.co_varnames, "")[0]), code.co_filename
         if isinstance(module, nn.Module):
             kind = type(module) if not type(module).__module__.startswith("torch.nn") else None
+            if kind is not None and not where:
+                where = f"{kind.__name__} ({Path(file).name}:{line})"
             alike = {path for path, known in small.named_modules() if known is module or type(known) is kind}
             running |= alike
             if not nodes:
-                nodes, where = _nodes(axes, alike, (file, line)), f"{type(module).__name__} ({Path(file).name}:{line})"
+                nodes = _nodes(axes, alike, (file, line))
     return running, nodes, where
 
 

@@ -23,6 +23,7 @@ from nas_prune.ops import Choice
 from nas_prune.space import SearchSpace
 from nas_prune.tracing import Axes
 from nas_prune.tracing.brought import tensor_of, unwrapped
+from nas_prune.tracing.multihead import close_up, open_up
 from nas_prune.tracing.terms import Term, leaves
 from nas_prune.tracing.writers import writers
 
@@ -50,7 +51,9 @@ class GatedModel(nn.Module):
         if not self.space.free:
             raise SpaceError("there is nothing to gate: every axis is frozen. `axes[name].frozen` says why")
         self.backbone = model = unwrapped(model)
-        release(model)
+        for board in release(model):
+            board.released = True
+        open_up(model)
         self.writers = {name: writers(self.space.axes, name) for name in self.space.free}
         for name, written in self.writers.items():  # buffers, so that they are where the weights are
             for index, (_, _, order) in enumerate(written):
@@ -145,7 +148,9 @@ class GatedModel(nn.Module):
 
     def plain(self) -> nn.Module:
         """A copy of the backbone without gates."""
-        return plain_copy(self.backbone)
+        plain = plain_copy(self.backbone)
+        close_up(plain)
+        return plain
 
     def weights(self, name: str) -> list[Tensor]:
         """The weights that write an axis, one matrix (c n) per member, row u holding all that belongs to unit u.

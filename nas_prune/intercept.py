@@ -25,6 +25,7 @@ from nas_prune.ops import Choice
 from nas_prune.tracing import Axes
 from nas_prune.tracing.brought import bake, computed_tensors, unwrapped
 from nas_prune.tracing.masked import FILLS, FORMS, striped
+from nas_prune.tracing.multihead import open_up
 from nas_prune.tracing.walk import Site
 
 Mix = Callable[[Tensor, Tensor], Tensor]
@@ -231,19 +232,22 @@ def _locate(
     return owner, (runs[owner].index(key), kind, calls[key, kind].index(node))
 
 
-def release(model: nn.Module) -> None:
-    """Remove our hooks, and only ours."""
+def release(model: nn.Module) -> list[Board]:
+    """Remove our hooks, and only ours; what they read."""
+    boards = []
     for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), Interceptor)]:
-                hooks.pop(key).__self__.board.released = True
+                boards.append(hooks.pop(key).__self__.board)  # type: ignore[attr-defined]
                 module._forward_hooks_always_called.pop(key, None)
+    return boards
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A deep copy of a model that is free of our hooks, of what wraps it, and of what computes its weights."""
+    """A deep copy of a model without our hooks, what wraps it and what computes its weights; its attentions open."""
     model = unwrapped(model)
     result = copy.deepcopy(model, computed_tensors(model))
     release(result)
     bake(result)
+    open_up(result)
     return result

@@ -20,7 +20,7 @@ from nas_prune.tracing.oracle import size_of
 from nas_prune.tracing.terms import free
 from nas_prune.tracing.walk import Tie, operator
 
-GEOMETRY = {"kernel_size", "stride", "padding", "dilation", "output_padding", "num_classes", "img_size"}
+GEOMETRY = {"kernel_size", "stride", "padding", "dilation", "output_padding", "num_classes", "img_size", "image_size"}
 GEOMETRY |= {
     "window_size",
     "grid_size",
@@ -138,9 +138,10 @@ def _asked(axes: Axes, arch: Arch, explained: set[tuple[Node, int]]) -> Changes:
     for node, literals in axes.walk.literals.items():
         owners = {axes.walk.captured.owner(node), _reader(axes, node)}
         for literal in literals:
+            given = node.args[literal.arg] if literal.arg < len(node.args) else None
             for index, term in enumerate(literal.sizes):
-                size = size_of(axes, arch, term)
-                for owner in owners if size != term.size and (node, index) not in explained else ():
+                size, asked = size_of(axes, arch, term), not isinstance(given, list | tuple) or given[index] != -1
+                for owner in owners if size != term.size and asked and (node, index) not in explained else ():
                     changes.setdefault(owner, {}).setdefault(term.size, set()).add(size)
     return changes
 

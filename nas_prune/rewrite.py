@@ -111,12 +111,12 @@ def _subclass(kind: Any, edits: tuple[tuple[str, frozenset[Place]], ...]) -> typ
 def _reduced(module: nn.Module, protocol: int) -> tuple[Any, ...]:  # noqa: ARG001
     """How a module of a rewritten class is pickled: its class cannot be found by its name."""
     kind, edits = vars(type(module))["__rewritten__"]
-    return _fresh, (kind, edits), module.__getstate__()
+    return _fresh, (kind, edits), module.__getstate__()  # type: ignore[no-untyped-call]
 
 
 def _fresh(kind: type, edits: tuple[tuple[str, frozenset[Place]], ...]) -> nn.Module:
     """An empty module of a rewritten class, for pickle to fill."""
-    made = _subclass(kind, edits)
+    made: Any = _subclass(kind, edits)
     module: nn.Module = made.__new__(made)
     return module
 

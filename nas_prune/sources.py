@@ -148,6 +148,12 @@ def parsed(method: FunctionType) -> ast.FunctionDef:
     lines, first = inspect.getsourcelines(method)
     tree = ast.parse(textwrap.dedent("".join(lines))).body[0]
     assert isinstance(tree, ast.FunctionDef)
+    own = tree.args.args[0].arg if tree.args.args else "self"
+    for part in ast.walk(tree) if own != "self" else ():  # whatever the module is called there
+        if isinstance(part, ast.Name) and part.id == own:
+            part.id = "self"
+        elif isinstance(part, ast.arg) and part.arg == own:
+            part.arg = "self"
     return ast.increment_lineno(tree, first - 1)
 
 

@@ -38,4 +38,4 @@ def _asking(model: nn.Module, captured: Captured) -> list[nn.Module]:
             for path in (".".join(parts[:depth]) for depth in range(len(parts) + 1)):
                 if not type(modules[path]).__module__.startswith("torch.nn."):
                     found[modules[path]] = None
-    return list(found) if any("training" in names_used(type(module)) for module in found) else []
+    return list(found) if any("training" in names_used(kind) for kind in set(map(type, found))) else []

@@ -16,7 +16,8 @@ from nas_prune.axes import BITS
 from nas_prune.derivation import derive
 from nas_prune.errors import TraceError
 from nas_prune.expressible import trace
-from nas_prune.tracing import Axes
+from nas_prune.tracing import Axes, rule
+from nas_prune.tracing.ruled import RULES
 from nas_prune.verification import verify
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -314,3 +315,83 @@ def test_another_number_that_code_computes_from_a_width_freezes_it() -> None:
     axes, _ = proven(Meet(lambda a, b: (a + b) * a.shape[1] ** 0.5, 8))
     assert axes["one"].frozen == "the code of Meet computes a number from it"
     assert widths(axes) == ["read"]
+
+
+class OneLine(nn.Module):
+    """What cannot be expressed shares its line with three innocent layers; and self is called otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(this, x: Tensor) -> Tensor:
+        return this.d(this.c(this.b(this.a(x)).relu()).view(x.shape[0], 8, 8, 8))
+
+
+class Slices(nn.Module):
+    """The number in its code is not torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 12, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x)[:, :8])
+
+
+def test_a_line_that_cannot_be_expressed_freezes_only_what_makes_it_so() -> None:
+    axes, _ = proven(OneLine())
+    assert set(widths(axes)) == {"a", "b"}
+    assert str(axes["c"].frozen).startswith("the code of OneLine (test_forms.py:")
+    axes = trace(Slices().eval(), IMAGES)
+    assert {axis.frozen.split(":")[0] for axis in axes.values() if axis.frozen and "code" in axis.frozen} == {
+        "the code of Slices (test_forms.py"
+    }
+
+
+class Softmax(nn.Module):
+    """A softmax over channels hides the gate behind it; its input is made float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x.to(torch.float32)).softmax(1))
+
+
+def test_a_proof_is_neither_blind_behind_a_softmax_nor_stopped_by_code_that_makes_float32() -> None:
+    model = Softmax().eval()
+    axes = trace(model, IMAGES)
+    proof = verify(model, axes, Arch.random(axes), IMAGES)
+    assert max(proof.max_rel_error, proof.worst_node_error) <= 1e-9 < proof.control_error
+    assert proof.tolerance == 1e-9
+
+
+@torch.library.custom_op("nas_prune_tests::doubled", mutates_args=())
+def doubled(x: Tensor) -> Tensor:
+    """An operator of a user's own."""
+    return x * 2
+
+
+@doubled.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def test_a_rule_for_an_operator_of_ones_own_can_be_entered(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(doubled(self.a(x)))
+
+    frozen = trace(Own().eval(), IMAGES)["a"].frozen
+    assert frozen == "no rule for operator doubled.default in the model"
+    monkeypatch.setitem(RULES, "doubled.default", None)  # so that it is gone afterwards
+    del RULES["doubled.default"]
+    rule("doubled.default")(lambda walk, node: walk.of(node.args[0]))
+    axes, _ = proven(Own())
+    assert widths(axes) == ["a"]

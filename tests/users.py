@@ -100,7 +100,7 @@ class Interleaved(User):
 
 
 class Extremes(User):
-    """The largest channel, the norm over channels, and their sum."""
+    """The largest and the smallest channel, the norm over channels, and their sum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class Extremes(User):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
-        x = F.normalize(x, dim=1) + x.amax(1, keepdim=True) + x.sum(1, keepdim=True)
+        x = F.normalize(x, dim=1) + x.amax(1, keepdim=True) - x.amin(1, keepdim=True) + x.sum(1, keepdim=True)
         return self.head(self.second(x).relu().mean((2, 3)))
 
 

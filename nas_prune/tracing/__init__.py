@@ -7,6 +7,7 @@
 from nas_prune.tracing import rules
 from nas_prune.tracing.capture import Inputs, capture
 from nas_prune.tracing.found import Axes, find
+from nas_prune.tracing.ruled import rule
 from nas_prune.tracing.walk import walk
 
-__all__ = ["Axes", "Inputs", "capture", "find", "rules", "walk"]
+__all__ = ["Axes", "Inputs", "capture", "find", "rule", "rules", "walk"]

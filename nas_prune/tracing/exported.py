@@ -33,7 +33,8 @@ def exported(model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, A
                 contexts.enter_context(context)
             warnings.simplefilter("ignore")
             program = torch.export.export(model, arguments, keywords, strict=False)
-            return program.run_decompositions(dict(_compositions()))
+            result: ExportedProgram = program.run_decompositions(dict(_compositions()))
+            return result
     except Exception as error:
         what = f"{type(error).__name__}: {first_line(error)}"
         if isinstance(error, GuardOnDataDependentSymNode):
@@ -46,15 +47,15 @@ def exported(model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, A
 
 def _compositions() -> dict[OpOverload, Callable[..., Any]]:
     """What torch composes of other operators, as far as no rule is about it."""
-    composed = [op for op in _collect_all_valid_cia_ops() if op.namespace == "aten" and op.__name__ not in RULES]
-    return {op: _get_decomp_for_cia(op) for op in composed}
+    composed = [op for op in _collect_all_valid_cia_ops() if isinstance(op, OpOverload) and op.namespace == "aten"]
+    return {op: _get_decomp_for_cia(op) for op in composed if op.__name__ not in RULES}
 
 
 def _line(error: Exception) -> str:
     """The line of a module's own code that raised, not one of torch."""
     where = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
-        module = frame.f_locals.get("self")
+        module = frame.f_locals.get((*frame.f_code.co_varnames, "")[0])
         if isinstance(module, nn.Module) and not type(module).__module__.startswith("torch."):
             where = f" at {type(module).__name__} ({Path(frame.f_code.co_filename).name}:{line})"
     return where

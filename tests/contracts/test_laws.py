@@ -251,12 +251,12 @@ def test_dicts_go_in_and_come_out() -> None:
     assert derive(model, axes, arch)(*model.example())["logits"].shape == (2, 4)
 
 
-def test_torchs_own_attention_is_left_whole() -> None:
+def test_an_attention_of_torch_with_a_token_of_its_own_is_left_whole() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.attention, self.up, self.down = nn.MultiheadAttention(8, 2), nn.Linear(8, 12), nn.Linear(12, 8)
-            self.head = nn.Linear(8, 3)
+            self.attention = nn.MultiheadAttention(8, 2, add_zero_attn=True)
+            self.up, self.down, self.head = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 3)
 
         def forward(self, x: Tensor) -> Tensor:
             x = x + self.attention(x, x, x, need_weights=False)[0]
