@@ -31,7 +31,7 @@ from nas_prune.settings import (
 )
 from nas_prune.shipped import shipped
 
-MOST_TOLD, LONGEST = 4, 240  # mistakes in one message, and characters of one
+MOST_TOLD, LONGEST = 3, 240  # mistakes in one message, and characters of one
 
 
 class Recipe(Settings):
