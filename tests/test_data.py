@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from nas_prune.augment import augment
-from nas_prune.data import Data, check_labels, datasets, load, mixer, set_epoch
+from nas_prune.data import Data, check_labels, datasets, from_loaders, load, mixer, set_epoch
 from nas_prune.errors import DataError
 from nas_prune.idx import read_idx
 from nas_prune.order import seeded
@@ -265,3 +265,10 @@ def test_labels_that_no_loss_can_learn_are_refused(labels: Tensor, message: str)
 @pytest.mark.parametrize("labels", [torch.tensor([0, 2]), torch.tensor([[0.25, 0.75, 0.0], [0.0, 0.0, 1.0]])])
 def test_classes_and_probabilities_are_labels(labels: Tensor) -> None:
     assert check_labels(labels, 3) is None  # and raises nothing
+
+
+@pytest.mark.parametrize("batch", [{"image": torch.zeros(3), "label": 1}, torch.zeros(3)])
+def test_batches_of_a_loader_must_be_pairs(batch: object) -> None:
+    loader = DataLoader([batch] * 4, batch_size=2)
+    with pytest.raises(DataError, match=r"a batch of the loader is a \w+, not a pair of tensors"):
+        from_loaders(loader, loader, classes=2)

@@ -201,3 +201,17 @@ def test_the_public_search_takes_a_plain_loader_and_keeps_its_budget():
     with torch.no_grad():
         small = derive(model, axes, arch).eval()
         assert torch.allclose(gated.eval().fixed(arch)(images), small(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_of_ones_own_needs_no_num_classes():
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 4)
+    )
+    images, labels = torch.randn(16, 3, 8, 8), torch.arange(16) % 4
+    axes = trace(model, images[:2])
+    gated = GatedModel(model, axes, gate="weight")
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), 8)
+    settings = SearchSettings(warmup=0, joint=1, freeze=0)
+    budget = Budget("0.5x", cost=Macs(axes))
+    arch = search(gated, loader, budget=budget, settings=settings, run=Run(Accelerator(cpu=True)))
+    assert float(Macs(axes)(arch.sizes(axes))) <= 0.5 * float(Macs(axes)({}))
