@@ -37,6 +37,7 @@ OTHERS = {
     "full",
     "full_like",
 }
+OTHERS |= {"new_full", "new_tensor", "addmm", "baddbmm", "addbmm", "addcmul", "addcdiv", "lerp"}
 ATTENTION = "scaled_dot_product_attention"
 Number = tuple[str, tuple[float, ...]]  # name of a function, and the numbers that it was given
 
@@ -121,4 +122,4 @@ def _given(node: Node) -> tuple[float, ...]:
 
 def _plain(values: Iterable[Any]) -> tuple[float, ...]:
     """The numbers among the arguments of a call."""
-    return tuple(float(each) for each in values if type(each) in (int, float))
+    return tuple(float(each) for each in values if isinstance(each, int | float) and not isinstance(each, bool))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -303,7 +304,14 @@ class Scaled(nn.Module):
         return self.out(x.transpose(1, 2).flatten(2))
 
 
-@pytest.mark.parametrize("scale", [lambda _, q: q.shape[-1] ** -0.5, lambda own, _: own.head_dim**-0.5])
+@pytest.mark.parametrize(
+    "scale",
+    [
+        lambda _, q: q.shape[-1] ** -0.5,
+        lambda own, _: own.head_dim**-0.5,
+        lambda own, _: 1 / np.sqrt(own.head_dim),  # a subclass of float
+    ],
+)
 def test_a_scale_that_code_computes_from_a_width_stays_the_dense_one(
     scale: Callable[[nn.Module, Tensor], float],
 ) -> None:

@@ -19,7 +19,7 @@ from torch.fx import Node
 from nas_prune.axes import Kind, Role
 from nas_prune.tracing.capture import Captured
 from nas_prune.tracing.ruled import RULES
-from nas_prune.tracing.terms import Dims, Fix, Term, Var, free, freeze, unify
+from nas_prune.tracing.terms import Dims, Fix, Term, Var, free, freeze, leaves, unify
 
 Tie = tuple[str, int, bool]  # a module, a size that it knows by one number, whether it is fixed somewhere
 
@@ -154,8 +154,19 @@ def walk(
         _freeze_trained(record, trained)
     for term in (term for node in _unused(record) for term in record.terms[node]):
         freeze(term, "never used in the forward pass")
+    _freeze_unlearnt(record)
     record.sites = [site for site in record.sites if free(site.term)]
     return record
+
+
+def _freeze_unlearnt(record: Walk) -> None:
+    """What only buffers run along is nothing that could be pruned."""
+    buffers = [node for _, node in _tensors(record) if node.name in record.captured.buffers]
+    parameters = [node for _, node in _tensors(record) if node.name not in record.captured.buffers]
+    learnt = {var for node in parameters for term in record.dims(node) for var in leaves(term)}
+    for var in (var for node in buffers for term in record.dims(node) for var in leaves(term)):
+        if var not in learnt:
+            freeze(var, "no parameter runs along it")
 
 
 def _solve(record: Walk, asked: Mapping[tuple[str, int], str], stops: Mapping[str, str]) -> None:
