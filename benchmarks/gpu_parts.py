@@ -27,22 +27,23 @@ from safetensors.torch import load_file
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from nas_prune import pipeline, recipe
-from nas_prune.arch import Arch
-from nas_prune.calibrate import calibrate
+from nas_prune.base.fingerprint import fingerprint
 from nas_prune.costs import Budget, Conditions, Macs, Memory
-from nas_prune.costs.conditions import Runtime
-from nas_prune.costs.runtimes import missing
-from nas_prune.criteria import criteria
-from nas_prune.derivation import derive
-from nas_prune.descent import Pace, descend, ready
-from nas_prune.device import fingerprint
-from nas_prune.expressible import trace
-from nas_prune.gated import GatedModel
-from nas_prune.penalties import BudgetPenalty
-from nas_prune.settings import LatencySettings
-from nas_prune.space import SearchSpace
-from nas_prune.verification import verify
+from nas_prune.costs.timing.conditions import Runtime
+from nas_prune.costs.timing.runtimes import missing
+from nas_prune.derivation.derive import derive
+from nas_prune.derivation.trace import trace
+from nas_prune.derivation.verify import verify
+from nas_prune.methods.criteria import criteria
+from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.penalties import BudgetPenalty
+from nas_prune.run import pipeline
+from nas_prune.run.calibration.calibrate import calibrate
+from nas_prune.run.calibration.settings import LatencySettings
+from nas_prune.run.recipe import recipe
+from nas_prune.tracing.arch import Arch
+from nas_prune.tracing.space import SearchSpace
+from nas_prune.train.descent import Pace, descend, ready
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
 GIB = 2**30

@@ -14,7 +14,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from nas_prune import pipeline, recipe
+from nas_prune.run import pipeline
+from nas_prune.run.recipe import recipe
 
 RECIPE = "fashion_mnist/resnet18_shapley_operations"  # or fashion_mnist/resnet18_ablation
 SPACES = {"widths": ["--space=channels", "--gate.kinds={}"], "together": []}

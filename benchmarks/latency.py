@@ -22,18 +22,18 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from nas_prune.arch import Arch
-from nas_prune.calibrate import Calibration, calibrate
+from nas_prune.base.errors import BudgetError
+from nas_prune.base.files.documents import read_document
 from nas_prune.costs import Budget, Conditions, measure_together, predictors
-from nas_prune.derivation import derive
-from nas_prune.documents import read_document
-from nas_prune.errors import BudgetError
-from nas_prune.expressible import trace
-from nas_prune.meet import meet
-from nas_prune.run_files import CalibrationPage
-from nas_prune.selectors import selectors
-from nas_prune.settings import LatencySettings
-from nas_prune.space import SearchSpace
+from nas_prune.derivation.derive import derive
+from nas_prune.derivation.trace import trace
+from nas_prune.methods.selectors import selectors
+from nas_prune.run.calibration.calibrate import Calibration, calibrate
+from nas_prune.run.calibration.settings import LatencySettings
+from nas_prune.run.files import CalibrationPage
+from nas_prune.tracing.arch import Arch
+from nas_prune.tracing.space import SearchSpace
+from nas_prune.train.choose import meet
 
 TIMINGS = 5  # in a fresh process; their median counts
 MODELS, RUNTIMES = ("resnet18:64", "mobilenetv3_small_100:96"), ("eager", "onnxruntime", "openvino")

@@ -12,7 +12,8 @@ import tempfile
 from pathlib import Path
 from statistics import mean, stdev
 
-from nas_prune import pipeline, recipe
+from nas_prune.run import pipeline
+from nas_prune.run.recipe import recipe
 
 
 def derived(arguments: argparse.Namespace, selector: str, seed: int, folder: Path) -> dict[str, tuple[float, float]]:

@@ -20,9 +20,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_prune.shapley import Game, exact
-from nas_prune.shapley.estimate import Plan, estimated
-from nas_prune.shapley.walk import Walks, coalitions, pairs
+from nas_prune.methods.shapley import Game, exact
+from nas_prune.methods.shapley.estimate import Plan, estimated
+from nas_prune.methods.shapley.walks import Walks, coalitions, pairs
 
 CHOICES, CANDIDATES = 4, 4
 PLAYERS = CHOICES * CANDIDATES

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from nas_prune.costs import Budget, Macs
-from nas_prune.expressible import trace
-from nas_prune.gated import GatedModel
-from nas_prune.gates import gates
-from nas_prune.penalties import BudgetPenalty
-from nas_prune.space import SearchSpace
+from nas_prune.derivation.trace import trace
+from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.gates import gates
+from nas_prune.methods.penalties import BudgetPenalty
+from nas_prune.tracing.space import SearchSpace
 
 
 def stepper(model: nn.Module, images: Tensor, labels: Tensor, penalty: nn.Module | None) -> Callable[[], None]:

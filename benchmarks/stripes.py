@@ -16,11 +16,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from nas_prune.costs.conditions import Conditions, Runtime
-from nas_prune.costs.measure import time_calls
-from nas_prune.costs.runtimes import prepare_all, threads
+from nas_prune.costs.timing.conditions import Conditions, Runtime
+from nas_prune.costs.timing.measure import time_calls
+from nas_prune.costs.timing.runtimes import prepare_all, threads
 from nas_prune.ops import StripeConv, stripe_macs
-from nas_prune.ops.stripe_forms import forms
+from nas_prune.ops.stripes.forms import forms
 
 LAYERS = ("64:64:56:1", "64:128:56:2", "128:128:28:1", "256:256:14:1", "512:512:7:1")  # of ResNet-18 at 224x224
 SHARES = (1.0, 0.5, 0.25, 0.12)

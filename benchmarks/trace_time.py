@@ -17,9 +17,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from nas_prune.arch import Arch
-from nas_prune.derivation import derive
-from nas_prune.expressible import trace
+from nas_prune.derivation.derive import derive
+from nas_prune.derivation.trace import trace
+from nas_prune.tracing.arch import Arch
 
 DEFAULT = (
     *("resnet50:224", "convnext_tiny:224", "mobilenetv3_large_100:224", "densenet121:224", "regnety_008:224"),

@@ -5,8 +5,8 @@ from torch import nn
 
 import nas_prune as npr
 from nas_prune.costs import Macs
-from nas_prune.penalties import BudgetPenalty
-from nas_prune.selectors import ranked
+from nas_prune.methods.penalties import BudgetPenalty
+from nas_prune.methods.selectors import ranked
 
 
 class Net(nn.Sequential):  # the second non-linearity sits in a residual branch

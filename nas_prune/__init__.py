@@ -12,22 +12,22 @@ Names are imported when they are first used, so that the command line answers at
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from nas_prune import timm_entry
+from nas_prune.artifact import timm_entry
 
 if TYPE_CHECKING:
-    from nas_prune.arch import Arch
-    from nas_prune.artifact import load, save
-    from nas_prune.axes import Axis
+    from nas_prune.artifact.folder import load, save
+    from nas_prune.base.axis import Axis
+    from nas_prune.base.errors import NasPruneError
     from nas_prune.costs import Budget, LatencyPredictor, count, measure
-    from nas_prune.derivation import derive
-    from nas_prune.errors import NasPruneError
-    from nas_prune.expressible import trace
-    from nas_prune.gated import GatedModel
-    from nas_prune.gates import Gate
-    from nas_prune.joint import search
-    from nas_prune.space import SearchSpace
+    from nas_prune.derivation.derive import derive
+    from nas_prune.derivation.trace import trace
+    from nas_prune.derivation.verify import Certificate, verify
+    from nas_prune.methods.gated import GatedModel
+    from nas_prune.methods.gates import Gate
     from nas_prune.tracing import Axes
-    from nas_prune.verification import Certificate, verify
+    from nas_prune.tracing.arch import Arch
+    from nas_prune.tracing.space import SearchSpace
+    from nas_prune.train.search import search
 
 __all__ = [
     "Arch",
@@ -51,24 +51,24 @@ __all__ = [
 ]
 
 _HOME = {
-    "Arch": "arch",
+    "Arch": "tracing.arch",
     "Axes": "tracing",
-    "Axis": "axes",
+    "Axis": "base.axis",
     "Budget": "costs",
-    "Certificate": "verification",
-    "Gate": "gates",
-    "GatedModel": "gated",
+    "Certificate": "derivation.verify",
+    "Gate": "methods.gates",
+    "GatedModel": "methods.gated",
     "LatencyPredictor": "costs",
-    "NasPruneError": "errors",
-    "SearchSpace": "space",
+    "NasPruneError": "base.errors",
+    "SearchSpace": "tracing.space",
     "count": "costs",
-    "derive": "derivation",
-    "load": "artifact",
+    "derive": "derivation.derive",
+    "load": "artifact.folder",
     "measure": "costs",
-    "save": "artifact",
-    "search": "joint",
-    "trace": "expressible",
-    "verify": "verification",
+    "save": "artifact.folder",
+    "search": "train.search",
+    "trace": "derivation.trace",
+    "verify": "derivation.verify",
 }
 
 

@@ -8,17 +8,17 @@ import torch
 from accelerate import Accelerator
 from known_answers import PLANTS, planted_choice, planted_units, planted_width
 
-from nas_prune.arch import Arch
 from nas_prune.costs import Budget, Macs
-from nas_prune.criteria import criteria
-from nas_prune.data import from_loaders
-from nas_prune.expressible import trace
-from nas_prune.gated import GatedModel
-from nas_prune.joint import learn, search
-from nas_prune.penalties import BudgetPenalty
-from nas_prune.selectors import ranked
-from nas_prune.settings import SearchSettings
-from nas_prune.train import Run, Stage, fit, optimizer_of, task_loss
+from nas_prune.derivation.trace import trace
+from nas_prune.methods.criteria import criteria
+from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.penalties import BudgetPenalty
+from nas_prune.methods.selectors import ranked
+from nas_prune.tracing.arch import Arch
+from nas_prune.train.data.loaders import from_loaders
+from nas_prune.train.loop import Run, Stage, fit, optimizer_of, task_loss
+from nas_prune.train.search import learn, search
+from nas_prune.train.settings import SearchSettings
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SETTINGS = SearchSettings(optimizer="adamw", lr=1e-2, weight_decay=0.0, gate_lr=0.1, warmup=0, joint=7, freeze=0)

@@ -14,9 +14,9 @@ from timm.layers import GroupNormAct, StdConv2d
 from timm.models.resnetv2 import ResNetV2
 from torch import Tensor, nn
 
-from nas_prune.arch import Arch
-from nas_prune.expressible import trace
+from nas_prune.derivation.trace import trace
 from nas_prune.tracing import Axes
+from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.oracle import perturbed
 
 

@@ -1,20 +1,20 @@
 """Costs: sizes of the axes -> parameters, MACs, milliseconds. The registry ``costs`` knows their names."""
 
-from nas_prune.costs.additive import AdditivePredictor
 from nas_prune.costs.budget import Budget
-from nas_prune.costs.conditions import Conditions, Runtime
 from nas_prune.costs.cost import CostModel, Sizes, costs
-from nas_prune.costs.cross_validation import Chosen, best, candidates, validate
-from nas_prune.costs.graph import Count, Macs, Params, count, counted
-from nas_prune.costs.latency_predictor import LatencyPredictor
+from nas_prune.costs.counts import Count, Macs, Params, count, counted
 from nas_prune.costs.limits import Limits
-from nas_prune.costs.measure import Ratio, Timing, Timings, measure, measure_together
 from nas_prune.costs.memory import Memory
-from nas_prune.costs.monotone import MonotonePredictor
-from nas_prune.costs.operator_table import OperatorTable, measure_table
-from nas_prune.costs.operator_timing import Bench
-from nas_prune.costs.predictor import PredictionError, Predictor, predictors
-from nas_prune.costs.staircase import measured_divisors
+from nas_prune.costs.operators.staircase import measured_divisors
+from nas_prune.costs.operators.table import OperatorTable, measure_table
+from nas_prune.costs.operators.timing import Bench
+from nas_prune.costs.predictors.additive import AdditivePredictor
+from nas_prune.costs.predictors.cross_validation import Chosen, best, candidates, validate
+from nas_prune.costs.predictors.lpnet import LatencyPredictor
+from nas_prune.costs.predictors.monotone import MonotonePredictor
+from nas_prune.costs.predictors.predictor import PredictionError, Predictor, predictors
+from nas_prune.costs.timing.conditions import Conditions, Runtime
+from nas_prune.costs.timing.measure import Ratio, Timing, Timings, measure, measure_together
 
 __all__ = [
     "AdditivePredictor",

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from nas_prune.costs.cost import CostModel
-from nas_prune.costs.graph import Macs, Params
-from nas_prune.costs.predictor import Predictor
+from nas_prune.costs.counts import Macs, Params
+from nas_prune.costs.predictors.predictor import Predictor
 
 Columns = Mapping[str, Tensor]
 

@@ -3,8 +3,8 @@
 import re
 from dataclasses import dataclass
 
+from nas_prune.base.errors import BudgetError
 from nas_prune.costs.cost import CostModel
-from nas_prune.errors import BudgetError
 
 SCALE = {"k": 1e3, "M": 1e6, "G": 1e9, "": 1.0}
 

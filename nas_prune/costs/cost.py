@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from nas_prune.registry import Registry
+from nas_prune.base.registry import Registry
 
 Sizes = Mapping[str, Tensor | float]
 

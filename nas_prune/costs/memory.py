@@ -17,7 +17,7 @@ from torch.fx import Node
 from nas_prune.costs.batched import Columns
 from nas_prune.costs.cost import Sizes, costs
 from nas_prune.tracing import Axes
-from nas_prune.tracing.capture import batch_of
+from nas_prune.tracing.graph.capture import batch_of
 from nas_prune.tracing.terms import Cat, Dims, Prod, Term, Var, free, resolve
 
 

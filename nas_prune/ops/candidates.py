@@ -16,9 +16,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from nas_prune.errors import SpaceError
+from nas_prune.base.errors import SpaceError
 from nas_prune.ops.geometry import Geometry, made, same_geometry
-from nas_prune.ops.inherited import in_groups, separated, with_taps
+from nas_prune.ops.nearest_kernel import in_groups, separated, with_taps
 from nas_prune.ops.operation import Operation, operations
 
 

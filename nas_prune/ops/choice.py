@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from nas_prune.errors import SpaceError, shown
+from nas_prune.base.errors import SpaceError, shown
 from nas_prune.ops.geometry import made
 from nas_prune.ops.operation import Operation, name_of, operations
 

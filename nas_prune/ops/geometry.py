@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from nas_prune.errors import SpaceError
+from nas_prune.base.errors import SpaceError
 from nas_prune.ops.operation import Operation
 
 Kind = TypeVar("Kind", bound=Operation)

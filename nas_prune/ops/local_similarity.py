@@ -18,7 +18,7 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample, normalize, pad
 
-from nas_prune.errors import SpaceError
+from nas_prune.base.errors import SpaceError
 from nas_prune.ops.geometry import made, same_geometry
 from nas_prune.ops.operation import Operation, operations
 

@@ -11,8 +11,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from nas_prune.errors import SpaceError
-from nas_prune.registry import Registry
+from nas_prune.base.errors import SpaceError
+from nas_prune.base.registry import Registry
 
 operations: Registry[type["Operation"]] = Registry("operation")
 

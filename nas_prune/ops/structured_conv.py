@@ -22,7 +22,7 @@ import torch
 from einops import einsum
 from torch import Tensor, nn
 
-from nas_prune.errors import SpaceError
+from nas_prune.base.errors import SpaceError
 from nas_prune.ops.geometry import geometry, made
 from nas_prune.ops.operation import Operation, operations
 

@@ -5,8 +5,8 @@
 """
 
 from nas_prune.tracing import rules
-from nas_prune.tracing.capture import Inputs, capture
-from nas_prune.tracing.found import Axes, find
+from nas_prune.tracing.axes import Axes, find
+from nas_prune.tracing.graph.capture import Inputs, capture
 from nas_prune.tracing.ruled import rule
 from nas_prune.tracing.walk import walk
 

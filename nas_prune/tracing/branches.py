@@ -14,8 +14,8 @@ from typing import Any
 
 from torch.fx import Node
 
-from nas_prune.axes import Kind
-from nas_prune.tracing.capture import Captured
+from nas_prune.base.axis import Kind
+from nas_prune.tracing.graph.capture import Captured
 from nas_prune.tracing.terms import Var
 from nas_prune.tracing.walk import Site, Walk, operator
 

@@ -18,9 +18,9 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from nas_prune.arch import Arch
-from nas_prune.tracing.capture import Inputs, as_tuple
-from nas_prune.tracing.found import Axes
+from nas_prune.tracing.arch import Arch
+from nas_prune.tracing.axes import Axes
+from nas_prune.tracing.graph.capture import Inputs, as_tuple
 from nas_prune.tracing.masked import FILLS, FORMS, striped
 from nas_prune.tracing.stripes import alive
 from nas_prune.tracing.terms import Term

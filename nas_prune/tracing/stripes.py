@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.fx import Node
 
-from nas_prune.arch import Arch
+from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.terms import Fix, Striped, Var
 from nas_prune.tracing.walk import Site, Walk, operator
 

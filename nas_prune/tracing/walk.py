@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from nas_prune.axes import Kind, Role
-from nas_prune.tracing.capture import Captured
+from nas_prune.base.axis import Kind, Role
+from nas_prune.tracing.graph.capture import Captured
 from nas_prune.tracing.ruled import RULES
 from nas_prune.tracing.terms import Dims, Fix, Term, Var, free, freeze, leaves, unify
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nas_prune.tracing.found import Axes
+from nas_prune.tracing.axes import Axes
 from nas_prune.tracing.terms import Cat, Prod, Term, Var, resolve
 
 

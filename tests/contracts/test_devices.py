@@ -10,24 +10,24 @@ from functools import cache
 import pytest
 import timm
 import torch
+from descriptions import DESCRIPTIONS
 from fake_gpu import FakeGpu
-from test_ops import DESCRIPTIONS
 from torch import Tensor, nn
 from users import READERS, Recurrent
 from zoo import USERS, User, build, traced
 
-from nas_prune.arch import Arch
 from nas_prune.costs import Budget, Limits, Predictor, costs, predictors
-from nas_prune.expressible import trace
-from nas_prune.gated import GatedModel
-from nas_prune.gates import gates
+from nas_prune.derivation.replace import laid_out
+from nas_prune.derivation.trace import trace
+from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.gates import gates
+from nas_prune.methods.penalties import penalties
 from nas_prune.ops import StripeConv, described, operations
 from nas_prune.ops import build as built
-from nas_prune.penalties import penalties
-from nas_prune.space import SearchSpace
-from nas_prune.substitute import laid_out
 from nas_prune.tracing import Axes
+from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.masked import FILLS, FORMS
+from nas_prune.tracing.space import SearchSpace
 
 SPACES = {
     "everything": "test_vit",

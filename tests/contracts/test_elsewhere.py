@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from users import Recurrent
 from zoo import User
 
-from nas_prune.arch import Arch
 from nas_prune.costs import Budget, Limits, Macs, Memory
-from nas_prune.criteria import criteria
-from nas_prune.derivation import derive
-from nas_prune.expressible import trace
-from nas_prune.gated import GatedModel
-from nas_prune.gates import gates
-from nas_prune.penalties import BudgetPenalty
-from nas_prune.space import SearchSpace
-from nas_prune.substitute import laid_out
-from nas_prune.verification import verify
+from nas_prune.derivation.derive import derive
+from nas_prune.derivation.replace import laid_out
+from nas_prune.derivation.trace import trace
+from nas_prune.derivation.verify import verify
+from nas_prune.methods.criteria import criteria
+from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.gates import gates
+from nas_prune.methods.penalties import BudgetPenalty
+from nas_prune.tracing.arch import Arch
+from nas_prune.tracing.space import SearchSpace
 
 SPACES = ("channels", "operations", "stripes")
 Result = dict[str, Tensor]

@@ -13,16 +13,16 @@ from users import READERS, Mappings
 from zoo import USERS, ChannelSum, Tied, Traced, Unused, apart, classifier_width, traced, traced_model
 
 import nas_prune
-from nas_prune.arch import Arch
+from nas_prune.base.errors import ArchError, DeriveError, TraceError
 from nas_prune.costs import Macs, Params, count
-from nas_prune.derivation import derive
-from nas_prune.errors import ArchError, DeriveError, TraceError
-from nas_prune.expressible import trace
-from nas_prune.gated import GatedModel
-from nas_prune.gates import gates
-from nas_prune.intercept import Interceptor, release
+from nas_prune.derivation.derive import derive
+from nas_prune.derivation.trace import trace
+from nas_prune.derivation.verify import verify
+from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.gates import gates
+from nas_prune.methods.intercept import Interceptor, release
+from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.oracle import compare, take
-from nas_prune.verification import verify
 
 EXACT = 1e-9  # float64: rounding leaves about 1e-14, the smallest real mistake seen (an attention scale) 7e-5
 SINGLE = 1e-4  # float32

@@ -23,7 +23,8 @@ from recorded import MEASURED
 from runs import Laboratory, beside, different, digest, ended, finish, forked, said, say_to
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from nas_prune import results, train
+from nas_prune.run import results
+from nas_prune.train import loop as train
 
 FULL = "a full disk"
 Ways = Callable[[Operation], Iterable[str]]

@@ -14,10 +14,14 @@ from typing import Any
 import pytest
 from torch import nn
 
-from nas_prune import bench, figures, progress, results, substitute
-from nas_prune.costs.measure import Timings
-from nas_prune.costs.operator_timing import Bench, Point
+from nas_prune.costs.operators.timing import Bench, Point
+from nas_prune.costs.timing.measure import Timings
+from nas_prune.derivation import replace as substitute
+from nas_prune.run import results
+from nas_prune.run.calibration import bench
+from nas_prune.run.report import curves as figures
 from nas_prune.tracing import Axes
+from nas_prune.train import progress
 
 MEASURED: list[object] = []
 SCATTER = (0.0, -0.004, 0.003, 0.001, -0.002, 0.005, -0.001)

@@ -19,24 +19,30 @@ import timm
 import torch
 from torch import nn
 
-from nas_prune import artifact, artifact_config, calibration_file, checkpoint, recipe, result_files, run_files
-from nas_prune.arch import Arch
-from nas_prune.calibrate import FILE, adopt
-from nas_prune.calibration_check import model_of
-from nas_prune.calibration_facts import PREDICTOR
-from nas_prune.cells.genotype import check, read_genotype
-from nas_prune.cells.space import CellSpace
-from nas_prune.cli_coverage import CoverageRow
+from nas_prune.artifact import config as artifact_config
+from nas_prune.artifact import folder as artifact
+from nas_prune.base.errors import ArtifactError, CalibrationError, CheckpointError
+from nas_prune.base.files.documents import read_document, read_journal
+from nas_prune.cli.coverage.command import CoverageRow
 from nas_prune.costs import predictors
-from nas_prune.derivation import derive
-from nas_prune.documents import read_document, read_journal
-from nas_prune.errors import ArtifactError, CalibrationError, CheckpointError
-from nas_prune.expressible import trace
-from nas_prune.report import RunFolder
-from nas_prune.scores import read_scores
-from nas_prune.space import SearchSpace, read_file
-from nas_prune.stage_file import Length, Live, restore
-from nas_prune.track import Track
+from nas_prune.derivation.derive import derive
+from nas_prune.derivation.trace import trace
+from nas_prune.ops.cells.cell_space import CellSpace
+from nas_prune.ops.cells.genotype import check, read_genotype
+from nas_prune.run import files as run_files
+from nas_prune.run import result_files
+from nas_prune.run.calibration import file as calibration_file
+from nas_prune.run.calibration.calibrate import FILE, adopt
+from nas_prune.run.calibration.check import model_of
+from nas_prune.run.calibration.facts import PREDICTOR
+from nas_prune.run.recipe import recipe
+from nas_prune.run.report.page import RunFolder
+from nas_prune.run.scores import read_scores
+from nas_prune.tracing.arch import Arch
+from nas_prune.tracing.space import SearchSpace, read_file
+from nas_prune.train import checkpoint, journals
+from nas_prune.train.stage_file import Length, Live, restore
+from nas_prune.train.track import Track
 
 CORPUS = Path(__file__).parent / "corpus"
 
@@ -128,7 +134,7 @@ def _metrics(rows: list[dict[str, Any]]) -> None:
 def _read_metrics(path: Path) -> Any:
     with Track(path.parent) as track:
         track.rewind("search-warmup", 0)
-    return read_journal(path, run_files.MetricsRow, ArtifactError)
+    return read_journal(path, journals.MetricsRow, ArtifactError)
 
 
 def _certificate(found: dict[str, Any]) -> None:
@@ -527,7 +533,7 @@ KINDS = {
         _read_metrics,
         _metrics,
     ),
-    "rounds": _journal("rounds.jsonl", run_files.RoundRow, CheckpointError, _round),
+    "rounds": _journal("rounds.jsonl", journals.RoundRow, CheckpointError, _round),
     "timed sub-networks": _journal("calibration_timings.jsonl", run_files.SampleTimed, CalibrationError, _timed),
     "staircase": _journal("staircase.jsonl", run_files.PointRow, CheckpointError, _point),
     "coverage": _journal("coverage.jsonl", CoverageRow, ArtifactError, lambda row: plain(dict(row))),
@@ -537,7 +543,7 @@ KINDS = {
     "timings": _document("timings.json", run_files.Timings, CheckpointError, _timings),
     "stages": _document("stages.json", run_files.Stages, CheckpointError, _stages),
     "target": _document("tuned.json", result_files.TargetFile, CheckpointError, _target),
-    "wandb": _document("wandb.json", run_files.WandbFile, ArtifactError, plain),
+    "wandb": _document("wandb.json", journals.WandbFile, ArtifactError, plain),
     "results": _in_a_report("results.json", "results", _results),
     "targets": _in_a_report("targets.json", "targets", _targets),
     "axes": _in_a_report("axes.json", "axes", _axes),

@@ -12,8 +12,8 @@ from random import Random
 import pytest
 from readers import IN_A_REPORT, KINDS, traced
 
-from nas_prune.errors import NasPruneError
-from nas_prune.report import RunFolder, report
+from nas_prune.base.errors import NasPruneError
+from nas_prune.run.report.page import RunFolder, report
 
 SECONDS = 1.0  # of a processor, for each file
 LONGEST = 1000  # characters of a message

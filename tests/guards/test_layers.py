@@ -1,4 +1,4 @@
-"""Imports point down: a file imports from its own layer or a lower one."""
+"""Imports point down: a package imports from itself and from those before it."""
 
 import ast
 from collections.abc import Iterator
@@ -8,33 +8,30 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "nas_prune"
 LAYERS = (
-    "errors registry axes arch files json_text documents tensor_file run_files result_files folding folders lock "
-    "shipped signals yaml_text bounds origin device",
-    "settings tracing space gates costs ops cells",
-    "calls intercept gateable scales training_only gated derivation removal swaps attention_scale "
-    "sources repair rewrite citizen expressible rebuild adapt "
-    "verification substitute",
-    "criteria shapley selectors schedules penalties",
-    "ascent joint finetune evaluate data augment idx memory_images file_images image_files order preprocessing "
-    "given_weights room checkpoint stage_file artifact artifact_config artifact_tensors timm_entry timm_build "
-    "calibration_facts calibration_file calibration_check "
-    "bench sampling calibrate meet reform coverage coverage_names exporting export_forms "
-    "scores report summary figures pareto stages track progress train descent budget",
-    "recipe recipe_keys promise overrides checks build job calibrated scoring steps results targets pipeline subject "
-    "doctor cli cli_coverage cli_doctor cli_export cli_timm timm_recipe timm_scripts cli_help cli_list cli_show "
+    "base",
+    "ops",
+    "tracing",
+    "costs",
+    "methods",
+    "derivation",
+    "train",
+    "artifact",
+    "run",
+    "cli",
     "__main__",
 )
-LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts.split()}
+LAYER = {package: number for number, package in enumerate(LAYERS)}
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+MOST = 16  # files in a folder
 
 
-def part_of(file: Path) -> str:
-    """The name in ``LAYERS`` that a file belongs to: its folder, or itself."""
+def package_of(file: Path) -> str:
+    """The name in ``LAYERS`` that a file belongs to: its topmost folder, or itself."""
     return file.parts[0].removesuffix(".py")
 
 
 def imported(tree: ast.AST, package: tuple[str, ...]) -> Iterator[tuple[int, str]]:
-    """(line, part of nas_prune) of every import, also those inside functions and under TYPE_CHECKING."""
+    """(line, package of nas_prune) of every import, also those inside functions and under TYPE_CHECKING."""
     for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.Import):
@@ -50,40 +47,38 @@ def imported(tree: ast.AST, package: tuple[str, ...]) -> Iterator[tuple[int, str
 
 def upward(file: Path, source: str) -> list[str]:
     """Imports of a file that point up, as file, line and what it imports."""
-    own = LAYER[part_of(file)]
-    package = ("nas_prune", *file.parts[:-1])
+    own = LAYER[package_of(file)]
     return [
-        f"nas_prune/{file}:{line} (layer {own}) imports {part or 'the whole package'} (layer {LAYER.get(part, '-')})"
-        for line, part in imported(ast.parse(source), package)
-        if LAYER.get(part, len(LAYERS)) > own
+        f"nas_prune/{file}:{line} imports {package or 'the whole package'}"
+        for line, package in imported(ast.parse(source), ("nas_prune", *file.parts[:-1]))
+        if LAYER.get(package, len(LAYERS)) > own
     ]
 
 
-def test_every_file_is_in_a_layer() -> None:
-    known = {*LAYER, "__init__"}
-    lost = sorted(
-        {
-            f"nas_prune/{file} is in no layer; enter it in LAYERS of this test"
-            for file in FILES
-            if part_of(file) not in known
-        }
-    )
-    assert lost == []
+def test_the_top_holds_packages_only() -> None:
+    assert {package_of(file) for file in FILES} == {*LAYERS, "__init__"}
+    assert [str(file) for file in FILES if len(file.parts) == 1] == ["__init__.py", "__main__.py"]
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if part_of(f) in LAYER], ids=str)
-def test_imports_point_down(file: Path) -> None:
-    assert upward(file, (PACKAGE / file).read_text()) == []
+def test_a_folder_can_be_looked_over() -> None:
+    folders = {file.parent for file in FILES}
+    sizes = {str(folder): sum(file.parent == folder for file in FILES) for folder in folders}
+    assert {folder: size for folder, size in sizes.items() if size > MOST} == {}
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_imports_point_down(package: str) -> None:
+    files = [file for file in FILES if package_of(file) == package]
+    assert files
+    assert [wrong for file in files for wrong in upward(file, (PACKAGE / file).read_text())] == []
 
 
 def test_an_import_that_points_up_is_found_wherever_it_hides() -> None:
-    hidden = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from nas_prune.joint import search\n"
-    late = "def f():\n    import nas_prune.cli\n"
-    relative = "from ..gated import GatedModel\nfrom . import weight\nfrom .. import cli\n"
-    assert upward(Path("gates/new.py"), hidden) == ["nas_prune/gates/new.py:3 (layer 1) imports joint (layer 4)"]
-    assert upward(Path("arch.py"), late) == ["nas_prune/arch.py:2 (layer 0) imports cli (layer 5)"]
-    assert [text.split(" ")[-3] for text in upward(Path("gates/new.py"), relative)] == ["gated", "cli"]
-    assert (
-        upward(Path("gated.py"), "from nas_prune import tracing\nfrom nas_prune.gates.gate import Gate\nimport torch\n")
-        == []
-    )
+    hidden = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from nas_prune.train.search import search\n"
+    late = "def f():\n    import nas_prune.cli.program\n"
+    relative = "from ...methods.gated import GatedModel\nfrom . import weight\nfrom ... import cli\n"
+    down = "from nas_prune import tracing\nfrom nas_prune.methods.gates.gate import Gate\nimport torch\n"
+    assert upward(Path("methods/new.py"), hidden) == ["nas_prune/methods/new.py:3 imports train"]
+    assert upward(Path("tracing/arch.py"), late) == ["nas_prune/tracing/arch.py:2 imports cli"]
+    assert [text.split(" ")[-1] for text in upward(Path("tracing/rules/new.py"), relative)] == ["methods", "cli"]
+    assert upward(Path("methods/gated.py"), down) == []

@@ -1,0 +1,1 @@
+"""Artefacts: derived models as files that just load."""

@@ -1,0 +1,1 @@
+"""What everything stands on: errors, registries, facts, settings, random numbers; nothing of models."""

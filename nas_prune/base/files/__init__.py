@@ -1,0 +1,1 @@
+"""Files: written whole, read through one validated reader per format."""

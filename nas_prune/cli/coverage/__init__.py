@@ -1,0 +1,1 @@
+"""``nas-prune coverage``: the product, tried on all of timm."""

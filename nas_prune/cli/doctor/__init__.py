@@ -1,0 +1,1 @@
+"""``nas-prune doctor``: what of a model can shrink."""

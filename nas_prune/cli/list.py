@@ -1,0 +1,105 @@
+"""What a recipe can name, as ``nas-prune list`` shows it."""
+
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from nas_prune.base.errors import NasPruneError, SpaceError, UnknownNameError, shown
+from nas_prune.base.files.shipped import shipped
+from nas_prune.base.files.yaml_text import read_mapping
+from nas_prune.base.registry import MODELS, Registry, hint
+from nas_prune.run.recipe.recipe import recipes
+
+Rows = list[tuple[str, str]]
+
+
+def listings() -> dict[str, Callable[[], Rows]]:
+    """Kind -> its names, each with one line about it."""
+    return {
+        "recipes": lambda: [(name, _first_comment(path)) for name, path in recipes().items()],
+        "spaces": _spaces,
+        "operations": _operations,
+        "gates": lambda: _parts("gates", "methods.gates"),
+        "penalties": lambda: _parts("penalties", "methods.penalties"),
+        "criteria": lambda: _parts("criteria", "methods.criteria"),
+        "selectors": lambda: _parts("selectors", "methods.selectors"),
+        "costs": lambda: _parts("costs", "costs"),
+        "predictors": lambda: _parts("predictors", "costs"),
+        "datasets": _datasets,
+        "models": lambda: _models(""),
+    }
+
+
+def listing(kind: str, pattern: str | None = None) -> Rows:
+    """The names of one kind; models can be narrowed by a pattern."""
+    known = listings()
+    if kind not in known:
+        raise UnknownNameError(f"cannot list {shown(kind)}{hint(kind, known)}")
+    if pattern is None:
+        return known[kind]()
+    if kind != "models":
+        raise NasPruneError(f"a pattern narrows models only; leave out {pattern!r}")
+    return _models(pattern)
+
+
+def _parts(kind: str, package: str) -> Rows:
+    """The registry of a kind of part: each part with its idea and its options."""
+    found: Registry[Any] = getattr(import_module(f"nas_prune.{package}"), kind)
+    return [(name, f"{_idea(part)}{_options(part)}") for name, part in found.items()]
+
+
+def _options(part: Callable[..., object]) -> str:
+    keyword = [p for p in inspect.signature(part).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    told = (p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in keyword)
+    return f" Options: {', '.join(told)}." if keyword else ""
+
+
+def _idea(part: object) -> str:
+    """The first line of the docstring of the part's file, which states its idea."""
+    module = inspect.getmodule(part)
+    return _first(module) if module else ""
+
+
+def _first_comment(path: Path) -> str:
+    """The first comment of a YAML file that says something; editors' directives do not."""
+    lines = [
+        line.lstrip("# ").strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")
+    ]
+    return next((line for line in lines if line and not line.startswith("yaml-language-server")), "")
+
+
+def _spaces() -> Rows:
+    files = sorted(shipped("search_spaces").glob("*.yaml"))
+    return [(path.stem, str(read_mapping(path, SpaceError).get("description", ""))) for path in files]
+
+
+def _operations() -> Rows:
+    """What `replace:` rules can name: the operations that can be made like a module, and what they can be told."""
+    from nas_prune.ops import operations
+
+    can = {name: kind for name, kind in operations.items() if kind.like.__qualname__ != "Operation.like"}
+    return [(name, f"{_first(kind)} {_first(kind.like)}") for name, kind in can.items()]
+
+
+def _first(part: object) -> str:
+    """The first line of a docstring."""
+    return (inspect.getdoc(part) or "").split("\n")[0]
+
+
+def _datasets() -> Rows:
+    from nas_prune.train.data.loaders import datasets
+
+    return list(datasets().items())
+
+
+def _models(pattern: str) -> Rows:
+    import timm
+
+    found = timm.list_models(pattern)
+    if not found:
+        raise UnknownNameError(
+            f"no timm model matches {shown(pattern)}{hint(pattern.strip('*'), timm.list_models(), MODELS)}"
+        )
+    return [(name, "") for name in found]

@@ -1,0 +1,31 @@
+"""How a command that runs a recipe ends: what came of it, and an exit code that says whether that was asked for."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import typer
+
+from nas_prune.cli.help import figures
+
+MISSED = 3
+
+
+def show(results: Mapping[str, Any]) -> None:
+    """The table of a finished run, what must be known first in red; or the figures of a step, one line each."""
+    if "finetuned" not in results:
+        figures(results)
+        return
+    from rich.console import Console
+
+    from nas_prune.run.report.page import table
+    from nas_prune.run.report.summary import headline, verdict
+
+    console = Console()
+    console.print(table(results))
+    console.print(headline(results), verdict(results))
+
+
+def end(results: Sequence[Mapping[str, Any]]) -> None:
+    """End with exit code 3 where a model was made that is not within its target."""
+    if any(each.get("status") == "missed" for each in results):
+        raise typer.Exit(MISSED)

@@ -1,0 +1,1 @@
+"""``nas-prune timm``: timm's scripts for derived models."""

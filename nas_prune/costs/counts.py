@@ -1,0 +1,127 @@
+"""Exact costs from the graph: parameters and multiply-adds (MACs) as polynomials in the sizes of the axes.
+
+A node's MACs are a product of dimensions, a dimension is a sum of products of axes; so both counts are exact at integer
+sizes and differentiable at real ones. ``count`` is the ruler: what torch.utils.flop_counter and numel say of a model.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod as product
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from nas_prune.costs.cost import Sizes, costs
+from nas_prune.tracing import Axes
+from nas_prune.tracing.graph.capture import Inputs, as_tuple, batch_of, evaluating
+from nas_prune.tracing.terms import Term
+
+
+@dataclass(frozen=True)
+class Count:
+    """Multiply-adds for the example inputs, and parameters."""
+
+    macs: int
+    params: int
+
+
+def count(model: nn.Module, example_inputs: Inputs) -> Count:
+    """MACs of ``model(example_inputs)`` (pass a batch of one for MACs per image) and its number of parameters.
+
+    A multiply-add is two of the operations that torch.utils.flop_counter counts.
+    """
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), evaluating(model), _frozen(model), _single_operations(), counter:
+        model(*as_tuple(example_inputs))
+    return Count(counter.get_total_flops() // 2, sum(p.numel() for p in model.parameters()))
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient: the counter hooks onto gradients, which there are none of."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _single_operations() -> Iterator[None]:
+    """No kernel that does the work of many: the counter knows matrix products and convolutions, and takes for nothing
+    the kernels of attention (on CPUs before torch 2.15), of transformer layers and of recurrent networks.
+    """
+    mha, mkldnn, cudnn = torch.backends.mha, torch.backends.mkldnn, torch.backends.cudnn
+    former = bool(mha.get_fastpath_enabled()), bool(mkldnn.enabled), bool(cudnn.enabled)
+    _allow(False, False, False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        _allow(*former)
+
+
+def _allow(transformer: bool, cpu: bool, gpu: bool) -> None:
+    """Let torch use fused kernels, or not."""
+    torch.backends.mha.set_fastpath_enabled(transformer)
+    torch.backends.mkldnn.enabled = cpu  # type: ignore[assignment]
+    torch.backends.cudnn.enabled = gpu
+
+
+@costs.register("params")
+class Params:
+    """Number of parameters of the derived model."""
+
+    unit = "parameters"
+
+    def __init__(self, axes: Axes) -> None:
+        self.axes = axes
+        self.tensors = _distinct(axes)
+
+    def __call__(self, sizes: Sizes) -> Tensor:
+        """Parameters when the axes have these sizes."""
+        return _tensor(sum(product(self.axes.width(t, sizes) for t in dims) for dims in self.tensors))
+
+
+@costs.register("macs")
+class Macs:
+    """Multiply-adds of the derived model for the example inputs of the trace."""
+
+    unit = "MACs"
+
+    def __init__(self, axes: Axes) -> None:
+        self.axes = axes
+        self.products = [terms for node in axes.walk.products.values() for terms in node]
+        captured = axes.walk.captured
+        self.share = captured.batch / batch_of(captured.inputs)
+
+    def __call__(self, sizes: Sizes) -> Tensor:
+        """MACs when the axes have these sizes."""
+        total = sum(product(self.axes.width(term, sizes) for term in terms) for terms in self.products)
+        return _tensor(total * self.share)
+
+
+def counted(axes: Axes, sizes: Sizes) -> Count:
+    """MACs and parameters of the model that is derived at these sizes, without deriving it."""
+    macs, params = (round(float(cost(axes)(sizes))) for cost in (Macs, Params))
+    return Count(macs, params)
+
+
+def _distinct(axes: Axes) -> list[tuple[Term, ...]]:
+    """Terms of every parameter, shared ones once, the bits of branches that it goes with, live stripes alone."""
+    captured, bits = axes.walk.captured, axes.presence
+    names = {target for name, target in captured.tensors.items() if name not in captured.buffers}
+    first = dict.fromkeys(captured.shared.get(name, name) for name in names)
+    dims = {name: (axes.striped[name], axes.tensors[name][1]) for name in first if name in axes.striped}
+    return [(*dims.get(name, axes.tensors[name]), *bits.get(name, ())) for name in first]
+
+
+def _tensor(total: Tensor | float) -> Tensor:
+    """A count as a tensor; float32 would round what is above 2^24."""
+    return total if isinstance(total, Tensor) else torch.tensor(total, dtype=torch.float64)

@@ -1,0 +1,1 @@
+"""Latency predictors: sizes of the axes -> milliseconds, learnt from timings."""

@@ -1,0 +1,1 @@
+"""Timing: a model in the runtime that will run it, under conditions that are written down."""

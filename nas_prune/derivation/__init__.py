@@ -1,0 +1,1 @@
+"""From a model and an architecture to a smaller model, with proof."""

@@ -1,0 +1,90 @@
+"""Derive: make an architecture real. The result is an ordinary, smaller copy of the model, and nothing of the search.
+
+Five steps, all read off the record of the trace: keep the attention scale of the dense model; let code that computes a
+width from its input ask for -1 instead; slice every parameter and buffer; set the integers that modules keep about
+their widths (``num_heads``, ``groups``, ``normalized_shape`` ...) to what the graph says they became; take out the
+branches that are closed.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from nas_prune.base.errors import DeriveError
+from nas_prune.derivation.attention_scale import keep_scales
+from nas_prune.derivation.closed_branches import remove
+from nas_prune.derivation.computed_scales import Numbers, keep_dense
+from nas_prune.derivation.integers import repair
+from nas_prune.derivation.source_edits import edits_of, rewrite
+from nas_prune.derivation.timm_facts import run_and_describe
+from nas_prune.methods.intercept import plain_copy
+from nas_prune.tracing import Axes
+from nas_prune.tracing.arch import Arch
+from nas_prune.tracing.graph.capture import each_tensor, evaluating
+from nas_prune.tracing.graph.multihead import close_up
+from nas_prune.tracing.oracle import take
+
+
+def derive(model: nn.Module, axes: Axes, arch: Arch) -> nn.Module:
+    """A smaller copy of ``model`` that keeps the units of ``arch``; ``model`` itself is left untouched.
+
+    Raises ArchError if the architecture does not fit the axes, DeriveError if the model's own code cannot express it.
+    """
+    arch.check(axes)
+    small = plain_copy(model)
+    shrink(small, axes, arch)
+    numbers = Numbers()
+    try:
+        with numbers:
+            run_once(small, axes)
+    except Exception as error:
+        raise DeriveError(
+            f"the code of {type(model).__name__} cannot run with these widths: {error}. "
+            f"Freeze the axes of the module named there"
+        ) from error
+    keep_dense(small, axes, arch, numbers.found)
+    close_up(small)
+    return small
+
+
+def shrink(model: nn.Module, axes: Axes, arch: Arch) -> None:
+    """Make a copy of the traced model smaller, in place. Raises DeriveError where an attention scale cannot be kept."""
+    keep_scales(model, axes, arch)
+    rewrite(model, edits_of(model, axes))
+    _slice(model, axes, arch)
+    repair(model, axes, arch)
+    remove(model, axes, arch)
+
+
+def run_once(model: nn.Module, axes: Axes) -> None:
+    """Run a model on zeros of the traced shapes: shapes that its code cannot express show here, as any exception."""
+    like, given = next(model.parameters()), axes.walk.captured.inputs
+    batch = len(given[0]) if isinstance(given[0], Tensor) and given[0].ndim else 0  # of other inputs we do not know it
+
+    def zeros(value: Tensor) -> Tensor:
+        dtype = like.dtype if value.is_floating_point() else value.dtype
+        shape = (1, *value.shape[1:]) if value.ndim and len(value) == batch else value.shape
+        return torch.zeros(shape, dtype=dtype, device=like.device)
+
+    inputs = each_tensor(zeros, given)
+    with evaluating(model):
+        run_and_describe(model, inputs)
+
+
+def _slice(model: nn.Module, axes: Axes, arch: Arch) -> None:
+    """Replace every tensor by what is left of it; tensors that are shared stay shared."""
+    replaced: dict[int, Tensor] = {}
+    for path, module in model.named_modules():
+        for name, value in [*module._parameters.items(), *module._buffers.items()]:
+            full = f"{path}.{name}" if path else name
+            if value is None or full not in axes.tensors:
+                continue
+            if id(value) not in replaced:
+                replaced[id(value)] = _smaller(value, take(axes, arch, value.detach(), axes.tensors[full]))
+            setattr(module, name, replaced[id(value)])
+
+
+def _smaller(old: Tensor, left: Tensor) -> Tensor:
+    if left.shape == old.shape:
+        return old
+    left = left.contiguous()
+    return nn.Parameter(left, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else left

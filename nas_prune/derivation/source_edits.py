@@ -1,0 +1,173 @@
+"""Classes that ask for -1 where they would compute a width from the shape of their input (ours).
+
+Some modules write ``x.reshape(B, N, C)`` with C read off their input, although what they reshape is the inside of an
+attention: true of the dense model only. With -1 in place of C the same line serves every width, and still the dense
+one. The record of the trace says which lines those are; a subclass gets a copy of the method with just these sizes
+replaced, and keeps its name.
+"""
+
+import ast
+import copy
+import hashlib
+import inspect
+from collections.abc import Iterator, Mapping
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+from torch import nn
+from torch.fx import Node
+
+from nas_prune.base.errors import ArtifactError
+from nas_prune.derivation.source_sizes import (
+    RESHAPES,
+    calls_of,
+    is_computed,
+    methods_of,
+    parsed,
+    sizes_of,
+    sizing_calls,
+)
+from nas_prune.tracing import Axes
+from nas_prune.tracing.terms import Term, free
+
+Place = tuple[int, int]  # which reshape of a method, which of its sizes
+Edits = Mapping[str, frozenset[Place]]  # by method
+Record = dict[str, dict[str, dict[str, Any]]]  # class -> method -> {"source": digest, "places": [[reshape, size]]}
+
+
+def edits_of(model: nn.Module, axes: Axes) -> dict[type, Edits]:
+    """What to replace in which class of a traced model, so that its code serves every width of the free axes."""
+    found: dict[type, dict[str, frozenset[Place]]] = {}
+    for node, literals in axes.walk.literals.items():
+        kind, terms = type(model.get_submodule(axes.walk.captured.owner(node))), literals[0].terms
+        if isinstance(terms, tuple) and isinstance(node.args[1], list | tuple):
+            for method, place in _places(kind, node, terms):
+                edits = found.setdefault(kind, {})
+                edits[method] = edits.get(method, frozenset()) | {place}
+    return dict(found)
+
+
+def rewrite(model: nn.Module, edits: Mapping[type, Edits]) -> None:
+    """Let the modules of these classes use the edited methods."""
+    made = {kind: rewritten(kind, edits[kind]) for kind in edits}
+    for module in model.modules():
+        module.__class__ = made.get(type(module), type(module))
+
+
+def rewritten(kind: type, edits: Edits) -> type:
+    """The subclass of ``kind`` with these edits; the same one for the same edits."""
+    kind, before = vars(kind).get("__rewritten__", (kind, ()))
+    merged = {name: places | dict(before).get(name, frozenset()) for name, places in {**dict(before), **edits}.items()}
+    return _subclass(kind, tuple(sorted(merged.items())))
+
+
+def recorded(model: nn.Module) -> Record:
+    """What was replaced in the classes of a model, as plain data: class -> method -> digest of its source, places."""
+    found: Record = {}
+    for kind in {type(module) for module in model.modules()}:
+        base, edits = vars(kind).get("__rewritten__", (kind, ()))
+        for name, places in edits:
+            method = inspect.getattr_static(base, name)
+            facts = {"source": _digest(method), "places": sorted(map(list, places))}
+            found.setdefault(_title(base), {})[name] = facts
+    return found
+
+
+def repeat(model: nn.Module, record: Record) -> None:
+    """Do again what was recorded, on a fresh model. Raises ArtifactError where the sources are not those of then."""
+    kinds = titles(model)
+    record = {_without_path(title): methods for title, methods in record.items()}
+    if record.keys() - kinds.keys():
+        raise ArtifactError(f"the origin has no module of class {min(record.keys() - kinds.keys())}")
+    edits: dict[type, Edits] = {}
+    for title, methods in record.items():
+        known = dict(methods_of(kinds[title]))
+        for name, facts in methods.items():
+            if name not in known or _digest(known[name]) != facts["source"]:
+                raise ArtifactError(
+                    f"{title}.{name} is not the code that the artefact was made with; install the versions it lists"
+                )
+            calls = sizing_calls(parsed(known[name]))
+            for call, size in facts["places"]:
+                if not (0 <= call < len(calls) and 0 <= size < len(sizes_of(calls[call]))):
+                    raise ArtifactError(f"{title}.{name} has no size {size} in a reshape {call}")
+        edits[kinds[title]] = {name: frozenset((c, s) for c, s in facts["places"]) for name, facts in methods.items()}
+    rewrite(model, edits)
+
+
+def titles(model: nn.Module) -> dict[str, type]:
+    """The classes of a model, by the names under which ``recorded`` knows them."""
+    return {_title(type(module)): type(module) for module in model.modules()}
+
+
+def part_of(record: Record, model: nn.Module) -> Record:
+    """What of a record is about classes that the model has."""
+    return {title: methods for title, methods in record.items() if _without_path(title) in titles(model)}
+
+
+def _title(kind: type) -> str:
+    return _without_path(f"{kind.__module__}.{kind.__qualname__}")
+
+
+def _without_path(title: str) -> str:
+    """Classes of ours go by their name alone: files move, and artefacts that were made before must load."""
+    return f"nas_prune.{title.rpartition('.')[2]}" if title.startswith("nas_prune.") else title
+
+
+def _digest(method: FunctionType) -> str:
+    return hashlib.sha256(inspect.getsource(method).encode()).hexdigest()
+
+
+def original(kind: type) -> type:
+    """The class that a rewritten one was made from; any other class itself."""
+    return vars(kind).get("__rewritten__", (kind, ()))[0]  # type: ignore[no-any-return]
+
+
+@cache
+def _subclass(kind: Any, edits: tuple[tuple[str, frozenset[Place]], ...]) -> type:
+    members: dict[str, Any] = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+    for name, places in edits:
+        members[name] = _edited(inspect.getattr_static(kind, name), places)
+    return type(kind.__name__, (kind,), {**members, "__rewritten__": (kind, edits), "__reduce_ex__": _reduced})
+
+
+def _reduced(module: nn.Module, protocol: int) -> tuple[Any, ...]:  # noqa: ARG001
+    """How a module of a rewritten class is pickled: its class cannot be found by its name."""
+    kind, edits = vars(type(module))["__rewritten__"]
+    return _fresh, (kind, edits), module.__getstate__()  # type: ignore[no-untyped-call]
+
+
+def _fresh(kind: type, edits: tuple[tuple[str, frozenset[Place]], ...]) -> nn.Module:
+    """An empty module of a rewritten class, for pickle to fill."""
+    made: Any = _subclass(kind, edits)
+    module: nn.Module = made.__new__(made)
+    return module
+
+
+def _edited(method: FunctionType, places: frozenset[Place]) -> FunctionType:
+    """A copy of a method with -1 at these places; line numbers stay, so that tracebacks show the source."""
+    tree = copy.deepcopy(parsed(method))
+    calls = sizing_calls(tree)
+    for call, size in places:
+        sizes = sizes_of(calls[call])
+        sizes[size] = ast.copy_location(ast.UnaryOp(ast.USub(), ast.Constant(1)), sizes[size])
+    module = ast.fix_missing_locations(ast.Module([tree], []))
+    made: dict[str, Any] = {}
+    exec(compile(module, method.__code__.co_filename, "exec"), method.__globals__, made)
+    function = made[method.__name__]
+    function.__qualname__ = method.__qualname__
+    assert isinstance(function, FunctionType)
+    return function
+
+
+def _places(kind: type, node: Node, terms: tuple[Term, ...]) -> Iterator[tuple[str, Place]]:
+    """Where the source of one view computes the size of an axis from the shape of something."""
+    for asked in calls_of(kind, node):
+        computed = [i for i, size in enumerate(asked.sizes) if free(terms[i]) and is_computed(size)]
+        if asked.function in RESHAPES and len(computed) == 1 and not any(map(_minus_one, asked.sizes)):
+            yield asked.method, (asked.index, computed[0])
+
+
+def _minus_one(size: ast.expr) -> bool:
+    return ast.unparse(size) == "-1"

@@ -1,0 +1,295 @@
+"""Trace a model, and keep to the axes that its own code can express.
+
+The captured graph can be sliced along every axis; the code that it was captured from may still hold a shape that no
+attribute tells. So a smaller model is tried, on tensors without numbers (no memory, no arithmetic). Where it stops, the
+axes that meet at that very line are frozen, with the line as the reason, and it is tried again.
+"""
+
+import copy
+import logging
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Node
+
+from nas_prune.base.axis import BITS
+from nas_prune.base.errors import DeriveError, TraceError
+from nas_prune.derivation.computed_scales import Number, Numbers, differing, scales
+from nas_prune.derivation.derive import run_once, shrink
+from nas_prune.derivation.gateable import counting, missed
+from nas_prune.derivation.integers import ambiguous
+from nas_prune.derivation.source_sizes import computed_sizes, frame_of
+from nas_prune.derivation.training_only import in_training
+from nas_prune.methods.intercept import plain_copy, release
+from nas_prune.tracing import Axes, Inputs, capture, find, walk
+from nas_prune.tracing.arch import Arch
+from nas_prune.tracing.axes import Scale
+from nas_prune.tracing.graph.brought import computed_tensors, parametrized, unwrapped
+from nas_prune.tracing.graph.multihead import has_attention
+from nas_prune.tracing.terms import leaves
+from nas_prune.tracing.walk import Site, Tie, touched
+
+TRIES = 64  # places that a model may stop at
+FEW = 8  # axes that meet at a line, of which each is tried
+Copy = tuple[nn.Module, AbstractContextManager[Any]]
+Copied = Callable[[nn.Module], Copy]
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: Inputs,
+    *,
+    freeze: Mapping[tuple[str, int], str] | None = None,
+    stripes: bool = False,
+) -> Axes:
+    """Every width of ``model`` that can shrink: axes by name, with the record that gates and derives them.
+
+    ``example_inputs``: what ``forward`` takes, one tensor or a tuple, e.g. (b 3 h w); only shapes matter.
+    ``freeze``: dimensions of parameters that must not change, ``{("fc.weight", 1): "my reason"}``.
+    ``stripes``: whether the stripes of convolutions are axes, too.
+    Raises TraceError when the model cannot be captured.
+    """
+    model = unwrapped(model)
+    if parametrized(model) or has_attention(model):
+        model = plain_copy(model)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for tensor, dim in freeze or {}:
+        if tensor not in parameters or not 0 <= dim < parameters[tensor].ndim:
+            raise TraceError(f"cannot freeze dimension {dim} of {tensor!r}: the model has no such parameter dimension")
+    captured, ties, stops, stay = capture(model, example_inputs), set[Tie](), dict[str, str](), dict[str, str]()
+    trained = in_training(model, captured, example_inputs)
+    for _ in range(TRIES):
+        solved = walk(captured, freeze_tensors=freeze, freeze_nodes=stops, ties=ties, trained=trained)
+        axes = _frozen(find(solved, striped=stripes), stay)
+        stop = _stops(model, axes) if axes.free else Stop()
+        if not stop.found:
+            break
+        if stop.ties <= ties:
+            stops |= stop.nodes
+        ties |= stop.ties
+        stay |= stop.axes
+    return _deeply(model, replace(axes, scales=stop.scales))
+
+
+def _frozen(axes: Axes, reasons: Mapping[str, str]) -> Axes:
+    """The axes, those of these names frozen."""
+    known = {name: replace(axes[name], frozen=why) for name, why in reasons.items() if name in axes}
+    return replace(axes, named={**axes.named, **known})
+
+
+def _deeply(model: nn.Module, axes: Axes) -> Axes:
+    """The axes, those branches frozen that the model's code cannot do without."""
+    depth = [name for name, axis in axes.free.items() if axis.kind == "depth"]
+    if not depth or _does_without(model, axes, depth):
+        return axes
+    needed = [name for name in depth if not _does_without(model, axes, [name])]
+    if not _does_without(model, axes, [name for name in depth if name not in needed]):
+        needed = depth
+    return _frozen(axes, dict.fromkeys(needed, f"the code of {type(model).__name__} cannot do without it"))
+
+
+def _does_without(model: nn.Module, axes: Axes, names: list[str]) -> bool:
+    """Whether a copy of the model runs without these branches, on tensors without numbers or else on real ones."""
+    return any(_runs(copied(model), axes, names) for copied in (_without_numbers, _with_numbers))
+
+
+def _runs(copied: tuple[nn.Module, AbstractContextManager[Any]], axes: Axes, names: list[str]) -> bool:
+    small, mode = copied
+    shrink(small, axes, Arch(dict.fromkeys(names, ())))
+    return _ran(small, mode, axes)[0] is None
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Where a smaller model stopped, or did something else than the graph, and what may help.
+
+    ``ties``, the first choice: where a module knows by one number what has become two.
+    ``nodes``: nodes of the graph -> the reason to freeze what goes into them. ``axes``: the same by name.
+    ``scales``: numbers that are not the dense ones, and can be made up for.
+    """
+
+    ties: set[Tie] = field(default_factory=set)
+    nodes: dict[str, str] = field(default_factory=dict)
+    axes: dict[str, str] = field(default_factory=dict)
+    scales: tuple[Scale, ...] = ()
+
+    @property
+    def found(self) -> bool:
+        """Whether anything has to be tied or frozen."""
+        return bool(self.ties or self.nodes or self.axes)
+
+
+def _stops(model: nn.Module, axes: Axes) -> Stop:
+    """What two smaller models stop at, or do otherwise: widths of one size differ in the first, not in the second."""
+    first = _stop(model, axes, _some(axes, alike=False))
+    if first.found:
+        return first
+    second = _stop(model, axes, _some(axes, alike=True))
+    known = {scale.index for scale in first.scales}
+    scales = (*first.scales, *(scale for scale in second.scales if scale.index not in known))
+    return second if second.found else Stop(scales=scales)
+
+
+def _stop(model: nn.Module, axes: Axes, arch: Arch) -> Stop:
+    """What a smaller model stops at, or does otherwise; nothing, if nothing can be learnt about it."""
+    for copied in (_without_numbers, _with_numbers):  # code that looks at values runs on real numbers only
+        small, mode = copied(model)
+        try:
+            shrink(small, axes, arch)
+        except DeriveError as error:
+            return Stop(nodes={str(error.node): str(error)})
+        with counting(small, axes) as board:
+            raised, numbers = _ran(small, mode, axes)
+        if raised is None:
+            return _ungated(axes, missed(axes, board)) or _renumbered(model, axes, arch, copied, numbers)
+        if _ran(*copied(model), axes)[0] is None:  # as it is, it runs
+            running, nodes, line = _place(small, axes, raised)
+            ties = {tie for tie in ambiguous(small, axes, arch) if tie[0] in running}
+            ties |= computed_sizes(model, axes, nodes)
+            why = f"the code of {line or type(model).__name__} cannot express it"
+            suspects = _meeting(axes, nodes) if nodes else list(arch.kept)
+            if ties or (nodes and len(suspects) > FEW):
+                return Stop(ties, {node.name: why for node in nodes})
+            some = Arch({name: arch.kept[name] for name in suspects})
+            return Stop(axes=dict.fromkeys(_raising(axes, some, partial(copied, model)), why))
+    return Stop()
+
+
+def _meeting(axes: Axes, nodes: list[Node]) -> list[str]:
+    """The free axes of what goes into these nodes."""
+    terms = [term for node in nodes for term in touched(axes.walk, node)]
+    found = {axes.variables.get(var) for term in terms for var in leaves(term)}
+    return [name for name in axes.free if name in found]
+
+
+def _raising(axes: Axes, arch: Arch, copied: Callable[[], Copy]) -> list[str]:
+    """The axes whose cut makes the code raise, found by halves."""
+
+    def raises(names: list[str]) -> bool:
+        small, mode = copied()
+        shrink(small, axes, Arch({name: arch.kept[name] for name in names}))
+        return _ran(small, mode, axes)[0] is not None
+
+    return _culprits(list(arch.kept), raises) or list(arch.kept)
+
+
+def _ungated(axes: Axes, sites: list[Site]) -> Stop | None:
+    """What to freeze where no gate could act."""
+    nodes, stay = dict[str, str](), dict[str, str]()
+    for site in sites:
+        why = f"no gate reaches {axes.walk.where(site.node)} in eager code"
+        bits = [axes.variables[var] for var in leaves(site.term) if axes[axes.variables[var]].kind in BITS]
+        stay |= dict.fromkeys(bits, why)
+        nodes |= {} if bits else {site.node.name: why}
+    return Stop(nodes=nodes, axes=stay) if sites else None
+
+
+def _renumbered(model: nn.Module, axes: Axes, arch: Arch, copied: Copied, numbers: list[Number]) -> Stop:
+    """Numbers that the smaller model computes from its widths; the axes that change them, if they cannot be kept."""
+    dense = _ran(*copied(model), axes)[1]
+    changed = differing(dense, numbers)
+    kept = scales(axes, dense, changed)
+    if len(kept) == len(changed):
+        return Stop(scales=tuple(kept.values()))
+
+    def changes(names: list[str]) -> bool:
+        small, mode = copied(model)
+        shrink(small, axes, Arch({name: arch.kept[name] for name in names}))
+        return bool(set(differing(dense, _ran(small, mode, axes)[1])) - kept.keys())
+
+    why = f"the code of {type(model).__name__} computes a number from it"
+    return Stop(axes=dict.fromkeys(_culprits(list(arch.kept), changes), why))
+
+
+def _culprits(names: list[str], changes: Callable[[list[str]], bool]) -> list[str]:
+    """The axes that change a number, found by halves."""
+    if not changes(names):
+        return []
+    if len(names) == 1:
+        return names
+    half = len(names) // 2
+    return [*_culprits(names[:half], changes), *_culprits(names[half:], changes)] or names
+
+
+def _ran(model: nn.Module, mode: AbstractContextManager[Any], axes: Axes) -> tuple[Exception | None, list[Number]]:
+    """What a model raises, if anything, and the numbers that its arithmetic is given."""
+    numbers = Numbers()
+    try:
+        with mode, _silent(), numbers:
+            run_once(model, axes)
+    except Exception as error:  # whatever the model's own code raises
+        return error, numbers.found
+    return None, numbers.found
+
+
+def _without_numbers(model: nn.Module) -> tuple[nn.Module, AbstractContextManager[Any]]:
+    """A copy without our hooks whose tensors have shapes only, and the mode to run it in."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fake = {id(tensor): mode.from_tensor(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    copied = copy.deepcopy(model, computed_tensors(model) | fake)
+    release(copied)
+    return copied, mode
+
+
+def _with_numbers(model: nn.Module) -> tuple[nn.Module, AbstractContextManager[Any]]:
+    return plain_copy(model), nullcontext()
+
+
+def _some(axes: Axes, *, alike: bool) -> Arch:
+    """An architecture in which every axis is cut: those of one size to one size, or to another one each in turn."""
+    kept = {}
+    before = Counter[int]()
+    for name, axis in axes.free.items():
+        if axis.kind == "stripe":
+            continue
+        sizes = [size for size in range(1, axis.size) if 0.3 <= size / axis.size <= 0.8] or [max(1, axis.size - 1)]
+        kept[name] = range(sizes[0 if alike else (1 + before[axis.size]) * len(sizes) * 5 // 8 % len(sizes)])
+        before[axis.size] += 1
+    return Arch(kept)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Errors of the trial are expected: torch need not log them."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _place(small: nn.Module, axes: Axes, error: Exception) -> tuple[set[str], list[Node], str]:
+    """Where a model raised: the modules that ran, the nodes of the innermost line that touches an axis, and that line.
+
+    Modules of the same class run the same line, so all of them are meant; but torch's own classes are not to blame.
+    """
+    running, nodes, where = set[str](), list[Node](), ""
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        code = frame.f_code
+        module, file = frame.f_locals.get((*code.co_varnames, "")[0]), code.co_filename
+        if isinstance(module, nn.Module):
+            kind = type(module) if not type(module).__module__.startswith("torch.nn") else None
+            if kind is not None and not where:
+                where = f"{kind.__name__} ({Path(file).name}:{line})"
+            alike = {path for path, known in small.named_modules() if known is module or type(known) is kind}
+            running |= alike
+            if not nodes:
+                nodes = _nodes(axes, alike, (file, line))
+    return running, nodes, where
+
+
+def _nodes(axes: Axes, modules: set[str], place: tuple[str, int]) -> list[Node]:
+    """Nodes that these modules made at a line, as far as they touch an axis."""
+    captured = axes.walk.captured
+    made = [node for node in captured.graph.nodes if captured.owner(node) in modules and frame_of(node) == place]
+    return [node for node in made if touched(axes.walk, node)]

@@ -1,0 +1,1 @@
+"""Methods: gates, criteria, selectors and penalties, and the model that carries them."""

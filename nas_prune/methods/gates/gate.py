@@ -1,0 +1,77 @@
+"""What a gate is: one keep value per unit of an axis, computed from the weights that write the axis."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas_prune.base.axis import Kind
+from nas_prune.base.registry import Registry
+
+gates: Registry[type[Gate]] = Registry("gate")
+
+
+class Gate(nn.Module, ABC):
+    """A gate of one axis.
+
+    ``size``: units of the axis. ``fan_in``: numbers per unit in each weight that writes the axis.
+    A method is a subclass that says how scores come about (``score``) and how they open and close units (``open``).
+    ``of_stripes``: it reads, in place of weights, what the gates of the stripes say that its units consist of.
+    """
+
+    of_stripes = False
+
+    def __init__(self, size: int, fan_in: Sequence[int]) -> None:
+        super().__init__()
+        self.size = size
+        self.fan_in = tuple(fan_in)
+
+    @classmethod
+    def on(cls, kind: Kind, size: int, fan_in: Sequence[int], *, striped: bool, **options: Any) -> Gate:  # noqa: ARG003
+        """The gate of an axis of this kind; ``striped``: its units consist of stripes that have gates of their own."""
+        return cls(size, fan_in, **options)
+
+    @abstractmethod
+    def score(self, weight: Sequence[Tensor]) -> Tensor:
+        """Scores (c) from the weights [(c n_i), ...] that write the axis; a unit is open where it is >= 0."""
+
+    @abstractmethod
+    def open(self, score: Tensor) -> Tensor:
+        """Keep values (c) in [0, 1] for scores (c)."""
+
+    def forward(self, weight: Sequence[Tensor], x: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Keep values (c); ``x`` is for gates that look at what they gate."""
+        return self.open(self.score(weight))
+
+    def fold(self, weight: Tensor) -> Tensor:
+        """The weight (n c i j) with what this gate of its stripes multiplies onto it; from then on it is 1 or 0."""
+        return weight
+
+    @staticmethod
+    def mix(x: Tensor, keep: Tensor) -> Tensor:
+        """How a keep value acts on what it gates; both broadcast against each other."""
+        return x * keep
+
+
+class HardStep(torch.autograd.Function):
+    """1 where the score is >= 0; backwards the triangle max(0, 1 - |z|).
+
+    The triangle is the derivative of Bi-Real Net's piecewise polynomial (arXiv 1808.00278, eq. 7), mapped to {0, 1}.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, score: Tensor) -> Tensor:
+        """Open (1) or closed (0), same shape as the scores."""
+        ctx.save_for_backward(score)
+        return (score >= 0).to(score.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Gradient through the triangle."""
+        (score,) = ctx.saved_tensors
+        through: Tensor = gradient * (1 - score.abs()).clamp(min=0)
+        return through

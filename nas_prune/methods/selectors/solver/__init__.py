@@ -1,0 +1,1 @@
+"""The knapsack of units under budgets, solved."""

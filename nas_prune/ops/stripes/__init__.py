@@ -1,0 +1,1 @@
+"""Convolutions of stripes, in the forms that run fastest."""

@@ -1,0 +1,1 @@
+"""A run: its folder, and its steps from a recipe to a report."""

@@ -1,0 +1,81 @@
+"""Does a calibration still fit this machine? A few of its sub-networks are timed again, and compared."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nas_prune.artifact.bounds import Work, bounded
+from nas_prune.artifact.origin import Origin
+from nas_prune.base.errors import CalibrationError, one_line
+from nas_prune.base.fingerprint import fingerprint
+from nas_prune.costs import Conditions, measure_together
+from nas_prune.derivation.derive import derive
+from nas_prune.derivation.replace import substitute
+from nas_prune.derivation.trace import trace
+from nas_prune.run.calibration import file as calibration_file
+from nas_prune.tracing.arch import Arch
+from nas_prune.tracing.space import Replacement
+
+AGAIN = 8  # sub-networks that are timed again
+LEAST_PARTS, PARTS_PER_AXIS = 4_000, 200  # the largest timm models register 3,700, a supernet of cells 120 per axis
+FITS = 0.05  # mean difference of their shares of the dense time, beyond that of two timings
+
+
+def check(path: Path, *, seconds: float = 1.0) -> dict[str, Any]:
+    """Time every n-th sub-network of a calibration again, in turn with the dense model.
+
+    Returns the figures. Raises CalibrationError, with the figures, where the file does not fit any more.
+    """
+    tensors, facts = calibration_file.read(path)
+    here = {**facts, "device": fingerprint()}
+    model = model_of(path, facts)
+    images = torch.randn(facts["batch_size"], *facts["image"], generator=torch.Generator().manual_seed(0))
+    axes = trace(model, images[:1], stripes=facts["stripes"])
+    dense = derive(model, axes, Arch())
+    known = tensors["share"].tolist()
+    numbers = sorted({round(i) for i in torch.linspace(0, len(known) - 1, AGAIN).tolist()})
+    off = []
+    for number in numbers:
+        widths = dict(zip(facts["axes"], tensors["sizes"][number].tolist(), strict=True))
+        small = derive(model, axes, Arch({name: range(width) for name, width in widths.items()}))
+        place = "cuda" if "accelerator" in facts["device"] and torch.cuda.is_available() else "cpu"
+        pair = {"dense": dense.to(place), "small": small.to(place)}
+        how = Conditions(**facts["conditions"])
+        times = measure_together(pair, images, conditions=how, seconds=seconds, calm={"dense": facts["calm_ms"]})
+        off.append(abs(times.ratio("small", "dense").median / known[number] - 1))
+    mean = sum(off) / len(off)
+    different = list(calibration_file.differences(facts, here))
+    figures = {
+        "sub-networks": len(off),
+        "mean difference": mean,
+        "largest difference": max(off),
+        "noise": facts["noise"],
+    }
+    if mean > FITS + facts["noise"]:
+        raise CalibrationError(
+            f"{path} does not fit this machine any more: the share of the dense model's time that {len(off)} "
+            f"sub-networks take is {100 * mean:.1f} % off on average (noise was {100 * facts['noise']:.1f} %)"
+            + (f"; {'; '.join(different)}" if different else "")
+            + "; make it again with `nas-prune calibrate`"
+        )
+    return {**figures, "fits": True, "different": "; ".join(different) or "nothing"}
+
+
+def model_of(path: Path, facts: Mapping[str, Any]) -> nn.Module:
+    """The model of a file that may be a stranger's, with its choices. Raises CalibrationError for one that reaches for
+    other files, or asks for more work than any model."""
+    origin = Origin(facts["model"]["name"], facts["model"]["kwargs"])
+    rules = [Replacement.model_validate(rule) for rule in facts["replaced"]]
+    try:
+        with bounded(Work(parts=LEAST_PARTS + PARTS_PER_AXIS * len(facts["axes"]), numbers=2**31)):
+            with torch.device("meta"):  # a rehearsal, which allocates nothing
+                substitute(origin.build("meta"), rules)
+            model = origin.build()
+            substitute(model, rules)
+    except Exception as error:  # operations, too, may raise anything when their options do not fit
+        what = one_line(str(error), 400)
+        raise CalibrationError(f"the model of the calibration {path} is not built: {what}") from error
+    return model

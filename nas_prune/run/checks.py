@@ -1,0 +1,197 @@
+"""Checks: all that a recipe says, tried in the small before the first second is spent on it.
+
+Names are looked up, options are typed as their part types them, and every part that needs no model is built and used
+once: a gate on four units, a penalty on a budget, optimizer and schedule of each stage on a layer. What the model and
+the data decide is checked in ``build``, when both are there; until then nothing is written.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from inspect import signature
+from os.path import isfile
+from typing import Any
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from timm.optim import list_optimizers
+from torch import Tensor, nn
+
+from nas_prune.artifact.origin import SOURCES
+from nas_prune.base.errors import BudgetError, NasPruneError, RecipeError, first_line, shown
+from nas_prune.base.registry import hint
+from nas_prune.costs import Budget
+from nas_prune.costs.budget import checked_target
+from nas_prune.costs.cost import Sizes
+from nas_prune.methods.criteria import criteria
+from nas_prune.methods.gates import Gate, gates
+from nas_prune.methods.penalties import penalties
+from nas_prune.methods.selectors import selectors
+from nas_prune.run.recipe.recipe import Recipe
+from nas_prune.run.recipe.settings import ModelSettings
+from nas_prune.train.data.order import drawing
+from nas_prune.train.loop import SCHEDULES, Stage, optimizer_of, schedule_of
+from nas_prune.train.settings import OptimSettings
+
+OVERLAY = "pretrained_cfg_overlay"
+MOMENTS = 16  # of a stage, at which its schedule is asked
+
+
+def check(recipe: Recipe) -> None:
+    """Raise RecipeError, naming the key, for what no run of this recipe could use."""
+    share, unit = checked_target("budget.target", recipe.budget.target, recipe.budget.cost)
+    if unit == "x" and share >= 1:
+        raise BudgetError(f"the dense model is within budget.target {recipe.budget.target} already: nothing to prune")
+    for cost, target in recipe.budget.limits.items():
+        checked_target(f"budget.limits.{cost}", target, cost)
+    _check_sources(recipe.model)
+    _check_gate("gate.options", recipe.gate.name, recipe.gate.options)
+    for kind, own in recipe.gate.kinds.items():
+        _check_gate(f"gate.kinds.{kind}.options", own.name, own.options)
+    for number, penalty in enumerate(recipe.search.penalties):
+        _check_penalty(f"search.penalties.{number}.options", penalty.name, penalty.options)
+    epochs = {"dense": recipe.dense.epochs, "search": recipe.search.epochs, "finetune": recipe.finetune.epochs}
+    for section, settings in {"dense": recipe.dense, "search": recipe.search, "finetune": recipe.finetune}.items():
+        _check_training(section, settings, epochs[section] or 1)
+    if recipe.search.criterion is not None:
+        _known("search.criterion", recipe.search.criterion, criteria)
+    _known("search.selector", recipe.search.fitting_selector, selectors)
+
+
+@contextmanager
+def blaming(key: str) -> Iterator[None]:
+    """Whatever is raised in the block, of whoever's making, is a RecipeError that names the key."""
+    try:
+        yield
+    except NasPruneError:
+        raise
+    except Exception as error:
+        what = first_line(error) or type(error).__name__
+        raise RecipeError(f"{key} cannot be used: {what}; correct it, or leave it out") from error
+
+
+def _known(key: str, name: str, names: Mapping[str, object]) -> None:
+    if name not in names:
+        raise RecipeError(f"{key}: no {shown(name)}{hint(name, names)}")
+
+
+def _check_sources(settings: ModelSettings) -> None:
+    """A recipe may come from anyone, and timm's own checkpoints may be pickles: weights have keys of their own.
+
+    One of timm's ways is allowed, a file on this machine, which timm reads without running what is in it.
+    """
+    for name, value in settings.kwargs.items():
+        sources = SOURCES & value.keys() if isinstance(value, dict) else set()
+        allowed = sources <= {"file"} and name == OVERLAY
+        if name in ("pretrained", "checkpoint_path", "cache_dir") or (name.startswith("pretrained") and not allowed):
+            raise RecipeError(
+                f"model.kwargs.{name} names weights; use model.pretrained, or model.checkpoint for a file of your own"
+            )
+        if sources and not (isinstance(value["file"], str) and isfile(value["file"])):
+            raise RecipeError(f"model.kwargs.{name}.file: there is no file {shown(value['file'])}; correct the path")
+        if sources and not settings.pretrained:
+            raise RecipeError(
+                f"model.kwargs.{name}.file is read for model.pretrained: true alone; set that, or use model.checkpoint"
+            )
+
+
+def typed(key: str, part: Callable[..., object], given: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a part as it types them (YAML's 3 is a number, too), after so many arguments.
+
+    Raises RecipeError for those that it does not take.
+    """
+    takes = signature(part, eval_str=True)
+    try:
+        takes.bind(*(None,) * given, **options)
+    except TypeError as error:
+        raise RecipeError(f"{key} do not fit: {first_line(error)}; `nas-prune list` shows what there is") from error
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        kind = TypeAdapter(takes.parameters[name].annotation, config=ConfigDict(strict=True))
+        try:
+            found[name] = kind.validate_python(value)
+        except ValidationError as error:
+            message = error.errors(include_url=False)[0]["msg"].removeprefix("Input ")
+            raise RecipeError(f"{key}.{name} {message}, not {shown(value)}") from error
+    return found
+
+
+def _check_gate(key: str, name: str, options: Mapping[str, Any]) -> None:
+    """A gate of four units, of filters and of what no weight writes: its numbers are finite, and it begins open."""
+    part = gates[name]
+    options = typed(key, part, 2, options)
+    said = f"of gate {shown(name)}, {shown(options)}"
+    with drawing(0, "checks"), blaming(f"{key} {said}"):
+        for weight in ([torch.randn(4, 9)], []):
+            problem = _wrong_with(part(4, [9] * len(weight), **options), weight)
+            if problem:
+                raise RecipeError(f"{key} {said}: {problem}; `nas-prune list gates` shows what there is")
+
+
+def _wrong_with(gate: Gate, weight: list[Tensor]) -> str:
+    """What keeps a gate from learning, in a few words; empty where nothing does."""
+    for training in (True, False):
+        score = gate.train(training).score(weight)
+        keep = gate.open(score)
+        if keep.requires_grad:
+            keep.sum().backward()  # type: ignore[no-untyped-call]
+        moved = [each.grad for each in gate.parameters() if each.grad is not None]
+        if not all(bool(each.isfinite().all()) for each in (score, keep, *moved)):
+            return "its keep values or their gradients are not finite"
+    raised = gate.open(score + torch.tensor([1.0, 0, 0, 0]))
+    if bool(raised[0] < keep[0] - 1e-6):
+        return "a unit of a higher score is less open"
+    return "" if bool((keep != 0).any()) else "every unit is closed before the first step"
+
+
+class _OneAxis:
+    """A cost that needs no model: units of one axis."""
+
+    unit = "MACs"
+
+    def __call__(self, sizes: Sizes) -> Tensor:
+        """Ten units, or as many as there are."""
+        return torch.as_tensor(sizes.get("axis", 10.0), dtype=torch.float32)
+
+
+def _check_penalty(key: str, name: str, options: Mapping[str, Any]) -> None:
+    """A penalty can be made; whether it fits the model is seen when there is one."""
+    with blaming(key):
+        penalties[name](Budget("0.5x", _OneAxis()), **typed(key, penalties[name], 1, options))
+
+
+def check_worth(key: str, value: Tensor) -> None:
+    """Raise RecipeError unless a penalty of a dense model, (), is a finite number that is not below zero."""
+    if not (value.ndim == 0 and math.isfinite(float(value)) and float(value) >= 0):
+        raise RecipeError(
+            f"{key} make the penalty of the dense model {shown(value.tolist())}; it must be finite and not below zero, "
+            "since a penalty below zero rewards what it should avoid"
+        )
+
+
+def _check_training(section: str, settings: OptimSettings, epochs: int) -> None:
+    """Optimizer and schedule of a stage, for one step, and for the learning rates of all."""
+    known = dict.fromkeys(list_optimizers())
+    if settings.optimizer.lower() not in known:
+        raise RecipeError(
+            f"{section}.optimizer: timm has no {shown(settings.optimizer)}{hint(settings.optimizer, known)}"
+        )
+    _known(f"{section}.scheduler", settings.scheduler, dict.fromkeys(SCHEDULES))
+    if settings.warmup_epochs > epochs:
+        raise RecipeError(
+            f"{section}.warmup_epochs {settings.warmup_epochs:g} is longer than the stage, {epochs} epochs: it would "
+            "never come to its learning rate; lower it"
+        )
+    with drawing(0, "checks"):
+        net = nn.Sequential(nn.Conv1d(2, 4, 2), nn.Flatten(), nn.Linear(4, 3))
+        with blaming(f"{section}.optimizer {settings.optimizer}, or its lr, momentum or weight_decay,"):
+            optimizer = optimizer_of(net, settings)
+            net(torch.randn(2, 2, 2)).square().mean().backward()
+            optimizer.step()
+        with blaming(f"{section}.scheduler {settings.scheduler}, or its warmup_epochs,"):
+            schedule = schedule_of(optimizer, Stage(section, epochs, settings), MOMENTS)
+            for moment in range(0, epochs * MOMENTS, epochs):
+                schedule.step_update(moment)
+                rates = [float(group["lr"]) for group in optimizer.param_groups]
+                if not all(math.isfinite(rate) and rate >= 0 for rate in rates):
+                    raise ValueError(f"the learning rate of step {moment} of {epochs * MOMENTS} is {rates[0]}")

@@ -1,0 +1,157 @@
+"""A run folder and the job at work in it: what its steps share, and which recipe may go on where."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from nas_prune.base.errors import RecipeError
+from nas_prune.base.files.folders import check_writable, tidy
+from nas_prune.base.files.lock import FILE as LOCK
+from nas_prune.base.files.lock import locked
+from nas_prune.base.files.whole import write_json, writing
+from nas_prune.costs import Budget, Predictor, Timings, measure_together
+from nas_prune.run import build
+from nas_prune.run.calibration.bench import conditions
+from nas_prune.run.recipe import recipe as recipes
+from nas_prune.run.recipe.recipe import Recipe
+from nas_prune.tracing.space import SearchSpace
+from nas_prune.train.data.loaders import Data
+from nas_prune.train.loop import Run
+
+MEASURED = {"seed", "device", "precision", "model", "data", "space", "latency"}  # what a calibration depends on
+
+
+@dataclass
+class Job:
+    """One run at work: what the steps share."""
+
+    recipe: Recipe
+    folder: Path
+    run: Run
+    data: Data
+    model: nn.Module
+    space: SearchSpace
+    seconds: dict[str, float]
+    calm: dict[str, float] = field(default_factory=dict)  # milliseconds of the dense model while nothing disturbs
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """How long a step took, also over several attempts; a step that was skipped takes no time."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = time.monotonic() - start
+            self.seconds[step] = self.seconds.get(step, 0.0) + spent
+            self.write("seconds.json", self.seconds)
+
+    def first(self) -> AbstractContextManager[None]:
+        """One process measures, decides and writes; then the others do the same, and find it in the run folder."""
+        turn: AbstractContextManager[None] = self.run.accelerator.main_process_first()
+        return turn
+
+    def write(self, name: str, value: object) -> None:
+        """A JSON file in the run folder, which one process writes."""
+        if self.run.accelerator.is_main_process:
+            write_json(self.folder / name, value)
+
+    def images(self, batch: int) -> Tensor:
+        """Example images on the device of the run."""
+        return build.example(self.recipe, self.data, batch=batch, device=self.run.accelerator.device)
+
+    def budget(self, predictor: Predictor) -> Budget:
+        """The limit of the recipe."""
+        return build.budget(self.recipe, self.space.axes, predictor)
+
+    def limits(self, predictor: Predictor) -> list[Budget]:
+        """The further limits of the recipe."""
+        return build.limits(self.recipe, self.space.axes, predictor)
+
+    def measure(self, models: dict[str, nn.Module], *, seconds: float) -> Timings:
+        """Latency of several models, of which one is ``dense``, in turn, as the recipe wants it measured."""
+        how, images = self.recipe.latency, self.images(self.recipe.latency.batch_size)
+        return measure_together(models, images, conditions=conditions(how), seconds=seconds, calm=self.calm)
+
+
+@contextmanager
+def held(folder: Path, *, first: bool = True) -> Iterator[None]:
+    """The folder, made if need be and tidied, for this process alone; of several that were launched together, for the
+    ``first``. Raises InUseError where another one works in it.
+    """
+    with ExitStack() as stack:
+        if first:
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder))
+            with writing(folder):
+                tidy(folder)
+        yield
+
+
+def check_folder(recipe: Recipe, folder: Path, *, resume: bool, force: bool) -> None:
+    """Raise, and change nothing, where a run of this recipe may not begin or go on, or nothing can be written.
+
+    As long as nothing is trained yet, a calibration serves every recipe that it is true of (another budget, say).
+    """
+    path = folder / "recipe.yaml"
+    with writing(folder):
+        check_writable(folder)
+        begun_before = path.exists()
+    if begun_before and not resume and not force:
+        raise RecipeError(f"{folder} holds a run; resume it, choose another --out, or add --force to delete it")
+    if not begun_before or not resume:
+        return
+    different = _difference(open_run(folder), recipe)
+    begun = any((folder / made).exists() for made in ("checkpoints", "scores.safetensors"))
+    begun = begun or any(key.split(".")[0] in MEASURED for key in different)
+    if different and begun:
+        shown = ", ".join(f"{key}: {old} there, {new} here" for key, (old, new) in list(different.items())[:3])
+        raise RecipeError(
+            f"{folder} holds a run of another recipe ({shown}); choose another --out, or --no-resume --force"
+        )
+
+
+def open_folder(recipe: Recipe, folder: Path, *, resume: bool, force: bool) -> None:
+    """Begin a run in the folder, or go on with the one of this very recipe that it holds."""
+    check_folder(recipe, folder, resume=resume, force=force)
+    path = folder / "recipe.yaml"
+    if path.exists() and not resume:
+        _empty(folder)
+    recipes.write(recipe, path)
+
+
+def _empty(folder: Path) -> None:
+    """Remove a run; what says whose it is goes last, so that what is left is never taken for another's."""
+    with writing(folder):
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == "recipe.yaml"):
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def open_run(folder: Path) -> Recipe:
+    """The recipe of a run folder."""
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        raise RecipeError(
+            f"{folder} is not a run folder: it has no recipe.yaml. Start one with `nas-prune run RECIPE --out {folder}`"
+        )
+    return build.resolved(recipes.read(str(path), []))
+
+
+def identity(recipe: Recipe) -> str:
+    """A number for a recipe, by which its checkpoints know each other."""
+    return hashlib.sha256(json.dumps(recipes.flat(recipe), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _difference(old: Recipe, new: Recipe) -> dict[str, tuple[object, object]]:
+    """The keys in which two recipes differ, with both values."""
+    before, after = recipes.flat(old), recipes.flat(new)
+    keys = {**before, **after}
+    return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}

@@ -1,0 +1,267 @@
+"""The whole job: recipe, backbone, axes, calibrate, train, search, derive, fine-tune, evaluate, report.
+
+Every step leaves its result in the run folder and is skipped when the result is there, so a run that was killed at any
+instant goes on where it was and ends the same.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from nas_prune.artifact import folder as artifact
+from nas_prune.artifact.export import image_shape
+from nas_prune.base.errors import BudgetError, CheckpointError
+from nas_prune.base.files.documents import read_document
+from nas_prune.base.files.lock import clear
+from nas_prune.base.files.whole import write_json
+from nas_prune.costs import count, measure
+from nas_prune.costs.timing.runtimes import refuse_conditions
+from nas_prune.derivation.derive import derive
+from nas_prune.derivation.replace import laid_out
+from nas_prune.run import build
+from nas_prune.run.calibration import file as calibration_file
+from nas_prune.run.calibration.bench import conditions
+from nas_prune.run.calibration.calibrate import FILE
+from nas_prune.run.calibration.calibrated import OTHERWISE, calibrated, refuse
+from nas_prune.run.checks import check
+from nas_prune.run.files import Seconds
+from nas_prune.run.job import Job, check_folder, held, identity, open_folder, open_run
+from nas_prune.run.promise import UNTRAINED
+from nas_prune.run.recipe import recipe as recipes
+from nas_prune.run.recipe.recipe import Recipe
+from nas_prune.run.result_files import ResultsFile
+from nas_prune.run.results import Outcome, evaluated, trained
+from nas_prune.run.steps import baseline, derived, save, searched, train_dense
+from nas_prune.run.targets import derive_targets
+from nas_prune.tracing.arch import Arch
+from nas_prune.tracing.space import SearchSpace
+from nas_prune.train.data import loaders as datasets
+from nas_prune.train.data.loaders import Data
+from nas_prune.train.data.order import drawing
+from nas_prune.train.finetune import finetune
+from nas_prune.train.loop import Run
+from nas_prune.train.progress import Bars
+from nas_prune.train.room import check_images, check_room
+from nas_prune.train.track import Track, open_track
+
+__all__ = ["evaluate", "open_run", "report", "run"]
+
+Until = Literal["calibrate", "search", "derive", "finetune", "evaluate", "report"]
+
+
+def run(
+    recipe: Recipe, folder: Path, *, until: Until = "report", resume: bool = True, force: bool = False
+) -> dict[str, Any]:
+    """Run a recipe in ``folder``, or go on with it, up to and including the step ``until``; returns its results.
+
+    A run that is finished is read, and nothing is written. Raises InUseError where another process runs in the folder.
+    """
+    recipe = build.resolved(recipe)
+    known = _results(folder) if resume and until in ("evaluate", "report") else None
+    if known is not None and finished(recipe, folder, report=until == "report"):
+        clear(folder)  # the process that finished it may have been killed as it let go
+        return known
+    with opened(recipe, folder, resume=resume, force=force) as job:
+        with _told_if_infeasible(job):
+            results = _steps(job, until)
+        if job.run.track is not None:
+            _summarise(job.run.track, results)
+        if until == "report" and job.run.accelerator.is_main_process:
+            report(folder)
+    return results
+
+
+@contextmanager
+def _told_if_infeasible(job: Job) -> Iterator[None]:
+    """A budget that nothing meets is a result, too, for those who read results.json; it goes when another is tried."""
+    if job.run.accelerator.is_main_process and _results(job.folder) is None:
+        (job.folder / "results.json").unlink(missing_ok=True)
+    try:
+        yield
+    except BudgetError as error:
+        job.write("results.json", {"status": "infeasible", "target": job.recipe.budget.target, "why": str(error)})
+        raise
+
+
+def _results(folder: Path) -> dict[str, Any] | None:
+    """The results of a run that came to its end; None where there are none yet, or none that can be believed."""
+    try:
+        known: dict[str, Any] = read_document(folder / "results.json", ResultsFile, CheckpointError)
+    except CheckpointError:
+        return None
+    return known
+
+
+def finished(recipe: Recipe, folder: Path, *, report: bool) -> bool:
+    """Whether a folder holds all that a run of this recipe makes, the artefacts as they were saved."""
+    made = ("recipe.yaml", "arch.json", *(["report.html"] if report else []))
+    return (
+        all((folder / name).is_file() for name in made)
+        and open_run(folder) == recipe
+        and all(artifact.intact(folder / name) for name in ("derived", "finetuned"))
+    )
+
+
+@contextmanager
+def opened(recipe: Recipe, folder: Path, *, resume: bool = True, force: bool = False) -> Iterator[Job]:
+    """A job at work in its run folder: data, backbone, axes, bars and journal."""
+    recipe = build.resolved(recipe)
+    check(recipe)
+    accelerator = build.accelerator(recipe)
+    first, pace = accelerator.is_main_process, build.pace(recipe)
+    if first:
+        check_folder(recipe, folder, resume=resume, force=force)
+    with Bars(Console(stderr=True, quiet=not first)) as bars:
+        data, model, space = _at_hand(recipe, bars, accelerator.device)
+        with held(folder, first=first):
+            with accelerator.main_process_first():
+                open_folder(recipe, folder, resume=resume or not first, force=force)
+            if first:
+                _write_axes(space, folder)
+            known = folder / "seconds.json"
+            seconds = read_document(known, Seconds, CheckpointError) if known.exists() else {}
+            with _track(recipe, folder, first=first) as track:
+                shared = Run(accelerator, recipe.seed, folder, track, bars, identity(recipe), pace)
+                yield Job(recipe, folder, shared, data, model.to(accelerator.device), space, seconds)
+
+
+def _at_hand(recipe: Recipe, bars: Bars, device: torch.device) -> tuple[Data, nn.Module, SearchSpace]:
+    """All that a run begins with, tried once; whatever is wrong with it raises before the run folder is touched."""
+    refuse_conditions(conditions(recipe.latency))
+    if recipe.latency.calibration is not None:
+        calibration_file.read(Path(recipe.latency.calibration), OTHERWISE)
+    batches = {"data.batch_size": recipe.data.batch_size, "data.eval_batch_size": recipe.data.eval_batch_size}
+    batches["latency.batch_size"] = recipe.latency.batch_size
+    check_images(recipe.data.image_size, batches, device)
+    data = datasets.load(recipe.data, seed=recipe.seed, bars=bars)
+    model = build.model(recipe.model, data, bars.say)
+    image, share = (data.channels, *[recipe.data.image_size] * 2), 1.0 if recipe.precision == "no" else 0.5
+    check_room(model, image, batches, device, share=share)
+    build.try_step(recipe, model, data)
+    images = build.example(recipe, data, batch=1)
+    with drawing(recipe.seed, "space"):
+        space = laid_out(model, images, recipe.space)
+    build.rehearse(recipe, model, space, images)
+    return data, model, space
+
+
+def _track(recipe: Recipe, folder: Path, *, first: bool) -> AbstractContextManager[Track | None]:
+    """The record of the run, which one process keeps."""
+    if not first:
+        return nullcontext()
+    return open_track(folder, recipe.track, config=recipes.flat(recipe), name=recipe.name)
+
+
+def derive_many(folder: Path, targets: list[str], *, tune: bool) -> dict[str, Any]:
+    """An artefact per target from the search of a run; see ``targets.derive_targets``."""
+    from nas_prune.run.report.targets import save_pareto  # matplotlib is slow to import
+
+    with opened(open_run(folder), folder) as job:
+        content = derive_targets(job, targets, tune=tune)
+        if job.run.accelerator.is_main_process:
+            save_pareto(content, folder / "pareto.svg")
+            report(folder)
+    return content
+
+
+def evaluate(folder: Path) -> dict[str, Any]:
+    """Results of a run as far as it has gone; of an artefact, its counts and its latency here."""
+    if (folder / "recipe.yaml").is_file():
+        return run(open_run(folder), folder, until="evaluate")
+    facts = artifact.describe(folder)
+    model = artifact.load(folder)
+    inputs = torch.randn(1, *image_shape(facts))
+    timing = measure(model, inputs)
+    counted = count(model, inputs)
+    return {
+        "macs": counted.macs,
+        "params": counted.params,
+        "measured_ms": timing.median_ms,
+        "measured_ms_spread": timing.spread_ms,
+    }
+
+
+def report(folder: Path) -> Path:
+    """Write report.html of a run folder."""
+    from nas_prune.run.report.page import report as write_report  # matplotlib is slow to import
+
+    return write_report(folder)
+
+
+def _write_axes(space: SearchSpace, folder: Path) -> None:
+    """axes.json: what came of tracing the backbone and laying the search space over it."""
+    plain = [
+        {
+            "name": a.name,
+            "kind": a.kind,
+            "size": a.size,
+            "frozen": a.frozen,
+            "divisor": a.divisor,
+            "members": [vars(m) for m in a.members],
+        }
+        for a in space.axes.values()
+    ]
+    write_json(folder / "axes.json", {"axes": plain})
+
+
+def _steps(job: Job, until: Until) -> dict[str, Any]:
+    """The steps in order."""
+    if not trained(job.recipe):
+        job.run.bars.say(f"warning: {UNTRAINED}")
+    with job.timed("calibrate"):
+        calibration = calibrated(job)
+    if until == "calibrate":
+        return {
+            "dense_ms": calibration.dense_ms,
+            "smallest_ms": calibration.smallest_ms,
+            "predictor": calibration.name,
+            "error": vars(calibration.error),
+            "noise": calibration.noise,
+            "file": str(job.folder / "calibration" / FILE),
+        }
+    refuse(job, calibration, job.budget(calibration.predictor))
+    with job.timed("dense"):
+        train_dense(job)
+    parent = derive(job.model, job.space.axes, Arch())
+    gated = build.gated(job.recipe, job.model, job.space)
+    with job.timed("search"):
+        met = searched(job, gated.to(job.run.accelerator.device), calibration)
+    if until == "search":
+        return {"arch": met.arch.sizes(job.space.free), "rounds": met.as_rows()}
+    with job.timed("derive"):
+        small, certificate = derived(job, met.arch)
+    results = {"target": job.recipe.budget.target, **certificate}
+    if until == "derive":
+        return results
+    with job.timed("baseline"):
+        teacher = baseline(job, parent)
+    tuned = copy.deepcopy(small)
+    with job.timed("finetune"):
+        finetune(tuned, teacher, job.data, settings=job.recipe.finetune, run=job.run, images=job.recipe.data)
+        save(job, tuned, "finetuned", met.arch, certificate)
+    if until == "finetune":
+        return results
+    models = {"dense": teacher, "derived": small, "finetuned": tuned}
+    with job.timed("evaluate"):
+        return evaluated(job, Outcome(calibration, met, gated, models, certificate))
+
+
+def _summarise(track: Track, results: dict[str, Any]) -> None:
+    """Final figures for W&B."""
+    tuned = results.get("finetuned")
+    if isinstance(tuned, dict):
+        names = {
+            "top1": "top1",
+            "latency_ms": "measured_ms",
+            "latency_pred_ms": "predicted_ms",
+            "macs": "macs",
+            "params": "params",
+        }
+        final = {f"final/{name}": tuned[key] for name, key in names.items()}
+        track.summary({**final, "final/speedup": 1 / results["measured_share"], "status": results["status"]})

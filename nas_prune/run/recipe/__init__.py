@@ -1,0 +1,1 @@
+"""Recipes: YAML and the command line become settings."""

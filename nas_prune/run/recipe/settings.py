@@ -1,0 +1,52 @@
+"""Sections of a recipe about the model, its gates and its budget."""
+
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt
+
+from nas_prune.base.axis import Kind
+from nas_prune.base.settings import Settings
+
+
+class ModelSettings(Settings):
+    """The timm backbone."""
+
+    name: str = Field(description="timm model name, e.g. resnet18; `timm.list_models()` lists them")
+    pretrained: bool = Field(False, description="start from timm's published weights (needs a network or a cache)")
+    checkpoint: str | None = Field(
+        None, description="start from this file of weights instead: .safetensors, or .pth and .pt of torch.save"
+    )
+    checkpoint_head: Literal["fresh", "error"] = Field(
+        "fresh", description="a classifier of another size in the checkpoint: leave its fresh values, or refuse"
+    )
+    kwargs: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+
+
+class KindSettings(Settings):
+    """Which gate decides about one kind of axis, and the gate's own options."""
+
+    name: str = Field(description="weight (W-Gates), sigmoid, hard_concrete, mask, softmax, skeleton")
+    options: dict[str, Any] = Field({}, description="the gate's keyword options")
+
+
+class GateSettings(Settings):
+    """Which gate decides, and the gate's own options."""
+
+    name: str = Field("weight", description="weight (W-Gates), sigmoid, hard_concrete, mask, softmax, skeleton")
+    options: dict[str, Any] = Field({}, description="the gate's keyword options; `nas-prune list gates` shows them")
+    kinds: dict[Kind, KindSettings] = Field(
+        {}, description="other gates for some kinds of axis, e.g. {operation: {name: softmax}}"
+    )
+
+
+class BudgetSettings(Settings):
+    """The limits that the derived model is measured against."""
+
+    target: str = Field("0.5x", description="0.5x of the dense latency, or an absolute figure such as 4.0ms")
+    cost: Literal["latency", "macs", "params", "memory"] = Field("latency", description="what is limited")
+    limits: dict[Literal["latency", "macs", "params", "memory"], str] = Field(
+        {}, description="further limits that must hold as well, e.g. {params: 0.5x, memory: 40M}"
+    )
+    rounds: PositiveInt = Field(
+        12, description="at most so many derive-and-measure rounds until the measurement meets the target"
+    )

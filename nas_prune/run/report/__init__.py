@@ -1,0 +1,1 @@
+"""The report: a page, its curves and its tables."""

@@ -1,0 +1,164 @@
+"""What a run has achieved: every model evaluated, counted and timed in turn; the content of results.json."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nas_prune.base.errors import CheckpointError
+from nas_prune.base.files.documents import REMAKE, read_document
+from nas_prune.base.files.whole import write_json
+from nas_prune.base.fingerprint import fingerprint
+from nas_prune.costs import Count, count, counted
+from nas_prune.methods.gated import GatedModel
+from nas_prune.run.calibration.bench import conditions
+from nas_prune.run.calibration.calibrate import Calibration
+from nas_prune.run.files import Stages, StripesFile, Timings
+from nas_prune.run.job import Job
+from nas_prune.run.profile import stage_times
+from nas_prune.run.promise import cautions, promised
+from nas_prune.run.recipe.recipe import Recipe
+from nas_prune.train.choose import Met
+from nas_prune.train.evaluate import top1
+
+FINAL = 20  # the last timing takes so many times longer than a sample of the calibration
+Figures = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the steps of a run have made."""
+
+    calibration: Calibration
+    met: Met
+    gated: GatedModel
+    models: dict[str, nn.Module]
+    certificate: dict[str, Any]
+
+
+def evaluated(job: Job, outcome: Outcome) -> dict[str, Any]:
+    """Everything that the table and the report show; written to results.json."""
+    rows = _rows(job, outcome)
+    results = {
+        **_promise(job, outcome, rows),
+        "max_abs_error": outcome.certificate["max_abs_error"],
+        **{name: rows[name] for name in ("dense", "gated", "derived", "finetuned")},
+        "classes": job.data.classes,
+        "trained": trained(job.recipe),
+        "certificate": outcome.certificate,
+        "calibration": {"predictor": outcome.calibration.name, "trusted": job.recipe.latency.trust_calibration},
+        "stripes": _stripes(job, rows["gated"]),
+        "stages": _stages(job, outcome.models, rows),
+        "seconds": {step: spent for step, spent in job.seconds.items() if spent > 0.5},
+        "device": fingerprint(),
+    }
+    results["cautions"] = cautions(results)
+    job.write("results.json", results)
+    return results
+
+
+def _promise(job: Job, outcome: Outcome, rows: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for, what was reached, and the way there, in the unit of the budget."""
+    budget, met = job.budget(outcome.calibration.predictor), outcome.met
+    counted = float(budget.cost(met.arch.sizes(job.space.free)).detach())
+    dense_ms, share = rows["dense"]["measured_ms"], rows["finetuned"]["measured_share"]
+    promise = promised(budget, counted, dense_ms, share)
+    timed = promise.unit == "ms"
+    now = dense_ms / outcome.calibration.dense_ms if timed else 1.0  # milliseconds of this run's one dense timing
+    dense = float(budget.cost({}).detach())
+    told = ("predicted", "measured", "target")
+    return {
+        "status": promise.status,
+        "target": job.recipe.budget.target,
+        "target_ms": promise.limit if timed else None,
+        "budget": {"cost": job.recipe.budget.cost, **asdict(promise)},
+        "measured_share": share,
+        "short": met.short,
+        "gates": None if met.gates is None else {"ended": met.gates, "limit": budget.limit, "dense": dense},
+        "rounds": [{name: now * getattr(each, name) for name in told} for each in met.rounds],
+    }
+
+
+def _stripes(job: Job, gated: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Where convolutions lost stripes: multiply-adds and parameters of the live ones, and the form each one took."""
+    path = job.folder / "stripes.json"
+    if not path.exists():
+        return None
+    return {"macs": gated["macs"], "params": gated["params"], **read_document(path, StripesFile, CheckpointError)}
+
+
+def _rows(job: Job, outcome: Outcome) -> dict[str, Any]:
+    """One row per model: accuracy, counts, predicted and measured milliseconds."""
+    accelerator, predictor, axes = job.run.accelerator, outcome.calibration.predictor, job.space.axes
+    sizes = outcome.met.arch.sizes(job.space.free)
+    timings, image = timed(job, outcome.models, job.folder), job.images(1)
+    dense_ms = timings["dense"]["median_ms"]
+    now = dense_ms / outcome.calibration.dense_ms
+    rows: dict[str, Any] = {}
+    for name, model in outcome.models.items():
+        predicted = now * float(predictor({} if name == "dense" else sizes))
+        measured = _measured(timings[name], dense_ms)
+        rows[name] = _row(top1(model, job.data, accelerator), count(model, image), predicted) | measured
+    with outcome.gated.fixed(outcome.met.arch):
+        accuracy = top1(outcome.gated, job.data, accelerator)
+    return {**rows, "gated": _row(accuracy, counted(axes, sizes), now * float(predictor(sizes)))}
+
+
+def timed(job: Job, models: dict[str, nn.Module], folder: Path) -> Figures:
+    """All models timed in turn, each also as a share of the dense one; kept in ``folder``."""
+
+    def measured() -> Figures:
+        times = job.measure(models, seconds=FINAL * job.recipe.latency.seconds)
+        return {name: asdict(times[name]) | {"share": times.ratio(name, "dense").median} for name in models}
+
+    return _kept(job, folder / "timings.json", (Timings, set(models)), measured)
+
+
+def _stages(job: Job, models: dict[str, nn.Module], rows: Mapping[str, Any]) -> Figures:
+    """Where the milliseconds of the dense and of the derived model go (eager). Where these are what is reported, they
+    add up to it: a stage has its share of the model's measured time."""
+    how, pair = job.recipe.latency, {name: models[name] for name in ("dense", "derived")}
+    images = job.images(how.batch_size)
+    measured = partial(stage_times, pair, images, seconds=5 * how.seconds, threads=how.threads)
+    found = _kept(job, job.folder / "stages.json", (Stages, set(pair)), measured)
+    if conditions(how).runtime != "eager" or how.precision != "float32" or how.channels_last:
+        return found
+    scale = {name: rows[name]["measured_ms"] / sum(stages.values()) for name, stages in found.items()}
+    return {name: {stage: ms * scale[name] for stage, ms in stages.items()} for name, stages in found.items()}
+
+
+def _kept(job: Job, path: Path, what: tuple[object, set[str]], measured: Callable[[], Figures]) -> Figures:
+    """Figures that are measured once and then kept. ``what``: their kind, and the names of the models."""
+    kind, names = what
+    with job.first():
+        if not path.exists():
+            write_json(path, measured())
+    kept: Figures = read_document(path, kind, CheckpointError)
+    if kept.keys() != names:
+        raise CheckpointError(f"{path} is not of the models {', '.join(sorted(names))}; {REMAKE}")
+    return kept
+
+
+def trained(recipe: Recipe) -> bool:
+    """Whether the weights that units are chosen by have learnt anything."""
+    jointly = recipe.search.joint and recipe.search.criterion is None
+    return bool(recipe.dense.epochs or recipe.model.pretrained or recipe.model.checkpoint or jointly)
+
+
+def _row(accuracy: float, real: Count, predicted: float) -> dict[str, Any]:
+    """Of a model that was not timed: the gated one computes what the derived one does, but no faster."""
+    nothing = dict.fromkeys(("measured_ms", "measured_ms_spread", "measured_share"))
+    return {"top1": accuracy, "macs": real.macs, "params": real.params, "predicted_ms": predicted, **nothing}
+
+
+def _measured(timing: Mapping[str, float], dense_ms: float) -> dict[str, float]:
+    """Milliseconds as the share of the dense model's, as timed in turn with it."""
+    share = timing["share"]
+    return {
+        "measured_ms": share * dense_ms,
+        "measured_ms_spread": share * dense_ms * timing["spread_ms"] / timing["median_ms"],
+        "measured_share": share,
+    }

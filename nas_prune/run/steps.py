@@ -1,0 +1,148 @@
+"""The steps of a run. Each leaves its result in the run folder, and takes it from there when it is done already."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nas_prune.artifact import folder as artifact
+from nas_prune.base.errors import CheckpointError
+from nas_prune.base.files.documents import read_document
+from nas_prune.base.files.whole import write_json
+from nas_prune.costs import Budget
+from nas_prune.derivation.derive import derive
+from nas_prune.derivation.verify import verify
+from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.selectors import Scores, selectors
+from nas_prune.ops import first_alone, inherit
+from nas_prune.run import build
+from nas_prune.run.calibration.bench import conditions
+from nas_prune.run.calibration.calibrate import Calibration
+from nas_prune.run.files import CertificateFile, StripesFile
+from nas_prune.run.genotype import write_genotype
+from nas_prune.run.job import Job
+from nas_prune.run.recipe import recipe as recipes
+from nas_prune.run.scoring import scored
+from nas_prune.run.stripe_forms import reform, take_forms
+from nas_prune.tracing.arch import Arch
+from nas_prune.train.choose import Met, meet
+from nas_prune.train.loop import Stage, fit, optimizer_of, task_loss
+from nas_prune.train.search import settle
+
+ROUND = 5  # a round of the search is timed so many times longer than a sample of the calibration
+
+
+def train_dense(job: Job) -> None:
+    """The backbone, before the search; of a choice, the first candidate alone, and then the others start from it."""
+    settings = job.recipe.dense
+    stage = Stage("dense", settings.epochs, settings, job.recipe.data)
+    with first_alone(job.model):
+        fit(job.run, stage, job.model, job.data, task_loss(settings), [optimizer_of(job.model, settings)])
+    inherit(job.model)
+
+
+def baseline(job: Job, parent: nn.Module) -> nn.Module:
+    """The dense model, trained for as many epochs as the small one will have seen."""
+    recipe = job.recipe
+    if recipe.dense.epochs and recipe.dense.baseline:
+        settings = recipe.dense.model_copy(update={"lr": recipe.finetune.lr, "warmup_epochs": 0.0})
+        stage = Stage("baseline", recipe.search.epochs + recipe.finetune.epochs, settings, recipe.data)
+        fit(job.run, stage, parent, job.data, task_loss(settings), [optimizer_of(parent, settings)])
+    return parent
+
+
+def searched(job: Job, gated: GatedModel, calibration: Calibration) -> Met:
+    """The search: score the units, meet the budget as measured, settle; the architecture in arch.json."""
+    recipe = job.recipe
+    scores, budget = scored(job, gated, calibration.predictor), job.budget(calibration.predictor)
+    learnt = None if recipe.search.criterion else float(budget.cost(gated.arch().sizes(job.space.free)).detach())
+    with job.first():
+        met = replace(within(job, scores, calibration, budget), gates=learnt)
+        met.arch.write(job.folder / "arch.json")
+        write_genotype(job.folder / "genotype.json", met.arch.kept, recipe.space)
+    settle(gated, met.arch, job.data, settings=recipe.search, run=job.run, images=recipe.data)
+    return met
+
+
+def within(job: Job, scores: Scores, calibration: Calibration, budget: Budget, *, journal: Path | None = None) -> Met:
+    """The architecture of highest scores that meets the budget as measured, and the other limits of the recipe."""
+    return meet(
+        scores,
+        budget,
+        job.space,
+        selectors[job.recipe.search.fitting_selector],
+        _costing(job, calibration, budget),
+        limits=job.limits(calibration.predictor),
+        rounds=job.recipe.budget.rounds,
+        journal=journal or job.folder / "rounds.jsonl",
+    )
+
+
+def _costing(job: Job, calibration: Calibration, budget: Budget) -> Callable[[Arch], float]:
+    """What an architecture really costs: milliseconds are measured, MACs and parameters are counted exactly."""
+    if budget.cost.unit == "ms":
+        return _measuring(job, calibration)
+    return lambda arch: float(budget.cost(arch.sizes(job.space.free)))
+
+
+def _measuring(job: Job, calibration: Calibration) -> Callable[[Arch], float]:
+    """Milliseconds of a derived architecture: its share of the dense model in turn with it, times the dense model's."""
+    dense = derive(job.model, job.space.axes, Arch())  # without gates
+
+    def cost(arch: Arch) -> float:
+        pair = {"dense": dense, "small": derive(job.model, job.space.axes, arch)}
+        times = job.measure(pair, seconds=ROUND * job.recipe.latency.seconds)
+        return calibration.dense_ms * times.ratio("small", "dense").median
+
+    return cost
+
+
+def derived(job: Job, arch: Arch) -> tuple[nn.Module, dict[str, Any]]:
+    """The small model, with the proof that it computes what the gated one does; saved unless it is already."""
+    small = derive(job.model, job.space.axes, arch)
+    with job.first():
+        reformed(job, small, job.folder)
+        path = job.folder / "certificate.json"
+        if path.exists() and saved(job, "derived"):
+            return small, read_document(path, CertificateFile, CheckpointError)
+        certificate = verify(job.model, job.space.axes, arch, build.example(job.recipe, job.data, batch=2)).as_dict()
+        save(job, small, "derived", arch, certificate)
+        write_json(path, certificate)
+        return small, certificate
+
+
+def reformed(job: Job, small: nn.Module, folder: Path) -> None:
+    """Give stripes the forms that are fastest here; measured once, then kept in ``folder``."""
+    path, how = folder / "stripes.json", job.recipe.latency
+    if path.exists():
+        take_forms(small, read_document(path, StripesFile, CheckpointError)["convolutions"])
+    elif job.space.axes.stripes:
+        images = job.images(how.batch_size)
+        rows = reform(small, images, conditions(how), seconds=how.seconds, follow=job.run.bars.follow)
+        write_json(path, {"convolutions": rows})
+
+
+def saved(job: Job, name: str) -> bool:
+    """Whether an artefact is in the run folder as it was saved; says so where one is there and is not."""
+    folder = job.folder / name
+    whole = artifact.intact(folder)
+    if folder.exists() and not whole:
+        job.run.bars.say(f"{folder} is damaged or incomplete; it is made again")
+    return whole
+
+
+def save(job: Job, model: nn.Module, name: str, arch: Arch, certificate: dict[str, Any]) -> None:
+    """The model as an artefact in the run folder, with its proof and its recipe."""
+    if job.run.accelerator.is_main_process:
+        source = build.origin(job.recipe.model, job.data)
+        kwargs = {name: value for name, value in job.recipe.model.kwargs.items() if name in source[1]}
+        told = recipes.flat(job.recipe) | {"model.kwargs": kwargs}  # without a file of weights on this machine
+        artifact.save(
+            model,
+            job.folder / name,
+            origin=source,
+            arch=arch,
+            remarks={"certificate": certificate, "provenance": {"recipe": told}},
+        )

@@ -1,0 +1,1 @@
+"""A model as one graph of operators: brought in, exported, captured."""

@@ -1,0 +1,1 @@
+"""Training: the loop, the search, the choice, fine-tuning."""

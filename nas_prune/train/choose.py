@@ -1,0 +1,195 @@
+"""Meet the budget on the measurement, not on the prediction: select, derive, measure, adjust, again.
+
+The predictor says which architecture; the device says how long it really takes. After every round the limit given to
+the selector moves by the ratio of target and measurement. The slowest architecture that is within the target wins.
+
+Who stops at the first timing that fits chooses lucky timings: while the mean fits, it is taken again, until the mean is
+known to 1 % (its standard error), five times at most. What counts is the mean plus its standard error: an architecture
+whose mean just fits is a coin toss for whoever times it next.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from nas_prune.base.errors import BudgetError, CheckpointError
+from nas_prune.base.files.documents import read_journal
+from nas_prune.base.files.whole import append_line
+from nas_prune.costs import Budget, Limits
+from nas_prune.methods.selectors import Scores, Selector
+from nas_prune.tracing.arch import Arch
+from nas_prune.tracing.space import SearchSpace
+from nas_prune.train.journals import RoundRow
+
+LEAST, MOST = 3, 5  # timings of an architecture that fits; one that does not is timed less often
+KNOWN = 0.01  # standard error of a mean that needs no further timing, as a share
+LOOKS = 4  # a round that selects a known architecture again costs no measurement
+FINE = 1.002  # nothing to find between two limits that are this close
+CLOSE = 0.95  # stop looking for a slower one when the best is this close below the target
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: what the selector was asked for, what was predicted, and what was measured."""
+
+    asked: float
+    predicted: float
+    measured: float
+    target: float
+
+
+@dataclass(frozen=True)
+class Met:
+    """The architecture that was chosen, and the rounds that led to it.
+
+    ``short``: why it is not within 5 % of the target, if so; ``gates``: predicted cost of what the gates alone say.
+    """
+
+    arch: Arch
+    rounds: list[Round] = field(default_factory=list)
+    short: str | None = None
+    gates: float | None = None
+
+    def as_rows(self) -> list[dict[str, Any]]:
+        """The rounds as plain data."""
+        return [asdict(each) for each in self.rounds]
+
+
+class _Measurements:
+    """What architectures really cost, written down when it is measured: a stopped run reuses it."""
+
+    def __init__(self, cost_of: Callable[[Arch], float], space: SearchSpace, journal: Path | None) -> None:
+        self.cost_of, self.space, self.journal = cost_of, space, journal
+        self.journalled: dict[tuple[int, ...], list[float]] = {}
+        for row in read_journal(journal, RoundRow, CheckpointError) if journal else []:
+            self.journalled.setdefault(tuple(row["key"]), []).append(float(row["measured"]))
+
+    def __call__(self, arch: Arch, target: float) -> float:
+        """The cost after as many measurements as it takes to know whether the architecture fits the target."""
+        key = tuple(arch.sizes(self.space.free).values())
+        journalled = self.journalled.pop(key, [])
+        taken: list[float] = []
+        while not taken or (fits(mean(taken), target) and not _known(taken)):
+            taken.append(journalled.pop(0) if journalled else self._measured(key, arch))
+        return mean(taken) + _standard_error(taken)
+
+    def _measured(self, key: tuple[int, ...], arch: Arch) -> float:
+        """One more measurement."""
+        measured = self.cost_of(arch)
+        if self.journal is not None:
+            append_line(self.journal, {"key": key, "measured": measured})
+        return measured
+
+
+def fits(measured: float, target: float) -> bool:
+    """Whether a cost is within the target, and close to it."""
+    return CLOSE * target <= measured <= target
+
+
+def _known(taken: Sequence[float]) -> bool:
+    """Whether the mean is known well enough."""
+    return len(taken) == MOST or (len(taken) >= LEAST and _standard_error(taken) <= KNOWN * mean(taken))
+
+
+def _standard_error(taken: Sequence[float]) -> float:
+    """Of the mean; zero where a single measurement cannot tell."""
+    return stdev(taken) / math.sqrt(len(taken)) if len(taken) > 1 else 0.0
+
+
+def meet(
+    scores: Scores,
+    budget: Budget,
+    space: SearchSpace,
+    select: Selector,
+    cost_of: Callable[[Arch], float],
+    *,
+    limits: Sequence[Budget] = (),
+    rounds: int = 12,
+    journal: Path | None = None,
+) -> Met:
+    """The architecture of highest scores whose real cost is within the budget.
+
+    ``cost_of`` derives an architecture and measures it, in the unit of the budget; ``limits`` are held by prediction.
+    Measurements are journalled: a stopped run reuses them. Raises BudgetError, with the closest figure, if no round
+    met the target.
+    """
+    target = asked = budget.limit
+    low, high = 0.0, math.inf  # what was asked for: most that measured within the target, least that measured above
+    measured_cost = _Measurements(cost_of, space, journal)
+    tried: dict[tuple[int, ...], tuple[Round, Arch]] = {}
+    for _ in range(LOOKS * rounds):
+        arch, asked = _selected(scores, budget, asked, (space, select, limits))
+        key = tuple(arch.sizes(space.free).values())
+        again = key in tried
+        if not again and len(tried) == rounds:
+            break
+        if not again:
+            measured = measured_cost(arch, target)
+            tried[key] = Round(asked, float(budget.cost(arch.sizes(space.free))), measured, target), arch
+        measured = tried[key][0].measured
+        if fits(measured, target) or (measured > target and arch == _smallest(scores, space)):
+            break
+        low, high = (max(low, asked), high) if measured <= target else (low, min(high, asked))
+        if high < low * FINE or (measured <= target and arch == Arch.dense(space.free)):
+            break
+        asked = _next(asked, target / measured, (low, high), again=again)
+    return _best(list(tried.values()), budget)
+
+
+def _next(asked: float, wanted: float, between: tuple[float, float], *, again: bool) -> float:
+    """What to ask for next. ``wanted``: the time that would be right, as a share of what was measured."""
+    low, high = between
+    closer = CLOSE if wanted < 1 else 1 / CLOSE  # widths are coarse: until another architecture comes
+    proposal = asked * (closer if again else 0.5 * (1 + CLOSE) * wanted)
+    if low < proposal < high:
+        return proposal
+    return low / CLOSE if high == math.inf else high * CLOSE if low == 0 else (low + high) / 2
+
+
+def _selected(
+    scores: Scores, budget: Budget, asked: float, how: tuple[SearchSpace, Selector, Sequence[Budget]]
+) -> tuple[Arch, float]:
+    """The architecture of highest scores within every limit as predicted, and what was asked for in the end."""
+    space, select, limits = how
+    budgets = [budget.at(asked), *limits]
+    try:
+        if limits:
+            return select(scores, Limits(budgets), 1.0, space), asked
+        return select(scores, budget.cost, asked, space), asked
+    except BudgetError:  # the prediction says that nothing is within; only the device can tell
+        arch = _smallest(scores, space)
+        return arch, float(budget.cost(arch.sizes(space.free)))
+
+
+def _smallest(scores: Scores, space: SearchSpace) -> Arch:
+    """Every axis at its minimum; of a choice, the candidate of the highest score."""
+    kept = {name: scores[name].topk(space.minimum[name]).indices.tolist() for name in space.free}
+    return Arch(kept | {name: range(chosen) for name, chosen in space.chosen(scores).items()})
+
+
+def _best(tried: list[tuple[Round, Arch]], budget: Budget) -> Met:
+    """The slowest architecture within the target."""
+    within = [(step, arch) for step, arch in tried if step.measured <= step.target]
+    if not within:
+        closest = min(step.measured for step, _ in tried)
+        raise BudgetError(
+            f"after {len(tried)} rounds of derive and measure the closest is {closest:.4g} {budget.cost.unit}, "
+            f"the target is {budget.limit:.4g}; raise budget.rounds or budget.target, or allow smaller widths"
+        )
+    step, arch = max(within, key=lambda pair: pair[0].measured)
+    rounds = [each for each, _ in tried]
+    return Met(arch, rounds, _short(step, rounds))
+
+
+def _short(best: Round, tried: list[Round]) -> str | None:
+    """Why nothing closer to the target was found, if the best is more than 5 % below it."""
+    if best.measured >= CLOSE * best.target:
+        return None
+    shares = [each.measured / each.target for each in tried]
+    above = [share for share in shares if share > 1]
+    following = f", the next one {100 * (min(above) - 1):.2g} % above" if above else ""
+    below = 100 * (1 - best.measured / best.target)
+    return f"of {len(tried)} measured architectures the closest within it is {below:.2g} % below{following}"

@@ -1,0 +1,1 @@
+"""Data: a dataset by name becomes loaders."""

@@ -1,0 +1,99 @@
+"""Fine-tune the derived model: BatchNorm statistics first, then training with the dense parent as teacher.
+
+Or train the derived architecture anew (``from_scratch``), as DARTS and its kin do.
+
+Distillation is Hinton et al. (arXiv 1503.02531): KL divergence of softened outputs, times the temperature squared.
+"""
+
+import copy
+import math
+from itertools import cycle, islice
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nas_prune.base.errors import RecipeError
+from nas_prune.train.data.loaders import Data, set_epoch
+from nas_prune.train.data.order import drawing
+from nas_prune.train.data.settings import DataSettings
+from nas_prune.train.loop import Loss, Run, Stage, agree, fit, optimizer_of, task_loss
+from nas_prune.train.settings import FinetuneSettings
+
+
+def finetune(
+    model: nn.Module,
+    teacher: nn.Module | None,
+    data: Data,
+    *,
+    settings: FinetuneSettings,
+    run: Run,
+    images: DataSettings | None = None,
+) -> None:
+    """Train the derived ``model`` in place. Without a teacher, or with ``distill: 0``, on the labels alone."""
+    if settings.from_scratch:
+        restart(model, run.seed)
+    recalibrate(model, data, run, settings.recalibrate_batches)
+    stage = Stage("finetune", settings.epochs, settings, images or DataSettings())
+    fit(run, stage, model, data, _loss(teacher, settings, run), [optimizer_of(model, settings)])
+
+
+def restart(model: nn.Module, seed: int) -> None:
+    """Draw all weights anew, the same ones for the same seed: every module's ``reset_parameters``, then the model's own
+    ``init_weights``, if it has one. Raises RecipeError, and changes nothing, where a weight is set by neither.
+    """
+    fresh = copy.deepcopy(model).cpu()
+    with drawing(seed, "from_scratch"), torch.no_grad():
+        for parameter in fresh.parameters():
+            parameter.fill_(math.nan)
+        resets = [getattr(module, "reset_parameters", None) for module in fresh.modules()]
+        for reset in (*resets, getattr(fresh, "init_weights", None)):
+            if callable(reset):
+                reset()
+    lost = [name for name, parameter in fresh.named_parameters() if not bool(parameter.isfinite().all())]
+    if lost:
+        raise RecipeError(
+            f"finetune.from_scratch: {type(model).__name__} does not say how {', '.join(lost[:3])} begins; "
+            f"leave it out, and fine-tune the weights of the search"
+        )
+    model.load_state_dict(fresh.state_dict())
+
+
+def recalibrate(model: nn.Module, data: Data, run: Run, batches: int) -> None:
+    """Estimate BatchNorm's running statistics again, as the plain average over training batches."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    if not norms or not batches:
+        return
+    momenta = [norm.momentum for norm in norms]
+    loader = run.accelerator.prepare_data_loader(data.train)
+    set_epoch(loader, 0)
+    model.to(run.accelerator.device).eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # None: the cumulative average
+        norm.train()
+    with torch.no_grad():
+        for images, _ in islice(cycle(loader), batches):
+            model(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    agree(run.accelerator, model)
+
+
+def _loss(teacher: nn.Module | None, settings: FinetuneSettings, run: Run) -> Loss:
+    """(1 - d) * task + d * T^2 * KL(teacher || student), both softened by T."""
+    task, share, temperature = task_loss(settings), settings.distill, settings.temperature
+    if teacher is None or not share:
+        return task
+    teacher = teacher.to(run.accelerator.device).eval().requires_grad_(False)
+
+    def loss(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        with torch.no_grad(), run.accelerator.autocast():
+            wanted = F.log_softmax(teacher(images).float() / temperature, -1)
+        logits = model(images)
+        given = F.log_softmax(logits.float() / temperature, -1)
+        imitation = F.kl_div(given, wanted, reduction="batchmean", log_target=True) * temperature**2
+        smoothing = 0.0 if targets.ndim == 2 else settings.label_smoothing
+        return (1 - share) * F.cross_entropy(logits, targets, label_smoothing=smoothing) + share * imitation
+
+    return loss

@@ -1,0 +1,275 @@
+"""Train: the one loop of this package. What is trained, and on which loss, are its arguments.
+
+A stage can be stopped at any step: its checkpoint holds everything that the next step depends on. What is random (order
+and augmentation of batches, mixup, dropout) depends on the seed, the stage and the step alone. So a resumed stage ends
+in the same bytes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, skip_first_batches
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3, distribute_bn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nas_prune.base.errors import DivergedError, InterruptedRunError
+from nas_prune.train import checkpoint
+from nas_prune.train.data.loaders import Data, check_labels, mixer, set_epoch
+from nas_prune.train.data.order import drawing
+from nas_prune.train.data.settings import DataSettings
+from nas_prune.train.descent import Pace, descend, ready
+from nas_prune.train.evaluate import top1
+from nas_prune.train.progress import Bars
+from nas_prune.train.settings import OptimSettings
+from nas_prune.train.stage_file import Length, Live, restore
+from nas_prune.train.stop_signals import StopRequest, stop_signals
+from nas_prune.train.track import Track
+
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant")  # timm's that go step by step
+LOOK_EVERY = 25  # steps between two looks at the loss: a look waits for the device
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every stage of a run shares. Without a folder nothing is kept, without a track nothing is recorded.
+
+    ``identity``: what a checkpoint must say to be of this run.
+    """
+
+    accelerator: Accelerator
+    seed: int = 0
+    folder: Path | None = None
+    track: Track | None = None
+    bars: Bars = field(default_factory=Bars)
+    identity: str = ""
+    pace: Pace = field(default_factory=Pace)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: its name, how long and how it trains."""
+
+    name: str
+    epochs: int
+    settings: OptimSettings
+    images: DataSettings = field(default_factory=DataSettings)
+
+
+@dataclass
+class Position:
+    """How far a stage has come: whole epochs, steps into the next one, and the loss of the last of these."""
+
+    epoch: int = 0
+    step: int = 0
+    loss: Tensor | None = None
+
+
+def optimizer_of(model: nn.Module, settings: OptimSettings) -> Optimizer:
+    """timm's optimizer by name; no weight decay on biases and norms."""
+    created = create_optimizer_v2(
+        model, opt=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay, momentum=settings.momentum
+    )
+    assert isinstance(created, Optimizer)
+    return created
+
+
+def fit(
+    run: Run,
+    stage: Stage,
+    model: nn.Module,
+    data: Data,
+    loss_of: Loss,
+    optimizers: Sequence[Optimizer],
+    *,
+    watch: Callable[[], Mapping[str, float]] = dict,
+    begin: Callable[[int], object] = int,
+) -> None:
+    """Train ``model`` in place for the epochs of the stage, or for what is left of them.
+
+    ``loss_of(model, images, targets)`` is minimised; the first optimizer follows the schedule. ``watch`` adds columns
+    to the journal; ``begin`` is called with the number of an epoch before its first step. Raises DivergedError when
+    the loss is not finite, InterruptedRunError when a signal asks to stop.
+    """
+    if not stage.epochs:
+        return
+    trained = ready(run.accelerator, model, run.pace)
+    loader = run.accelerator.prepare_data_loader(data.train)
+    steps = min(len(loader), stage.settings.max_steps or len(loader))
+    schedule = schedule_of(optimizers[0], stage, steps)
+    mix = mixer(stage.images, data.classes, stage.settings.label_smoothing) or _as_they_are
+    memory = _Memory(run, stage, model, optimizers)
+    position = memory.recall(steps)
+    bar = run.bars.bar(stage.name, stage.epochs * steps, position.epoch * steps + position.step, lines=stage.epochs)
+    with stop_signals() as stop:
+        while position.epoch < stage.epochs:
+            _open_epoch(model, position, begin)
+            for images, labels in _batches(loader, position, steps, data.classes):
+                schedule.step_update(number := position.epoch * steps + position.step)
+                with drawing(run.seed, stage.name, number):
+                    loss = loss_of(trained, *mix(images, labels))
+                    descend(run.accelerator, trained, loss, optimizers, stage.settings.clip_grad)
+                position.step, position.loss = position.step + 1, loss.detach()
+                bar.advance(_look(stage, position, steps))
+                memory.close_step(position, stop)
+            position = memory.close_epoch(position, watch, data)
+            memory.stop_if_asked(stop)
+
+
+def _open_epoch(model: nn.Module, position: Position, begin: Callable[[int], object]) -> None:
+    """What comes before the first step of an epoch; then the model is in training mode."""
+    if position.step == 0:
+        begin(position.epoch)
+    model.train()
+
+
+def _as_they_are(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """No mixup."""
+    return images, labels
+
+
+def task_loss(settings: OptimSettings) -> Loss:
+    """Cross-entropy with label smoothing; targets are classes (b), or probabilities (b classes) after mixup."""
+
+    def loss(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        smoothing = 0.0 if targets.ndim == 2 else settings.label_smoothing
+        return nn.functional.cross_entropy(model(images), targets, label_smoothing=smoothing)
+
+    return loss
+
+
+def schedule_of(optimizer: Optimizer, stage: Stage, steps: int) -> Any:
+    """timm's schedule of an optimizer, updated every step."""
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=stage.settings.scheduler,
+        num_epochs=stage.epochs,
+        warmup_epochs=stage.settings.warmup_epochs,
+        warmup_lr=stage.settings.lr / 100,
+        min_lr=stage.settings.lr / 1000,
+        step_on_epochs=False,
+        updates_per_epoch=steps,
+    )
+    return scheduler
+
+
+def _batches(loader: Any, position: Position, steps: int, classes: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of this epoch that are still to do. Raises DataError if the labels of the first one do not fit."""
+    if position.step == steps:
+        return
+    set_epoch(loader, position.epoch)
+    rest = skip_first_batches(loader, position.step) if position.step else loader
+    for number, (images, labels) in zip(range(position.step, steps), rest, strict=False):
+        if number == position.step:
+            check_labels(labels, classes)
+        yield images, labels
+
+
+def _look(stage: Stage, position: Position, steps: int) -> str:
+    """Now and then, look at the loss: for the bar, and to stop a training that has diverged."""
+    if position.loss is None or (position.step % LOOK_EVERY and position.step != steps):
+        return ""
+    value = float(position.loss)
+    if not abs(value) < float("inf"):
+        raise DivergedError(
+            f"the loss of stage {stage.name} is {value} in epoch {position.epoch + 1}, step {position.step}. "
+            f"Lower its learning rate ({stage.settings.lr}) or set clip_grad; the last checkpoint is kept"
+        )
+    return f"epoch {position.epoch + 1}, loss {value:.3f}"
+
+
+def agree(accelerator: Accelerator, model: nn.Module) -> None:
+    """Of several processes, each has BatchNorm statistics of its own images: let all have their mean."""
+    if accelerator.num_processes > 1:
+        distribute_bn(model, accelerator.num_processes, reduce=True)
+
+
+class _Memory:
+    """What outlives a step: the average of the weights, the checkpoint, the journal."""
+
+    def __init__(self, run: Run, stage: Stage, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+        self.run, self.stage, self.model, self.optimizers = run, stage, model, optimizers
+        decay = stage.settings.ema_decay
+        self.average = None if decay is None else ModelEmaV3(model, decay=decay)
+        self.path = None if run.folder is None else run.folder / "checkpoints" / f"{stage.name}.ckpt"
+
+    def close_step(self, position: Position, stop: StopRequest) -> None:
+        """Average the weights; if a signal has asked to stop, save and stop."""
+        if self.average is not None:
+            self.average.update(self.model)
+        number = self._asked(stop, now=position.step % LOOK_EVERY == 0)
+        if number:
+            self.keep(position)
+            raise self._stopped(number)
+
+    def stop_if_asked(self, stop: StopRequest) -> None:
+        """A signal that came at any time ends the stage where it can be resumed."""
+        number = self._asked(stop, now=True)
+        if number:
+            raise self._stopped(number)
+
+    def _asked(self, stop: StopRequest, *, now: bool) -> int:
+        """The signal that asks to stop, or 0. Several processes stop at one step: now and then, they ask each other."""
+        accelerator, number = self.run.accelerator, stop.requested or 0
+        if accelerator.num_processes == 1:
+            return number
+        return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max()) if now else 0
+
+    def _stopped(self, number: int) -> InterruptedRunError:
+        return InterruptedRunError(f"stopped in {self.stage.name}; the same command resumes it", number)
+
+    def close_epoch(self, position: Position, watch: Callable[[], Mapping[str, float]], data: Data) -> Position:
+        """Evaluate, write the row to the journal, save; returns where the next epoch begins."""
+        with drawing(self.run.seed, self.stage.name, "end of epoch", position.epoch):
+            self._journal(position, watch, data)
+        following = Position(position.epoch + 1)
+        self.keep(following)
+        return following
+
+    def _journal(self, position: Position, watch: Callable[[], Mapping[str, float]], data: Data) -> None:
+        """Evaluate, and write the row of an epoch whose steps are done."""
+        models = [self.model] if self.average is None else [self.model, self.average.module]
+        for model in models:
+            agree(self.run.accelerator, model)
+        accuracy = top1(models[-1], data, self.run.accelerator)
+        if self.run.track is not None and self.run.accelerator.is_main_process:
+            assert position.loss is not None, "an epoch has at least one step"
+            rate = float(self.optimizers[0].param_groups[0]["lr"])
+            row = {"train/loss": float(position.loss), **watch(), "train/lr": rate, "eval/top1": accuracy}
+            self.run.track.log(row, stage=self.stage.name, epoch=position.epoch + 1)
+
+    def keep(self, position: Position) -> None:
+        """Save everything that the next step depends on; of a finished stage only the model."""
+        done = position.epoch == self.stage.epochs
+        if done and self.average is not None:
+            self.model.load_state_dict(self.average.module.state_dict())
+        if self.path is None or not self.run.accelerator.is_main_process:
+            return
+        state: dict[str, Any] = {**vars(position), "model": self.model.state_dict(), "identity": self.run.identity}
+        if not done:
+            scaler = self.run.accelerator.scaler
+            state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
+            state["scaler"] = None if scaler is None else scaler.state_dict()
+            state["average"] = None if self.average is None else self.average.module.state_dict()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.save(self.path, state)
+
+    def recall(self, steps: int) -> Position:
+        """Go on from the checkpoint, if there is one; the journal, too."""
+        position = self._restored(self.path, steps) if self.path is not None and self.path.exists() else Position()
+        if self.run.track is not None:
+            self.run.track.rewind(self.stage.name, position.epoch)
+        return position
+
+    def _restored(self, path: Path, steps: int) -> Position:
+        """Put everything back to where ``keep`` found it."""
+        average, scaler = None if self.average is None else self.average.module, self.run.accelerator.scaler
+        live, length = Live(self.model, self.optimizers, average, scaler), Length(self.stage.epochs, steps)
+        state = restore(path, live, length, self.run.identity)
+        return Position(state.epoch, state.step, state.loss)

@@ -1,0 +1,115 @@
+"""Sections of a recipe about training: optimizers, stages, the search, fine-tuning, the record."""
+
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from nas_prune.base.settings import Settings, Share
+
+
+class OptimSettings(Settings):
+    """With which timm optimizer and schedule a stage trains."""
+
+    optimizer: str = Field("sgd", description="timm optimizer, e.g. sgd, adamw, lamb")
+    lr: PositiveFloat = Field(0.1, description="peak learning rate")
+    momentum: float = Field(0.9, ge=0.0, lt=1.0, description="momentum (or Adam's beta 1)")
+    weight_decay: float = Field(5e-4, ge=0.0, description="weight decay (not on biases and norms)")
+    scheduler: str = Field("cosine", description="timm schedule: cosine, step, poly, ...")
+    warmup_epochs: float = Field(0.0, ge=0.0, description="epochs of linear warm-up")
+    label_smoothing: Share = Field(0.0, description="label smoothing")
+    clip_grad: PositiveFloat | None = Field(None, description="clip the gradient's norm to this")
+    ema_decay: Share | None = Field(
+        None, description="keep an exponential moving average of the weights and evaluate it"
+    )
+    max_steps: PositiveInt | None = Field(None, description="stop every epoch after so many steps (for smoke runs)")
+
+
+class TrainSettings(OptimSettings):
+    """One stage of training."""
+
+    epochs: int = Field(0, ge=0, description="epochs of this stage; 0 skips it")
+
+
+class DenseSettings(TrainSettings):
+    """Training of the dense model before the search; 0 epochs if it starts from given weights."""
+
+    baseline: bool = Field(
+        True,
+        description="train the dense model on for as many epochs as search and fine-tuning take: "
+        "a fair comparison, and a better teacher (only if dense.epochs > 0)",
+    )
+
+
+class PenaltySettings(Settings):
+    """One term added to the task loss while gates and weights are trained together."""
+
+    name: str = Field("budget", description="budget")
+    options: dict[str, Any] = Field({}, description="the penalty's keyword options")
+
+
+class ShapleySettings(Settings):
+    """Shapley-NAS: how gates called ``shapley`` are moved, before each epoch of joint training from ``start`` on."""
+
+    start: Share = Field(0.5, description="share of the joint epochs that pass before the first step")
+    evaluations: PositiveInt = Field(500, description="forward passes per estimate, beyond those of the first walks")
+    batches: PositiveInt = Field(1, description="training batches that are held fixed in one estimate")
+    objective: Literal["loss", "accuracy"] = Field("loss", description="what a network is worth: -loss, or accuracy")
+    mu: Share = Field(0.8, description="momentum of the steps")
+    xi: PositiveFloat = Field(0.1, description="length of a step")
+    paper_mode: bool = Field(False, description="estimate as the public code does, its truncation bias included")
+    permutations: PositiveInt = Field(10, description="permutations per estimate in paper_mode, a batch for each")
+
+
+class SearchSettings(OptimSettings):
+    """Joint training of weights and gates: warm-up (gates only), joint, freeze (chosen gates stay, weights settle)."""
+
+    warmup: int = Field(1, ge=0, description="epochs in which only the gates learn")
+    joint: int = Field(3, ge=0, description="epochs in which weights and gates learn together")
+    freeze: int = Field(1, ge=0, description="epochs with the chosen architecture fixed, so that statistics settle")
+    gate_lr: PositiveFloat = Field(1e-3, description="learning rate of the gates (Adam, no weight decay)")
+    penalties: list[PenaltySettings] = Field([PenaltySettings()], description="terms added to the task loss")
+    shapley: ShapleySettings = Field(ShapleySettings(), description="how gates called shapley are moved")
+    selector: str | None = Field(
+        None,
+        description="how scores become an architecture that meets the budget; left out: price for those that gates "
+        "have learnt, optimal for those of a criterion",
+    )
+    criterion: str | None = Field(
+        None, description="score units by this criterion, e.g. taylor, instead of learning gates (one shot)"
+    )
+    criterion_batches: PositiveInt = Field(20, description="training batches that the criterion looks at")
+
+    @property
+    def fitting_selector(self) -> str:
+        """The selector that was asked for, or the one that fits where the scores come from."""
+        return self.selector or ("optimal" if self.criterion else "price")
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the three phases together; a criterion scores in one shot, and only the last phase trains."""
+        return self.freeze if self.criterion else self.warmup + self.joint + self.freeze
+
+
+class FinetuneSettings(TrainSettings):
+    """Training of the derived model, by default with the dense parent as its teacher."""
+
+    epochs: int = Field(1, ge=0, description="epochs of this stage; 0 skips it")
+    from_scratch: bool = Field(
+        False, description="forget the weights of the search: train the derived architecture anew"
+    )
+    distill: Share = Field(
+        0.5, description="share of the loss that imitates the dense parent; 0 switches the teacher off"
+    )
+    temperature: PositiveFloat = Field(2.0, description="temperature of the distillation")
+    recalibrate_batches: int = Field(
+        50, ge=0, description="training batches that re-estimate BatchNorm statistics after derive"
+    )
+
+
+class TrackSettings(Settings):
+    """Where progress is recorded; metrics.jsonl is written always."""
+
+    wandb: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto", description="auto: online when logged in, offline otherwise"
+    )
+    project: str = Field("nas_prune", description="Weights & Biases project")

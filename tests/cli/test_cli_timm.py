@@ -1,0 +1,100 @@
+"""What ``nas-prune timm`` does with an artefact, and with the mistakes of a user."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from artefacts import derived
+
+from nas_prune.artifact.folder import describe, load, save
+from nas_prune.cli.program import main
+from nas_prune.tracing.arch import Arch
+
+PROVENANCE = {"recipe": {"data.image_size": 32, "data.eval_batch_size": 16, "data.name": "lost", "gone": 1}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A derived model that knows its images."""
+    small, _, arch = derived("test_resnet", 32)
+    path = tmp_path_factory.mktemp("artefacts") / "small"
+    save(small, path, arch=arch, remarks={"provenance": PROVENANCE})
+    return path
+
+
+def nas_prune(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, str], str]:
+    """Exit code, figures by name, and what was said on standard error."""
+    with pytest.raises(SystemExit) as done:
+        main(["timm", *words])
+    said = capsys.readouterr()
+    figures = dict(line.split(": ", 1) for line in said.out.splitlines() if ": " in line)
+    return int(done.value.code or 0), figures, said.err
+
+
+def test_validate_counts_every_image_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("validate", "--model", f"local-dir:{folder}", "--dataset", "generated", "--device", "cpu")
+    code, figures, _ = nas_prune(capsys, *words, "--batch-size", "7")
+    assert (code, figures["images"], figures["img_size"]) == (0, "32", "32")
+    assert nas_prune(capsys, *words)[1] == figures
+    assert 0 <= float(figures["top1"]) <= float(figures["top5"]) <= 100
+    assert float(figures["loss"]) == pytest.approx(2.3, abs=0.5)
+
+
+def test_benchmark_measures_the_model_with_its_own_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--batch-size", "4", "--device", "cpu", "latency.seconds=0.05", "latency.threads=1")
+    code, figures, _ = nas_prune(capsys, "benchmark", "--model", f"local-dir:{folder}", *words)
+    assert (code, figures["img_size"], figures["infer_batch_size"]) == (0, "32", "4")
+    assert int(figures["param_count"]) == sum(p.numel() for p in load(folder).parameters())
+    per_second = 4e3 / float(figures["infer_step_time"])
+    assert float(figures["infer_samples_per_sec"]) == pytest.approx(per_second, rel=0.01)
+    assert float(figures["latency_ms"]) > 0
+
+
+def test_train_makes_an_artefact_and_goes_on_where_it_was(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("train", "--model", f"local-dir:{folder}", "--dataset", "generated", "--device", "cpu")
+    words = (*words, "--epochs", "2", "--lr", "0.01", "--batch-size", "16", "--output", str(tmp_path / "out"))
+    code, figures, _ = nas_prune(capsys, *words)
+    assert code == 0
+    trained, before = load(tmp_path / "out" / "finetuned"), load(folder)
+    assert [p.shape for p in trained.parameters()] == [p.shape for p in before.parameters()]
+    assert not torch.equal(next(trained.parameters()), next(before.parameters()))
+    assert Arch.read(tmp_path / "out" / "finetuned" / "arch.json") == Arch.read(folder / "arch.json")
+    assert describe(tmp_path / "out" / "finetuned")["provenance"]["recipe"]["finetune.epochs"] == 2
+    assert nas_prune(capsys, *words)[1] == figures
+    code, _, said = nas_prune(capsys, *words, "--seed", "1")
+    assert (code, "holds a training with other settings" in said) == (2, True)
+
+
+def test_train_gives_other_data_another_head(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("train", "--model", f"local-dir:{folder}", "--dataset", "digits", "--device", "cpu", "--epochs", "1")
+    small = ("finetune.max_steps=1", "data.train_images=64", "--output", str(tmp_path / "out"))
+    assert nas_prune(capsys, *words, *small)[0] == 0
+    made = timm.create_model(f"local-dir:{tmp_path / 'out' / 'finetuned'}", pretrained=True)
+    assert made.get_submodule(made.pretrained_cfg["first_conv"]).weight.shape[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["validate", "--model", "{}"], "which images? Name them: --dataset digits"),
+        (["validate", "--model", "{}", "--dataset", "digits"], "the model has in_chans 3, digits has 1"),
+        (["validate", "--model", "{}", "--dataset", "generated", "--num-classes", "3"], "num_classes 3, generated has"),
+        (["validate", "--model", "{}", "--dataset", "digit"], "unknown dataset 'digit'; did you mean 'digits'?"),
+        (["validate", "--model", "{}", "--dataset", "digits", "data.hfilp=1"], "did you mean 'hflip'?"),
+        (["benchmark", "--model", "{}", "fast"], "cannot read 'fast'"),
+        (["benchmark", "--model", "{}", "--device", "gpu"], "device: Input should be 'auto', 'cpu', 'cuda' or 'mps'"),
+        (["benchmark", "--model", "local-dir:/lost"], "there is no artefact in /lost"),
+        (["benchmark", "--model", "resnet81"], "timm has no model 'resnet81'; did you mean 'resnet18"),
+        (["benchmark", "--model", "."], "write --model local-dir:."),
+        (["benchmark", "--model", "test_resnet", "model.kwargs.depth=3"], "timm cannot create test_resnet"),
+        (["train", "--model", "{}", "--epoch", "3"], "No such option: --epoch"),
+    ],
+)
+def test_a_mistake_is_one_message(
+    words: list[str], part: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, said = nas_prune(capsys, *(word.format(f"local-dir:{folder}") for word in words))
+    assert (code, part in said) == (2, True), said

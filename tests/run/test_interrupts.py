@@ -1,0 +1,48 @@
+"""Ctrl-C during imports is one message and exit code 130, whatever was half imported."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nas_prune.train.stop_signals import INTERRUPTED, interruptible
+
+ROOT = Path(__file__).resolve().parents[2]
+STRIKES = "import os, signal, sys\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException as error:\n"
+STRIKES += "    raise ImportError('half imported') from error\n"  # as C extensions do
+
+
+@pytest.mark.parametrize("module", ["typer", "torch", "pydantic"])
+def test_an_import_that_is_interrupted_ends_in_one_message(module: str, tmp_path: Path) -> None:
+    (tmp_path / f"{module}.py").write_text(STRIKES)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "nas_prune", "run", "smoke/quickstart", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert done.stderr == f"error: {INTERRUPTED}\n"
+    assert done.returncode == 130
+    assert not (tmp_path / "run").exists()
+
+
+def test_elsewhere_it_is_the_interrupt_that_a_program_can_handle() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with interruptible(), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_command_that_is_interrupted_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from nas_prune.cli import program as cli
+
+    def strike(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_recipe", strike)
+    with pytest.raises(SystemExit) as left:
+        cli.main(["run", "quickstart"])
+    assert left.value.code == 130
+    assert capsys.readouterr().err == f"error: {INTERRUPTED}\n"

@@ -1,0 +1,116 @@
+"""Laws of what is said of a run: one duration of the dense model, a closed set of outcomes, and the worst first."""
+
+import io
+import json
+import re
+from typing import Any
+
+import pytest
+
+from nas_prune.base.errors import BudgetError
+from nas_prune.run import pipeline
+from nas_prune.run.promise import cautions
+from nas_prune.run.recipe import recipe
+from nas_prune.run.report.page import table
+from nas_prune.run.report.summary import stage_rows
+
+SMOKE = ["track.wandb=disabled"]
+
+
+def results(**changes: Any) -> dict[str, Any]:
+    """The results of a run that went well."""
+    timed = {"top1": 90.0, "measured_ms": 10.0, "measured_ms_spread": 0.1}
+    models = {"dense": timed, "derived": timed | {"top1": 80.0}, "finetuned": timed | {"top1": 89.0}}
+    return {**models, "classes": 10, "trained": True, "gates": {"ended": 5.2, "limit": 5.0, "dense": 10.0}, **changes}
+
+
+def test_of_a_run_that_went_well_nothing_is_said_first() -> None:
+    assert cautions(results()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"finetuned": {"top1": 80.9}}, "top-1 fell from 90.0 to 80.9 %: 10 % of it is lost"),
+        (
+            {"finetuned": {"top1": 12.0}},
+            "guesses: top-1 is 12.0 %, chance among 10 classes is 10.0 %",
+        ),
+        ({"trained": False}, "is chosen by random weights"),
+        ({"gates": {"ended": 7.7, "limit": 5.0, "dense": 10.0}}, "the gates ended at 0.77x .* the target is 0.50x"),
+        ({"derived": {"measured_ms_spread": 1.0}}, "calls of the derived model spread by ±10 %"),
+    ],
+)
+def test_what_misleads_is_said_first(change: dict[str, Any], said: str) -> None:
+    known = results()
+    changed = {key: known[key] | value if isinstance(value, dict) else value for key, value in change.items()}
+    found = cautions(known | changed)
+    assert len(found) == 1
+    assert re.search(said, found[0])
+
+
+def test_a_stage_that_became_slower_saves_nothing() -> None:
+    rows = stage_rows({"dense": {"a": 5.0, "b": 3.0, "c": 2.0}, "derived": {"a": 3.0, "b": 4.0, "c": 0.0}})
+    assert [(row.saved_ms, row.share) for row in rows] == [(2.0, 0.5), (-1.0, None), (2.0, 0.5)]
+
+
+def test_all_milliseconds_of_a_run_are_shares_of_one_duration(tmp_path) -> None:
+    found = pipeline.run(recipe.read("smoke/quickstart", SMOKE), tmp_path / "run")
+    dense = found["dense"]["measured_ms"]
+    assert dense == json.loads((tmp_path / "run" / "timings.json").read_text())["dense"]["median_ms"]
+    for name in ("derived", "finetuned"):
+        assert found[name]["measured_ms"] == pytest.approx(found[name]["measured_share"] * dense, rel=1e-12)
+    for name in ("dense", "derived"):
+        assert sum(found["stages"][name].values()) == pytest.approx(found[name]["measured_ms"], rel=1e-9)
+    assert found["target_ms"] == found["budget"]["limit"] == pytest.approx(0.9 * dense)
+    assert found["budget"]["reached"] == found["finetuned"]["measured_ms"]
+    assert all(each["target"] == pytest.approx(0.9 * dense) for each in found["rounds"])
+    many = pipeline.derive_many(tmp_path / "run", ["0.9x", "0.8x"], tune=False)
+    assert many["dense"]["measured_ms"] == dense
+    assert [row["target_ms"] for row in many["targets"]] == pytest.approx([0.9 * dense, 0.8 * dense])
+    for row in many["targets"]:
+        assert row["measured_ms"] == pytest.approx(row["measured_share"] * dense)
+
+
+def test_a_run_with_a_budget_of_macs_does_not_speak_of_latency_targets(tmp_path) -> None:
+    asked = recipe.read("smoke/quickstart", [*SMOKE, "budget.cost=macs", "budget.target=0.6x"])
+    found = pipeline.run(asked, tmp_path / "run")
+    assert (found["status"], found["target_ms"], found["budget"]["unit"]) == ("met", None, "MACs")
+    assert found["budget"]["reached"] == found["finetuned"]["macs"] <= found["budget"]["limit"]
+    many = pipeline.derive_many(tmp_path / "run", ["0.5x"], tune=False)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "1 of 1 MACs target met" in table_text(many)
+    assert "latency target" not in page.lower()
+    assert "Predicted MACs" in page
+    assert "Select and count" in page
+
+
+def table_text(content: dict[str, Any]) -> str:
+    """The table of targets as a terminal shows it."""
+    from rich.console import Console
+
+    from nas_prune.run.report.page import targets_table
+
+    console = Console(width=120, file=io.StringIO())
+    with console.capture() as shown:
+        console.print(targets_table(content))
+    return shown.get()
+
+
+def test_a_budget_that_nothing_meets_is_infeasible_for_scripts_too(tmp_path) -> None:
+    asked = recipe.read("smoke/quickstart", [*SMOKE, "budget.target=0.001x"])
+    with pytest.raises(BudgetError) as told:
+        pipeline.run(asked, tmp_path / "run")
+    known = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert known == {"status": "infeasible", "target": "0.001x", "why": str(told.value)}
+    assert "infeasible" in pipeline.report(tmp_path / "run").read_text()
+    pipeline.run(recipe.read("smoke/quickstart", [*SMOKE, "budget.target=0.9x"]), tmp_path / "run", until="calibrate")
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_the_terminal_says_in_red_what_misleads() -> None:
+    cells = {"macs": 1, "params": 1, "predicted_ms": 1.0, "measured_share": 1.0}
+    models = {name: results()[name] | cells for name in ("dense", "derived", "finetuned")}
+    shown = table({**results(), **models, "cautions": ["the derived model guesses"], "status": "met"}).title
+    assert [span.style for span in shown.spans][:1] == ["bold red"]
+    assert shown.plain.startswith("The derived model guesses.\n")

@@ -1,0 +1,84 @@
+"""Laws of the loop: stopped after any step, once or again and again, a stage ends in the same bytes and rows."""
+
+import contextlib
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from nas_prune.base.errors import InterruptedRunError
+from nas_prune.base.files.whole import read_lines
+from nas_prune.train import loop as train
+from nas_prune.train.data import loaders as data
+from nas_prune.train.data.settings import DataSettings
+from nas_prune.train.settings import OptimSettings
+from nas_prune.train.track import Track
+
+EPOCHS, STEPS = 2, 3
+IMAGES = DataSettings(name="generated", image_size=8, batch_size=8, mixup=0.2, cutmix=0.2, shift=1)
+HOW = OptimSettings(lr=0.1, optimizer="adamw", ema_decay=0.9, max_steps=STEPS)
+
+
+class Stop:
+    """A signal that arrives at its ``after``-th look; none if it is 0."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    @property
+    def requested(self) -> int | None:
+        self.left -= 1
+        return signal.SIGTERM if self.left == 0 else None
+
+
+def fitted(folder: Path, monkeypatch: pytest.MonkeyPatch, *, stop: int = 0) -> dict[str, torch.Tensor]:
+    """The weights after a stage with everything that is random in it: mixup, cutmix, shift, dropout, an average."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(3 * 64, 10), nn.BatchNorm1d(10))
+    loaded = data.load(IMAGES, seed=3)
+    monkeypatch.setattr(train, "stop_signals", lambda: contextlib.nullcontext(Stop(stop)))
+    torch.rand(stop)  # whatever the process drew before does not matter
+    run = train.Run(Accelerator(cpu=True), 3, folder, Track(folder), identity="test")
+    stage = train.Stage("dense", EPOCHS, HOW, IMAGES)
+    train.fit(run, stage, model, loaded, train.task_loss(HOW), [train.optimizer_of(model, HOW)])
+    return model.state_dict()
+
+
+def rows(folder: Path) -> list[dict[str, object]]:
+    """The journal, times aside."""
+    return [{key: value for key, value in row.items() if key != "time"} for row in read_lines(folder / "metrics.jsonl")]
+
+
+@pytest.fixture
+def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, torch.Tensor], list[dict[str, object]]]:
+    """Weights and journal of a stage that nothing stopped."""
+    return fitted(tmp_path / "whole", monkeypatch), rows(tmp_path / "whole")
+
+
+def test_a_stage_stopped_after_any_step_ends_in_the_same_bytes(tmp_path, monkeypatch, whole) -> None:
+    looks = EPOCHS * (STEPS + 1)  # after every step, and after every epoch
+    for after in range(1, looks + 1):
+        folder = tmp_path / str(after)
+        with pytest.raises(InterruptedRunError):
+            fitted(folder, monkeypatch, stop=after)
+        torch.testing.assert_close(fitted(folder, monkeypatch), whole[0], rtol=0, atol=0)
+        assert rows(folder) == whole[1], after
+
+
+def test_a_stage_stopped_after_every_step_ends_in_the_same_bytes(tmp_path, monkeypatch, whole) -> None:
+    for _ in range(EPOCHS * STEPS):
+        with pytest.raises(InterruptedRunError):
+            fitted(tmp_path / "run", monkeypatch, stop=1)
+    torch.testing.assert_close(fitted(tmp_path / "run", monkeypatch), whole[0], rtol=0, atol=0)
+    assert rows(tmp_path / "run") == whole[1]
+
+
+def test_a_stage_whose_checkpoint_was_deleted_is_repeated_without_a_trace(tmp_path, monkeypatch, whole) -> None:
+    with pytest.raises(InterruptedRunError):
+        fitted(tmp_path / "run", monkeypatch, stop=STEPS + 2)
+    (tmp_path / "run" / "checkpoints" / "dense.ckpt").unlink()
+    torch.testing.assert_close(fitted(tmp_path / "run", monkeypatch), whole[0], rtol=0, atol=0)
+    assert rows(tmp_path / "run") == whole[1]
