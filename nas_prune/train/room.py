@@ -72,7 +72,7 @@ def peak(model: nn.Module, images: Tensor, *, training: bool) -> int:
                 answers = [each.sum() for each in tree_leaves(output) if isinstance(each, Tensor)]
                 torch.stack(answers).sum().backward()  # type: ignore[no-untyped-call]
         except Exception as error:  # whatever the code of a model does with a number that is not there
-            logging.getLogger("nas_prune.train.room").debug("the memory of the model is not known: %s", error)
+            logging.getLogger(__name__).debug("the memory of the model is not known: %s", error)
             return 0
         finally:
             model.zero_grad()

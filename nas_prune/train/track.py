@@ -194,4 +194,4 @@ def _attempt(track: Track, what: str, call: Callable[[], object]) -> None:
 def _warn(what: str, error: Exception) -> None:
     text = f"W&B failed to {what} ({type(error).__name__}: {error}); the run goes on and metrics.jsonl has every row. "
     advice = "Check the network and `wandb login`, or set track.wandb=disabled"
-    logging.getLogger("nas_prune.train.track").warning("%s", text + advice)
+    logging.getLogger(__name__).warning("%s", text + advice)

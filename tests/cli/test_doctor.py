@@ -16,7 +16,7 @@ from nas_prune.base.axis import Axis
 from nas_prune.base.errors import DeriveError, NasPruneError, SpaceError, TraceError, UnknownNameError
 from nas_prune.base.folding import fold
 from nas_prune.cli import program as cli
-from nas_prune.cli.doctor import diagnosis as doctor
+from nas_prune.cli.doctor import diagnosis
 from nas_prune.cli.doctor.diagnosis import Diagnosis, examine, frozen, groups, kinds, lay, plain, sizes_of
 from nas_prune.cli.doctor.subject import Subject, find, images_of
 from nas_prune.costs import Conditions, Macs, Params, Timing, count
@@ -140,7 +140,7 @@ def test_the_model_that_was_derived_is_the_one_that_is_timed(vit: Diagnosis, mon
         assert isinstance(how["conditions"], Conditions)
         return {name: Timing(count(model, images_of(vit.subject)).params, 0.0, 5) for name, model in models.items()}
 
-    monkeypatch.setattr(doctor, "measure_together", parameters_as_time)
+    monkeypatch.setattr(diagnosis, "measure_together", parameters_as_time)
     found = examine(vit.subject, vit.space, runtimes=["eager", "onnxruntime", "eager"])
     for cost in (found.dense, found.smallest):
         assert {name: timing.median_ms for name, timing in cost.timings.items()} == {
@@ -210,7 +210,7 @@ def test_the_page_fits_the_terminal(
     columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setattr(doctor, "examine", partial(examine, seconds=0.02))
+    monkeypatch.setattr(diagnosis, "examine", partial(examine, seconds=0.02))
     assert run() == 0
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= columns
@@ -221,7 +221,7 @@ def test_the_page_fits_the_terminal(
 def test_json_goes_to_a_file_or_takes_the_place_of_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "examine", partial(examine, seconds=0.02))
+    monkeypatch.setattr(diagnosis, "examine", partial(examine, seconds=0.02))
     assert run("--json", str(tmp_path / "facts.json")) == 0
     assert "Axes that can shrink" in capsys.readouterr().out
     written = json.loads((tmp_path / "facts.json").read_text())
@@ -245,8 +245,8 @@ def test_a_smallest_model_that_cannot_be_derived_is_told_and_fails(
     def derive(*_: object) -> nn.Module:
         raise DeriveError("the code cannot say it")
 
-    monkeypatch.setattr(doctor, "derive", derive)
-    monkeypatch.setattr(doctor, "examine", partial(examine, seconds=0.02))
+    monkeypatch.setattr(diagnosis, "derive", derive)
+    monkeypatch.setattr(diagnosis, "examine", partial(examine, seconds=0.02))
     assert run() == 1
     told = capsys.readouterr()
     assert "not derived" in told.out

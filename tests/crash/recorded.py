@@ -5,7 +5,6 @@ that a process has taken: one that was written down must not be taken again.
 """
 
 import functools
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +14,12 @@ import pytest
 from torch import nn
 
 from nas_prune.costs.operators.timing import Bench, Point
+from nas_prune.costs.timing import measure
 from nas_prune.costs.timing.measure import Timings
-from nas_prune.derivation import replace as substitute
+from nas_prune.derivation import replace
 from nas_prune.run import results
 from nas_prune.run.calibration import bench
-from nas_prune.run.report import curves as figures
+from nas_prune.run.report import curves
 from nas_prune.tracing import Axes
 from nas_prune.train import progress
 
@@ -31,18 +31,17 @@ SCATTER = (0.0, -0.004, 0.003, 0.001, -0.002, 0.005, -0.001)
 def recorded() -> Iterator[None]:
     """No clock is asked inside the block; nor is a model traced twice, a figure drawn, or a thread started for bars."""
     with pytest.MonkeyPatch.context() as patch:
-        measure = sys.modules["nas_prune.costs.measure"]  # the package has a function of that name
         patch.setattr(measure, "prepare_all", _sizes)
         patch.setattr(measure, "time_calls", _timings)
         patch.setattr(results, "stage_times", _stage_times)
         patch.setattr(bench, "time_point", _time_point)
         patch.setattr(bench, "plan", functools.partial(bench.plan, points=2))  # of hundreds, some dozens
         patch.setattr(bench, "sweeps", functools.partial(_first, bench.sweeps))
-        patch.setattr(substitute, "trace", _once(substitute.trace))
+        patch.setattr(replace, "trace", _once(replace.trace))
         patch.setattr(progress, "Progress", functools.partial(progress.Progress, disable=True))
         patch.setattr(Path, "resolve", lambda path, **_: path)  # a fork that has moved works where it is, by any path
         for drawing in ("curve", "gate_curves", "scatter", "waterfall"):
-            patch.setattr(figures, drawing, lambda *_, **__: None)  # half of the time of a case
+            patch.setattr(curves, drawing, lambda *_, **__: None)  # half of the time of a case
         yield
 
 

@@ -16,7 +16,7 @@ from nas_prune.run import build, pipeline
 from nas_prune.run.checks import check
 from nas_prune.run.recipe import recipe
 from nas_prune.train import room
-from nas_prune.train.data import decoding as image_files
+from nas_prune.train.data import decoding
 from nas_prune.train.data import loaders as data
 from nas_prune.train.data.file_images import transform
 from nas_prune.train.data.settings import DataSettings
@@ -233,7 +233,7 @@ def test_an_image_that_spoils_later_is_named_in_one_line(workers: int, photos: D
     path.write_bytes(b"")
     with pytest.raises(DataError) as told:
         list(found.evaluation)
-    assert str(told.value) == f"the image {path} cannot be read (it is empty); {image_files.ADVICE}"
+    assert str(told.value) == f"the image {path} cannot be read (it is empty); {decoding.ADVICE}"
 
 
 def test_an_image_of_another_dataset_is_named_by_its_transform(photos: DataSettings) -> None:
@@ -260,9 +260,9 @@ def test_sixteen_bits_of_grey_are_scaled_and_gifs_are_read(photos: DataSettings)
     path = Path(str(photos.root)) / "val" / "cat" / "0.png"
     ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64)
     Image.fromarray(ramp.astype(np.uint16)).save(path)
-    assert np.abs(np.asarray(image_files.read(str(path)))[..., 0] - ramp / 257).max() <= 0.51
+    assert np.abs(np.asarray(decoding.read(str(path)))[..., 0] - ramp / 257).max() <= 0.51
     Image.fromarray((ramp / 257).astype(np.uint8)).save(path.with_suffix(".gif"))
-    assert np.asarray(image_files.read(str(path.with_suffix(".gif")))).shape == (64, 64, 3)
+    assert np.asarray(decoding.read(str(path.with_suffix(".gif")))).shape == (64, 64, 3)
     found = data.load(photos, seed=0)
     assert sum(len(labels) for _, labels in found.evaluation) == 7
     images = next(iter(found.evaluation))[0]

@@ -78,7 +78,7 @@ def _lock(descriptor: int, path: Path) -> None:
             raise InUseError(
                 f"{path.parent} is in use by {_holder(path)}; wait until it ends, stop it, or choose another folder"
             ) from None
-        logging.getLogger("nas_prune.base.files.lock").warning(
+        logging.getLogger(__name__).warning(
             "%s cannot be locked (%s); see to it that one process at a time works in it", path.parent, error.strerror
         )
 

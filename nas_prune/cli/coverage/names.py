@@ -92,7 +92,7 @@ def _without_numbers(name: str) -> tuple[nn.Module, str]:
         with torch.device("meta"):
             return timm.create_model(name).eval(), "meta"
     except Exception as error:  # constructors ask for numbers in many ways
-        logging.getLogger("nas_prune.cli.coverage.examine").info("%s is built with numbers: %s", name, error)
+        logging.getLogger(__name__).info("%s is built with numbers: %s", name, error)
     return timm.create_model(name).eval(), "cpu"
 
 

@@ -100,9 +100,9 @@ def benchmark(**options: Any) -> None:
     asked = Benchmark(**options)
     tokens = _tokens(asked)
     from nas_prune.cli.timm import recipe as timm_recipe
-    from nas_prune.cli.timm import scripts as timm_scripts
+    from nas_prune.cli.timm import scripts
 
-    figures(timm_scripts.benchmark(timm_recipe.recipe_for(asked.model, tokens)))
+    figures(scripts.benchmark(timm_recipe.recipe_for(asked.model, tokens)))
 
 
 @app.command(epilog="Example: nas-prune timm validate --model local-dir:runs/quickstart/finetuned --dataset digits")
@@ -112,9 +112,9 @@ def validate(**options: Any) -> None:
     asked = Validate(**options)
     tokens = _tokens(asked)
     from nas_prune.cli.timm import recipe as timm_recipe
-    from nas_prune.cli.timm import scripts as timm_scripts
+    from nas_prune.cli.timm import scripts
 
-    figures(timm_scripts.validate(timm_recipe.recipe_for(asked.model, tokens)))
+    figures(scripts.validate(timm_recipe.recipe_for(asked.model, tokens)))
 
 
 @app.command(
@@ -127,9 +127,9 @@ def train(**options: Any) -> None:
     asked = Train(**options)
     tokens = _tokens(asked)
     from nas_prune.cli.timm import recipe as timm_recipe
-    from nas_prune.cli.timm import scripts as timm_scripts
+    from nas_prune.cli.timm import scripts
 
-    figures(timm_scripts.train(timm_recipe.recipe_for(asked.model, tokens), asked.output))
+    figures(scripts.train(timm_recipe.recipe_for(asked.model, tokens), asked.output))
     typer.echo(f"artefact: {asked.output / 'finetuned'}")
 
 

@@ -22,7 +22,7 @@ from nas_prune.base.files.documents import read_document, read_journal
 from nas_prune.base.files.whole import atomic_write, read_bytes
 from nas_prune.run import files as run_files
 from nas_prune.run import result_files
-from nas_prune.run.report import curves as figures
+from nas_prune.run.report import curves
 from nas_prune.run.report.summary import (
     cautions,
     columns,
@@ -166,12 +166,12 @@ def _figures(run: RunFolder) -> dict[str, str | None]:
     rounds = run.results.get("rounds", []) if unit == "ms" else []
     limit = (run.results.get("budget") or {}).get("limit")
     return {
-        "loss": figures.curve(run.metrics, "train/loss", "training loss"),
-        "top1": figures.curve(run.metrics, "eval/top1", "top-1", percent=True),
-        "predicted": figures.curve(run.metrics, f"search/predicted_{unit}", f"predicted {unit}", target=limit),
-        "gates": figures.gate_curves(run.metrics),
-        "scatter": figures.scatter(_now(run), rounds, target, run.calibration.get("noise")),
-        "stages": figures.waterfall(stage_rows(run.results.get("stages") or {})),
+        "loss": curves.curve(run.metrics, "train/loss", "training loss"),
+        "top1": curves.curve(run.metrics, "eval/top1", "top-1", percent=True),
+        "predicted": curves.curve(run.metrics, f"search/predicted_{unit}", f"predicted {unit}", target=limit),
+        "gates": curves.gate_curves(run.metrics),
+        "scatter": curves.scatter(_now(run), rounds, target, run.calibration.get("noise")),
+        "stages": curves.waterfall(stage_rows(run.results.get("stages") or {})),
         "targets": pareto_svg(run.targets),
     }
 
@@ -210,7 +210,7 @@ def _axis_groups(run: RunFolder) -> dict[str, list[dict[str, Any]]]:
     for axis in run.axes:
         if axis.get("frozen") is None:
             kept = len(run.arch.get(axis["name"], range(axis["size"]))) if run.arch else None
-            trace = figures.sparkline(run.metrics, f"gate/{axis['name']}")
+            trace = curves.sparkline(run.metrics, f"gate/{axis['name']}")
             groups.setdefault(axis["kind"], []).append({**axis, "kept": kept, "trace": trace})
     for bars in groups.values():
         widest = max(bar["size"] for bar in bars)

@@ -15,7 +15,7 @@ from torchvision.datasets import DatasetFolder, ImageFolder
 from torchvision.transforms import Compose, RandomCrop
 
 from nas_prune.base.errors import DataError, first_line, shown
-from nas_prune.train.data import decoding as image_files
+from nas_prune.train.data import decoding
 from nas_prune.train.data.order import drawing
 from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.progress import Bars
@@ -47,7 +47,7 @@ def open_files(settings: DataSettings, bars: Bars, *, training: bool, seed: int)
     dataset = _folder(settings, training) if settings.name == "folder" else _timm(settings, training, seed)
     if isinstance(dataset, DatasetFolder):
         _look(dataset, settings, bars)
-        dataset.loader = image_files.read
+        dataset.loader = decoding.read
     elif hasattr(dataset, "input_img_mode"):
         dataset.input_img_mode = None  # timm would clip 16 bits
     dataset.transform = transform(settings, training=training)
@@ -57,18 +57,18 @@ def open_files(settings: DataSettings, bars: Bars, *, training: bool, seed: int)
 def _look(dataset: DatasetFolder, settings: DataSettings, bars: Bars) -> None:
     """Leave out the files that cannot be read. Raises DataError for them, or for a class that has no images."""
     paths = [path for path, _ in dataset.samples]
-    wrong = image_files.unreadable(paths, bars.follow)
+    wrong = decoding.unreadable(paths, bars.follow)
     if wrong and settings.unreadable == "error":
-        raise DataError(f"{image_files.told(paths, wrong)}; {image_files.ADVICE}")
+        raise DataError(f"{decoding.told(paths, wrong)}; {decoding.ADVICE}")
     if wrong:
-        bars.say(f"data.unreadable: skip; {image_files.told(paths, wrong)}")
+        bars.say(f"data.unreadable: skip; {decoding.told(paths, wrong)}")
     dataset.samples = dataset.imgs = [each for place, each in enumerate(dataset.samples) if place not in wrong]
     dataset.targets = [label for _, label in dataset.samples]
     bare = sorted(set(range(len(dataset.classes))) - set(dataset.targets))
     if bare:
         names = ", ".join(str(Path(dataset.root) / dataset.classes[label]) for label in bare[:3])
         raise DataError(
-            f"{names} {'holds' if len(bare) == 1 else 'hold'} no images ({' '.join(image_files.SUFFIXES)}) that can be "
+            f"{names} {'holds' if len(bare) == 1 else 'hold'} no images ({' '.join(decoding.SUFFIXES)}) that can be "
             "read; put some there, or remove the folder of that class from train/ and val/ alike"
         )
 
@@ -97,7 +97,7 @@ def transform(settings: DataSettings, *, training: bool) -> Compose:
             "example, rand-m9-mstd0.5-inc1, or leave it out"
         ) from error
     shift = [RandomCrop(settings.image_size, padding=settings.shift)] if training and settings.shift else []
-    return Compose([image_files.decoded, steps, *shift])
+    return Compose([decoding.decoded, steps, *shift])
 
 
 def normalised(settings: DataSettings) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -133,7 +133,7 @@ def _folder(settings: DataSettings, training: bool) -> Any:
         problem = f"has no folder {names[0]}/" if isdir(root) else "is no folder"
         raise DataError(f"data.root {root} {problem}; it must hold train/ and val/, with a folder for each class")
     try:
-        return ImageFolder(str(split), is_valid_file=image_files.has_suffix, allow_empty=True)
+        return ImageFolder(str(split), is_valid_file=decoding.has_suffix, allow_empty=True)
     except (FileNotFoundError, OSError) as cause:
         raise DataError(
             f"{split} is no image folder ({cause}); put the images of each class in a folder of its own"
