@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_prune.methods.shapley import Game, exact
-from nas_prune.methods.shapley.estimate import Plan, estimated
+from nas_prune.methods.shapley.estimate import EstimatePlan, estimated
 from nas_prune.methods.shapley.walks import Walks, coalitions, pairs
 
 CHOICES, CANDIDATES = 4, 4
@@ -160,12 +160,12 @@ def mean(walks: Walks) -> Tensor:
 
 def ours(walks: Walks, groups: tuple[tuple[int, ...], ...] = GROUPS) -> Tensor:
     """The package's estimate from these walks."""
-    return estimated(Game(lambda _: 0.0, PLAYERS, groups), walks, Plan()).values
+    return estimated(Game(lambda _: 0.0, PLAYERS, groups), walks, EstimatePlan()).values
 
 
 def unbiased(walks: Walks) -> Tensor:
     """The mean of its samples, in which the surrogate is a control variate only."""
-    return estimated(Game(lambda _: 0.0, PLAYERS, GROUPS), walks, Plan()).samples.mean(0)
+    return estimated(Game(lambda _: 0.0, PLAYERS, GROUPS), walks, EstimatePlan()).samples.mean(0)
 
 
 def pairwise(walks: Walks) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from nas_prune.artifact.export_forms import Form, Run, forms
+from nas_prune.artifact.export_forms import ExportedCall, ExportForm, forms
 from nas_prune.base.errors import (
     ArtifactError,
     ExactnessError,
@@ -106,7 +106,7 @@ def image_shape(facts: Mapping[str, Any], img_size: int | None = None) -> tuple[
     return shape
 
 
-def _form(target: Path, batch: int | None, opset: int | None) -> Form:
+def _form(target: Path, batch: int | None, opset: int | None) -> ExportForm:
     """The form that a file's name asks for, if it is installed and takes these options."""
     known = {form.suffix: form for form in forms().values()}
     if target.suffix not in known:
@@ -153,7 +153,7 @@ def _captured(model: nn.Module, images: Tensor, *, dynamic: bool) -> ExportedPro
 
 
 @contextmanager
-def _converting(model: nn.Module, form: Form, *, dynamic: bool) -> Iterator[None]:
+def _converting(model: nn.Module, form: ExportForm, *, dynamic: bool) -> Iterator[None]:
     """Whatever stops a converter inside the block is one RunError; what it logs and warns of is about its inside."""
     logged = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -194,7 +194,7 @@ def _together(target: Path) -> Iterator[tuple[Path, list[Path]]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _difference(run: Run, images: list[Tensor], expected: list[list[Tensor]]) -> float:
+def _difference(run: ExportedCall, images: list[Tensor], expected: list[list[Tensor]]) -> float:
     """Largest difference of any output, relative to the largest magnitude of that output; NaN if there is a NaN."""
     worst = torch.zeros(())
     for batch, outputs in zip(images, expected, strict=True):

@@ -17,11 +17,11 @@ from nas_prune.tracing.graph.capture import output_tensors
 
 _BFLOAT = "It was opened with INFERENCE_PRECISION_HINT f32; left to itself, OpenVINO may choose bfloat16"
 
-Run = Callable[[Tensor], list[Tensor]]
+ExportedCall = Callable[[Tensor], list[Tensor]]
 
 
 @dataclass(frozen=True)
-class Form:
+class ExportForm:
     """One kind of file: its suffix, the runtime that opens it, the packages it needs, how it is written and opened.
 
     ``note``: what who opens it should know.
@@ -31,17 +31,17 @@ class Form:
     runtime: str
     packages: tuple[str, ...]
     write: Callable[[ExportedProgram, Path, int | None], None]
-    open: Callable[[Path], Run]
+    open: Callable[[Path], ExportedCall]
     note: str = ""
 
 
-def forms() -> dict[str, Form]:
+def forms() -> dict[str, ExportForm]:
     """The kinds of file by name."""
     onnx = ("onnx", "onnxscript", "onnxruntime")
     return {
-        "onnx": Form(".onnx", "ONNX Runtime", onnx, _write_onnx, _open_onnx),
-        "torch-export": Form(".pt2", "torch.export", (), _write_torch, _open_torch),
-        "openvino": Form(".xml", "OpenVINO", ("openvino", *onnx[:2]), _write_openvino, _open_openvino, _BFLOAT),
+        "onnx": ExportForm(".onnx", "ONNX Runtime", onnx, _write_onnx, _open_onnx),
+        "torch-export": ExportForm(".pt2", "torch.export", (), _write_torch, _open_torch),
+        "openvino": ExportForm(".xml", "OpenVINO", ("openvino", *onnx[:2]), _write_openvino, _open_openvino, _BFLOAT),
     }
 
 
@@ -49,7 +49,7 @@ def _write_torch(program: ExportedProgram, path: Path, _opset: int | None) -> No
     torch.export.save(program, path)
 
 
-def _open_torch(path: Path) -> Run:
+def _open_torch(path: Path) -> ExportedCall:
     module = torch.export.load(path).module()
     return lambda images: output_tensors(module(images))
 
@@ -72,7 +72,7 @@ def _write_onnx(program: ExportedProgram, path: Path, opset: int | None) -> None
     made.save(path)
 
 
-def _open_onnx(path: Path) -> Run:
+def _open_onnx(path: Path) -> ExportedCall:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -91,7 +91,7 @@ def _write_openvino(program: ExportedProgram, path: Path, _opset: int | None) ->
         openvino.save_model(read, str(path), compress_to_fp16=False)
 
 
-def _open_openvino(path: Path) -> Run:
+def _open_openvino(path: Path) -> ExportedCall:
     import openvino
 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}

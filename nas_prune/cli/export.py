@@ -26,7 +26,7 @@ nas-prune export small/ --to torch-export --img-size 192
 
 
 @dataclass(frozen=True)
-class Options:
+class ExportOptions:
     """Write a derived model as ONNX, OpenVINO or torch.export, and check it there.
 
     The file is opened in its own runtime and compared with PyTorch on random
@@ -47,14 +47,14 @@ class Options:
     opset: Annotated[int | None, typer.Option(min=1, help="version of ONNX's operators, for --to onnx")] = None
 
 
-@wraps(Options)
+@wraps(ExportOptions)
 def command(**options: Any) -> None:
     """Export one artefact and tell how it went."""
     import torch
 
     from nas_prune.artifact.export import export, image_shape
 
-    asked = Options(**options)
+    asked = ExportOptions(**options)
     batch, target = _batch(asked.batch), _target(asked)
     model, facts = _artefact(asked.folder)
     images = torch.zeros(1, *image_shape(facts, asked.img_size))
@@ -67,7 +67,7 @@ def _batch(text: str) -> int | None:
     return None if text == "dynamic" else int(text)
 
 
-def _target(asked: Options) -> Path:
+def _target(asked: ExportOptions) -> Path:
     """The file to write; its suffix is that of the form."""
     from nas_prune.artifact.export_forms import forms
 

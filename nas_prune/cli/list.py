@@ -12,10 +12,10 @@ from nas_prune.base.files.yaml_text import read_mapping
 from nas_prune.base.registry import MODELS, Registry, hint
 from nas_prune.run.recipe.recipe import recipes
 
-Rows = list[tuple[str, str]]
+NamedRows = list[tuple[str, str]]
 
 
-def listings() -> dict[str, Callable[[], Rows]]:
+def listings() -> dict[str, Callable[[], NamedRows]]:
     """Kind -> its names, each with one line about it."""
     return {
         "recipes": lambda: [(name, _first_comment(path)) for name, path in recipes().items()],
@@ -32,7 +32,7 @@ def listings() -> dict[str, Callable[[], Rows]]:
     }
 
 
-def listing(kind: str, pattern: str | None = None) -> Rows:
+def listing(kind: str, pattern: str | None = None) -> NamedRows:
     """The names of one kind; models can be narrowed by a pattern."""
     known = listings()
     if kind not in known:
@@ -44,7 +44,7 @@ def listing(kind: str, pattern: str | None = None) -> Rows:
     return _models(pattern)
 
 
-def _parts(kind: str, package: str) -> Rows:
+def _parts(kind: str, package: str) -> NamedRows:
     """The registry of a kind of part: each part with its idea and its options."""
     found: Registry[Any] = getattr(import_module(f"nas_prune.{package}"), kind)
     return [(name, f"{_idea(part)}{_options(part)}") for name, part in found.items()]
@@ -70,12 +70,12 @@ def _first_comment(path: Path) -> str:
     return next((line for line in lines if line and not line.startswith("yaml-language-server")), "")
 
 
-def _spaces() -> Rows:
+def _spaces() -> NamedRows:
     files = sorted(shipped("search_spaces").glob("*.yaml"))
     return [(path.stem, str(read_mapping(path, SpaceError).get("description", ""))) for path in files]
 
 
-def _operations() -> Rows:
+def _operations() -> NamedRows:
     """What `replace:` rules can name: the operations that can be made like a module, and what they can be told."""
     from nas_prune.ops import operations
 
@@ -88,13 +88,13 @@ def _first(part: object) -> str:
     return (inspect.getdoc(part) or "").split("\n")[0]
 
 
-def _datasets() -> Rows:
+def _datasets() -> NamedRows:
     from nas_prune.train.data.loaders import datasets
 
     return list(datasets().items())
 
 
-def _models(pattern: str) -> Rows:
+def _models(pattern: str) -> NamedRows:
     import timm
 
     found = timm.list_models(pattern)

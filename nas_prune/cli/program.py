@@ -61,7 +61,7 @@ Resume = Annotated[
     bool, typer.Option("--resume/--no-resume", help="go on with what the run folder holds, or start anew")
 ]
 Force = Annotated[bool, typer.Option("--force", help="let --no-resume overwrite the run folder")]
-RunFolder = Annotated[
+RunFolderPath = Annotated[
     Path,
     typer.Argument(metavar="RUN", exists=True, file_okay=False, help="the folder of a run, such as runs/quickstart"),
 ]
@@ -135,7 +135,7 @@ def search(words: Words, out: Out = None, resume: Resume = True, force: Force = 
 
 @app.command()
 def derive(
-    folder: RunFolder,
+    folder: RunFolderPath,
     targets: Annotated[
         str | None, typer.Option(help="derive a model for each of these from the one search, e.g. 0.8x,0.5x,0.25x")
     ] = None,
@@ -158,7 +158,7 @@ def derive(
 
 
 @app.command()
-def finetune(folder: RunFolder) -> None:
+def finetune(folder: RunFolderPath) -> None:
     """Go on with a run until the derived model is fine-tuned."""
     _go_on(folder, until="finetune")
 
@@ -174,7 +174,7 @@ def evaluate(folder: Artefact) -> None:
 
 
 @app.command()
-def report(folder: RunFolder) -> None:
+def report(folder: RunFolderPath) -> None:
     """Write report.html of a run again."""
     from nas_prune.run import pipeline
 

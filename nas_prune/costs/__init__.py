@@ -9,7 +9,7 @@ from nas_prune.costs.operators.staircase import measured_divisors
 from nas_prune.costs.operators.table import OperatorTable, measure_table
 from nas_prune.costs.operators.timing import Bench
 from nas_prune.costs.predictors.additive import AdditivePredictor
-from nas_prune.costs.predictors.cross_validation import Chosen, best, candidates, validate
+from nas_prune.costs.predictors.cross_validation import ChosenPredictor, best, candidates, validate
 from nas_prune.costs.predictors.lpnet import LatencyPredictor
 from nas_prune.costs.predictors.monotone import MonotonePredictor
 from nas_prune.costs.predictors.predictor import PredictionError, Predictor, predictors
@@ -20,7 +20,7 @@ __all__ = [
     "AdditivePredictor",
     "Bench",
     "Budget",
-    "Chosen",
+    "ChosenPredictor",
     "Conditions",
     "CostModel",
     "Count",

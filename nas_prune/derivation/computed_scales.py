@@ -39,7 +39,7 @@ OTHERS = {
 }
 OTHERS |= {"new_full", "new_tensor", "addmm", "baddbmm", "addbmm", "addcmul", "addcdiv", "lerp"}
 ATTENTION = "scaled_dot_product_attention"
-Number = tuple[str, tuple[float, ...]]  # name of a function, and the numbers that it was given
+GivenNumbers = tuple[str, tuple[float, ...]]  # name of a function, and the numbers that it was given
 
 
 class Numbers(TorchFunctionMode):
@@ -47,7 +47,7 @@ class Numbers(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[Number] = []
+        self.found: list[GivenNumbers] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(getattr(func, "__name__", "")).strip("_")
@@ -57,14 +57,14 @@ class Numbers(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def differing(dense: list[Number], small: list[Number]) -> list[int]:
+def differing(dense: list[GivenNumbers], small: list[GivenNumbers]) -> list[int]:
     """The calls that are given other numbers; none where the two do not make the same calls."""
     if [name for name, _ in dense] != [name for name, _ in small]:
         return []
     return [index for index, (one, other) in enumerate(zip(dense, small, strict=True)) if one != other]
 
 
-def scales(axes: Axes, dense: list[Number], indices: Iterable[int]) -> dict[int, Scale]:
+def scales(axes: Axes, dense: list[GivenNumbers], indices: Iterable[int]) -> dict[int, Scale]:
     """Those of the calls that scale the scores of an attention, by their index."""
     queries = Queries(axes)
     found = {}
@@ -78,7 +78,7 @@ def scales(axes: Axes, dense: list[Number], indices: Iterable[int]) -> dict[int,
     return found
 
 
-def keep_dense(small: nn.Module, axes: Axes, arch: Arch, numbers: list[Number]) -> None:
+def keep_dense(small: nn.Module, axes: Axes, arch: Arch, numbers: list[GivenNumbers]) -> None:
     """Multiply the rows of queries in a derived model, so that every score is what the dense scale makes it."""
     queries = Queries(axes)
     for scale in axes.scales:
@@ -101,13 +101,13 @@ def _scores(node: Node) -> Node:
     return source if contracts and operator(node).split(".")[0] != ATTENTION else node
 
 
-def _alike(one: Number, other: Number) -> bool:
+def _alike(one: GivenNumbers, other: GivenNumbers) -> bool:
     """Whether two calls would be the same operator with the same number."""
     kinds: list[Callable[[str], bool]] = [TIMES.__contains__, OVER.__contains__, ATTENTION.__eq__]
     return one[1] == other[1] and any(kind(one[0]) and kind(other[0]) for kind in kinds)
 
 
-def _nodes(axes: Axes, number: Number) -> list[Node]:
+def _nodes(axes: Axes, number: GivenNumbers) -> list[Node]:
     """The nodes of the graph that such a call makes, in order."""
     name, numbers = number
     wanted = "mul" if name in TIMES else "div" if name in OVER else name

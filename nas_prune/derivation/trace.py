@@ -22,7 +22,7 @@ from torch.fx import Node
 
 from nas_prune.base.axis import BITS
 from nas_prune.base.errors import DeriveError, TraceError
-from nas_prune.derivation.computed_scales import Number, Numbers, differing, scales
+from nas_prune.derivation.computed_scales import GivenNumbers, Numbers, differing, scales
 from nas_prune.derivation.derive import run_once, shrink
 from nas_prune.derivation.gateable import counting, missed
 from nas_prune.derivation.integers import ambiguous
@@ -192,7 +192,7 @@ def _ungated(axes: Axes, sites: list[Site]) -> Stop | None:
     return Stop(nodes=nodes, axes=stay) if sites else None
 
 
-def _renumbered(model: nn.Module, axes: Axes, arch: Arch, copied: Copied, numbers: list[Number]) -> Stop:
+def _renumbered(model: nn.Module, axes: Axes, arch: Arch, copied: Copied, numbers: list[GivenNumbers]) -> Stop:
     """Numbers that the smaller model computes from its widths; the axes that change them, if they cannot be kept."""
     dense = _ran(*copied(model), axes)[1]
     changed = differing(dense, numbers)
@@ -219,7 +219,9 @@ def _culprits(names: list[str], changes: Callable[[list[str]], bool]) -> list[st
     return [*_culprits(names[:half], changes), *_culprits(names[half:], changes)] or names
 
 
-def _ran(model: nn.Module, mode: AbstractContextManager[Any], axes: Axes) -> tuple[Exception | None, list[Number]]:
+def _ran(
+    model: nn.Module, mode: AbstractContextManager[Any], axes: Axes
+) -> tuple[Exception | None, list[GivenNumbers]]:
     """What a model raises, if anything, and the numbers that its arithmetic is given."""
     numbers = Numbers()
     try:

@@ -29,7 +29,7 @@ from nas_prune.tracing.masked import FILLS, FORMS, striped
 from nas_prune.tracing.walk import Site
 
 Mix = Callable[[Tensor, Tensor], Tensor]
-Call = tuple[int, str, int]  # (which call of the module, kind of function, how many of that kind before it there)
+CallKey = tuple[int, str, int]  # (which call of the module, kind of function, how many of that kind before it there)
 
 
 class Board:
@@ -78,7 +78,7 @@ class Interceptor:
     """
 
     sites: list[Site]
-    calls: dict[Call, list[int]]
+    calls: dict[CallKey, list[int]]
     times: int
     board: Board
     mix: Mix | None
@@ -168,7 +168,7 @@ def intercept(model: nn.Module, axes: Axes, sites: list[Site], board: Board, mix
     modules = dict(model.named_modules(remove_duplicate=False))
     runs, calls_of = _runs(axes), _calls(axes)
     inside = _inside(axes, runs, calls_of)
-    by_owner: dict[str, dict[Call, list[int]]] = {}
+    by_owner: dict[str, dict[CallKey, list[int]]] = {}
     for index, site in enumerate(sites):
         owner, call = _locate(axes, site.node, runs, calls_of)
         by_owner.setdefault(owner, {}).setdefault(call, []).append(index)
@@ -222,7 +222,7 @@ def _inside(
 
 def _locate(
     axes: Axes, node: Node, runs: dict[str, list[str]], calls: dict[tuple[str, str], list[Node]]
-) -> tuple[str, Call]:
+) -> tuple[str, CallKey]:
     """Where an eager model runs a node: the innermost module, and which call in it."""
     kind = NODE_KINDS.get(node.target.__name__)  # type: ignore[union-attr]
     if kind is None:

@@ -9,7 +9,7 @@ from torch import nn
 from nas_prune.base.errors import SpaceError
 from nas_prune.ops.operation import Operation
 
-Kind = TypeVar("Kind", bound=Operation)
+OperationKind = TypeVar("OperationKind", bound=Operation)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def same_geometry(module: nn.Module, kind: type[Operation]) -> Geometry:
     return known
 
 
-def made(kind: type[Kind], config: Mapping[str, Any], like: nn.Module | None = None) -> Kind:
+def made(kind: type[OperationKind], config: Mapping[str, Any], like: nn.Module | None = None) -> OperationKind:
     """An operation from its keyword arguments, where and as precise as ``like`` is.
 
     Raises SpaceError where they do not fit.

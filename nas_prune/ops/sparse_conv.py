@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from nas_prune.base.errors import SpaceError
 from nas_prune.ops.geometry import geometry, made
 from nas_prune.ops.operation import Operation, operations
-from nas_prune.ops.sparse_supports import Grid, Taps, grids, taps
+from nas_prune.ops.sparse_supports import TapGrid, Taps, grids, taps
 
 
 @operations.register("structured_sparse_convolution")
@@ -89,7 +89,7 @@ class StructuredSparseConvolution(Operation):
             nn.init.normal_(layer.get_parameter(f"{len(layer) - 1}.weight"), std=(2 / fan_in) ** 0.5)
         return _Class(layers)
 
-    def _part(self, grid: Grid, bias: bool) -> nn.Sequential:
+    def _part(self, grid: TapGrid, bias: bool) -> nn.Sequential:
         """One small dense kernel, its input padded or cropped as if it were the k x k one."""
         config = self.config
         edges = [(config["padding"] - run[0], config["padding"] + run[-1] - config["kernel"] + 1) for run in grid]

@@ -12,7 +12,7 @@ from nas_prune.base.errors import SpaceError
 
 Taps = frozenset[tuple[int, int]]
 Steps = range  # evenly spaced rows or columns
-Grid = tuple[Steps, Steps]
+TapGrid = tuple[Steps, Steps]
 
 
 def taps(support: str | Sequence[Sequence[int]], kernel: int) -> Taps:
@@ -30,9 +30,9 @@ def taps(support: str | Sequence[Sequence[int]], kernel: int) -> Taps:
     return frozenset(found)
 
 
-def grids(living: Taps) -> list[Grid]:
+def grids(living: Taps) -> list[TapGrid]:
     """Disjoint grids that make up a support, the largest first."""
-    found, left = list[Grid](), set(living)
+    found, left = list[TapGrid](), set(living)
     while left:
         rows, columns = sorted({row for row, _ in left}), sorted({column for _, column in left})
         inside = (grid for grid in product(_even(rows), _even(columns)) if left.issuperset(product(*grid)))

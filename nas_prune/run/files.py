@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nas_prune.base.axis import Kind, Role
-from nas_prune.base.files.documents import Count, Document, NotNegative, Number, Positive, Share, Text, Whole
+from nas_prune.base.files.documents import Document, Natural, NotNegative, Number, Positive, Share, Text, Whole
 
 Seconds = dict[str, NotNegative]
 Stages = dict[Literal["dense", "derived"], dict[str, NotNegative]]
@@ -30,18 +30,18 @@ class PointRow(Document):
 class SampleTimed(Document):
     """A line of calibration/timings.jsonl: a sub-network timed in turn with the dense model."""
 
-    sizes: dict[str, Count]
+    sizes: dict[str, Natural]
     share: Positive
     spread: NotNegative
     dense_ms: Positive
     repeat: bool
-    index: Count
+    index: Natural
 
 
 class SampleRow(Document):
     """A line of calibration/samples.jsonl, which a report shows."""
 
-    sizes: dict[str, Count]
+    sizes: dict[str, Natural]
     share: Positive | None = None
     spread: NotNegative
     ms: Positive
@@ -55,7 +55,7 @@ class CertificateFile(Document):
     max_rel_error: NotNegative
     worst_node: Text
     worst_node_error: NotNegative
-    nodes: Count
+    nodes: Natural
     control_error: NotNegative
     tolerance: Annotated[float, Field(gt=0, le=1e-6)]
     dtype: Literal["float64"]
@@ -84,7 +84,7 @@ class TimingFile(Document):
         return self
 
 
-Timings = dict[str, TimingFile]
+TimingsFile = dict[str, TimingFile]
 
 
 class StripeForm(Document):
@@ -112,7 +112,7 @@ class MemberFile(Document):
     """One member of an axis."""
 
     tensor: Text
-    dim: Count
+    dim: Natural
     role: Role
 
 
@@ -140,7 +140,7 @@ class ErrorFile(Document):
     max_ape: NotNegative
     spearman: Annotated[float, Field(ge=-1, le=1)] | None
     kendall: Annotated[float, Field(ge=-1, le=1)] | None
-    held_out: Count
+    held_out: Natural
 
 
 class CalibrationPage(BaseModel):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from nas_prune.base.files.documents import Count, Document, NotNegative, Positive, Text, Whole
+from nas_prune.base.files.documents import Document, Natural, NotNegative, Positive, Text, Whole
 from nas_prune.run.files import CertificateFile, Device, Seconds, Stages, StripesFile
 
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -17,8 +17,8 @@ class ModelFigures(Document):
     """A row of the table of results."""
 
     top1: Percent
-    macs: Count
-    params: Count
+    macs: Natural
+    params: Natural
     predicted_ms: Positive
     measured_ms: Positive | None
     measured_ms_spread: NotNegative | None = None
@@ -54,8 +54,8 @@ class GateFigures(Document):
 class LiveStripes(StripesFile):
     """What the stripes that are left multiply and hold."""
 
-    macs: Count
-    params: Count
+    macs: Natural
+    params: Natural
 
 
 class Predicted(Document):
@@ -104,8 +104,8 @@ class TargetFile(Document):
     """One target, derived.json and tuned.json in its folder: what is exact, and shares of the dense model's time."""
 
     target: Text
-    macs: Count
-    params: Count
+    macs: Natural
+    params: Natural
     counted: Positive
     predicted_share: Positive
     dense_ms: Positive
@@ -121,8 +121,8 @@ class TargetRow(Document):
     """A row of targets.json."""
 
     target: Text
-    macs: Count
-    params: Count
+    macs: Natural
+    params: Natural
     predicted_ms: Positive
     target_ms: Positive | None
     budget: BudgetFigures | None = None

@@ -16,7 +16,7 @@ from nas_prune.costs import Count, count, counted
 from nas_prune.methods.gated import GatedModel
 from nas_prune.run.calibration.bench import conditions
 from nas_prune.run.calibration.calibrate import Calibration
-from nas_prune.run.files import Stages, StripesFile, Timings
+from nas_prune.run.files import Stages, StripesFile, TimingsFile
 from nas_prune.run.job import Job
 from nas_prune.run.profile import stage_times
 from nas_prune.run.promise import cautions, promised
@@ -114,7 +114,7 @@ def timed(job: Job, models: dict[str, nn.Module], folder: Path) -> Figures:
         times = job.measure(models, seconds=FINAL * job.recipe.latency.seconds)
         return {name: asdict(times[name]) | {"share": times.ratio(name, "dense").median} for name in models}
 
-    return _kept(job, folder / "timings.json", (Timings, set(models)), measured)
+    return _kept(job, folder / "timings.json", (TimingsFile, set(models)), measured)
 
 
 def _stages(job: Job, models: dict[str, nn.Module], rows: Mapping[str, Any]) -> Figures:

@@ -17,7 +17,7 @@ from nas_prune.ops.stripes.conv import StripeConv
 from nas_prune.ops.stripes.forms import forms
 from nas_prune.tracing.graph.capture import evaluating
 
-Row = dict[str, Any]
+FormRow = dict[str, Any]
 Follow = Callable[[Iterable[str], str], Iterable[str]]
 
 
@@ -28,7 +28,7 @@ def reform(
     *,
     seconds: float = 0.5,
     follow: Follow = lambda steps, _: steps,
-) -> list[Row]:
+) -> list[FormRow]:
     """Choose the form of each dense StripeConv of a model, in place; a row per convolution says why.
 
     ``images`` (b c h w): the batch that is timed; ``seconds``: at most about so many per form.
@@ -37,7 +37,7 @@ def reform(
     return [_chosen(model, path, given[path], conditions, seconds) for path in follow(list(given), "timing stripes")]
 
 
-def take_forms(model: nn.Module, rows: Iterable[Row]) -> None:
+def take_forms(model: nn.Module, rows: Iterable[FormRow]) -> None:
     """Give the convolutions of a model the forms that were chosen before; raises CheckpointError for any other."""
     for row in rows:
         conv = dict(model.named_modules()).get(row["module"])
@@ -49,7 +49,7 @@ def take_forms(model: nn.Module, rows: Iterable[Row]) -> None:
         model.set_submodule(row["module"], conv.reformed(row["form"]))
 
 
-def _chosen(model: nn.Module, path: str, x: Tensor, conditions: Conditions, seconds: float) -> Row:
+def _chosen(model: nn.Module, path: str, x: Tensor, conditions: Conditions, seconds: float) -> FormRow:
     """Time one convolution in every form, and put in the fastest."""
     conv = model.get_submodule(path)
     assert isinstance(conv, StripeConv)

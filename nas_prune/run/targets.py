@@ -17,7 +17,7 @@ from nas_prune.derivation.verify import verify
 from nas_prune.run import build
 from nas_prune.run.calibration.calibrate import Calibration
 from nas_prune.run.calibration.calibrated import calibrated, refuse
-from nas_prune.run.files import Timings
+from nas_prune.run.files import TimingsFile
 from nas_prune.run.job import Job
 from nas_prune.run.promise import promised
 from nas_prune.run.result_files import TargetFile
@@ -110,7 +110,7 @@ def _dense_ms(job: Job, found: Sequence[Mapping[str, Any]]) -> float:
     """The run's one duration of the dense model; where it has not come to its final timing, that beside the targets."""
     path = job.folder / "timings.json"
     if path.exists():
-        return float(read_document(path, Timings, CheckpointError)["dense"]["median_ms"])
+        return float(read_document(path, TimingsFile, CheckpointError)["dense"]["median_ms"])
     return float(median(row["dense_ms"] for row in found))
 
 

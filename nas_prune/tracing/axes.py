@@ -17,7 +17,7 @@ from torch.fx import Node
 from nas_prune.base.axis import Axis, Kind, Member
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.branches import Branch, branches, close
-from nas_prune.tracing.stripes import Stripes, enter, stripes
+from nas_prune.tracing.stripes import ConvolutionStripes, enter, stripes
 from nas_prune.tracing.terms import Cat, Prod, Striped, Term, Var, frozen_leaves, leaves, resolve
 from nas_prune.tracing.walk import Walk
 
@@ -48,7 +48,7 @@ class Axes(Mapping[str, Axis]):
     variables: Mapping[Var, str] = field(repr=False)
     tensors: Mapping[str, tuple[Term, ...]] = field(repr=False)
     branches: tuple[Branch, ...] = field(default=(), repr=False)
-    stripes: tuple[Stripes, ...] = field(default=(), repr=False)
+    stripes: tuple[ConvolutionStripes, ...] = field(default=(), repr=False)
     striped: Mapping[str, Striped] = field(default_factory=dict, repr=False)
     scales: tuple[Scale, ...] = field(default=(), repr=False)
 

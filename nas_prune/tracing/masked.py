@@ -86,7 +86,7 @@ def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Form:
+class MaskedForm:
     """A masked form of an operator: the parameters of the plain one with their defaults, and what takes its place.
 
     ``function``: (call, dim, keep) -> output, ``call`` holding the arguments by name, ``keep`` (n) masking ``dim``.
@@ -128,21 +128,21 @@ _NORM = {"input": None, "normalized_shape": None, "weight": None, "bias": None, 
 _BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _ATTENTION = {"query": None, "key": None, "value": None, "attn_mask": None, "dropout_p": 0.0, "is_causal": False}
 FORMS = {
-    "layer_norm": Form(_NORM, lambda c, _, keep: layer_norm(c["input"], c["weight"], c["bias"], c["eps"], keep)),
-    "rms_norm": Form(
+    "layer_norm": MaskedForm(_NORM, lambda c, _, keep: layer_norm(c["input"], c["weight"], c["bias"], c["eps"], keep)),
+    "rms_norm": MaskedForm(
         {"input": None, "normalized_shape": None, "weight": None, "eps": None}, lambda c, _, keep: _rms_norm(c, keep)
     ),
-    "group_norm": Form(
+    "group_norm": MaskedForm(
         {"input": None, "num_groups": None, "weight": None, "bias": None, "eps": 1e-5},
         lambda c, _, keep: group_norm(c["input"], c["num_groups"], (c["weight"], c["bias"]), c["eps"], keep),
     ),
-    "standardize": Form(
+    "standardize": MaskedForm(
         dict.fromkeys(_BATCH_NORM) | {"eps": 1e-5},
         lambda c, _, keep: standardize(c["input"], c["weight"], c["eps"], keep),
     ),
-    "mean": Form({"input": None, "dim": None, "keepdim": False}, _mean),
-    "softmax": Form(
+    "mean": MaskedForm({"input": None, "dim": None, "keepdim": False}, _mean),
+    "softmax": MaskedForm(
         {"input": None, "dim": -1}, lambda c, dim, keep: softmax(c["input"], dim, _along(c["input"], dim, keep))
     ),
-    "attention": Form(_ATTENTION | {"scale": None}, lambda c, _, keep: attention(c, keep)),
+    "attention": MaskedForm(_ATTENTION | {"scale": None}, lambda c, _, keep: attention(c, keep)),
 }

@@ -40,7 +40,7 @@ from nas_prune.base.registry import hint
 from nas_prune.tracing import Axes
 
 
-class Rule(BaseModel):
+class SpaceRule(BaseModel):
     """One rule: which axes it is about, and what they may do."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -82,7 +82,7 @@ class SpaceFile(BaseModel):
     description: str = ""
     cell: dict[str, Any] | None = None
     replace: list[Replacement] = Field([], description="modules that become a choice of candidate operations")
-    rules: list[Rule] = Field(min_length=1)
+    rules: list[SpaceRule] = Field(min_length=1)
 
     @property
     def stripes(self) -> bool:
@@ -170,7 +170,7 @@ class SearchSpace:
         return replace(self, axes=replace(self.axes, named=named), minimum=minimum)
 
 
-def _divisor(rule: Rule, axis: Axis) -> int:
+def _divisor(rule: SpaceRule, axis: Axis) -> int:
     """The rule's divisor, halved until the axis has enough widths."""
     divisor = rule.divisor
     while divisor > 1 and axis.size // divisor < rule.widths:

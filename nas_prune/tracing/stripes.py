@@ -24,7 +24,7 @@ PLAIN = "torch.nn.modules.conv.Conv2d"
 
 
 @dataclass(frozen=True, eq=False)
-class Stripes:
+class ConvolutionStripes:
     """The stripes of one convolution: its module, its node, the variable of n*i*j units, and the kernel (i, j)."""
 
     module: str
@@ -37,11 +37,13 @@ class Stripes:
         """Of the axis."""
         return f"{self.module}.stripes"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Stripes:  # a fact about the graph: copies of a model share it
+    def __deepcopy__(
+        self, memo: dict[int, Any]
+    ) -> ConvolutionStripes:  # a fact about the graph: copies of a model share it
         return self
 
 
-def stripes(walk: Walk) -> list[Stripes]:
+def stripes(walk: Walk) -> list[ConvolutionStripes]:
     """Every plain, ungrouped convolution of two dimensions with more than one position in its kernel."""
     found = []
     for node in walk.captured.graph.nodes:
@@ -53,11 +55,11 @@ def stripes(walk: Walk) -> list[Stripes]:
         plain = str(next(reversed(node.meta["nn_module_stack"].values()))[1]).endswith(PLAIN)
         alone = walk.tensor(weight) == f"{owner}.weight" and len(weight.users) == 1
         if plain and alone and i * j > 1 and channels == node.args[0].meta["val"].shape[1]:
-            found.append(Stripes(owner, node, Var(n * i * j), (i, j)))
+            found.append(ConvolutionStripes(owner, node, Var(n * i * j), (i, j)))
     return found
 
 
-def enter(walk: Walk, found: list[Stripes]) -> dict[str, Striped]:
+def enter(walk: Walk, found: list[ConvolutionStripes]) -> dict[str, Striped]:
     """Enter the stripes into the record: where they act, and whose work is theirs; weight -> its stripes."""
     terms: dict[str, Striped] = {}
     for each in found:
@@ -69,7 +71,7 @@ def enter(walk: Walk, found: list[Stripes]) -> dict[str, Striped]:
     return terms
 
 
-def alive(each: Stripes, arch: Arch, filters: Tensor | None) -> Tensor:
+def alive(each: ConvolutionStripes, arch: Arch, filters: Tensor | None) -> Tensor:
     """Which stripes of the filters that are kept (all if None) live: (n i j), bool."""
     live = torch.zeros(each.var.size, dtype=torch.bool)
     live[torch.tensor(arch.kept[each.name], dtype=torch.long)] = True

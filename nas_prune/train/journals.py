@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from nas_prune.base.files.documents import Count, Document, NotNegative, Number, Positive, Text
+from nas_prune.base.files.documents import Document, Natural, NotNegative, Number, Positive, Text
 
 
 class MetricsRow(BaseModel):
@@ -28,18 +28,18 @@ class MetricsRow(BaseModel):
 class RoundRow(Document):
     """A line of rounds.jsonl: the widths of an architecture, and one measurement of its cost."""
 
-    key: list[Count]
+    key: list[Natural]
     measured: Positive
 
 
 class ShapleyRow(Document):
     """A line of shapley.jsonl: an estimate of what every candidate contributes; its half width may not be known."""
 
-    epoch: Count
+    epoch: Natural
     values: dict[str, Number]
     half_width: dict[str, Number | None] = Field({})
     settled: bool = False
-    evaluations: Count
+    evaluations: Natural
     paper_mode: bool = False
 
 

@@ -21,7 +21,7 @@ from nas_prune.base.files.whole import write_lines
 from nas_prune.methods.criteria.shapley import Player, contributions, game_of
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.gates.shapley import Contribution
-from nas_prune.methods.shapley import Plan, Processes, ascended, permutations, standardised
+from nas_prune.methods.shapley import EstimatePlan, Processes, ascended, permutations, standardised
 from nas_prune.tracing.graph.capture import evaluating
 from nas_prune.train.data.loaders import Data, first_batches
 from nas_prune.train.data.order import seeded
@@ -47,7 +47,7 @@ def ascend(gated: GatedModel, data: Data, settings: ShapleySettings, run: Run, *
     if settings.paper_mode:
         values, row = _as_published(gated, batches, team, epoch)
     else:
-        plan = Plan(evaluations=settings.evaluations, until="choices", processes=Processes.of(run.accelerator))
+        plan = EstimatePlan(evaluations=settings.evaluations, until="choices", processes=Processes.of(run.accelerator))
         game = game_of(gated, batches, team, objective=settings.objective, mixed=True)
         found = contributions(gated, game, plan)
         half = dict(zip((player.axis for player in team), found.half_width.tolist(), strict=True))

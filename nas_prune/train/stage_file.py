@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nas_prune.base.errors import CheckpointError, shown
-from nas_prune.base.files.documents import LARGEST, MOST, Count, validated
+from nas_prune.base.files.documents import LARGEST, MOST, Natural, validated
 from nas_prune.base.files.tensors import misfit
 from nas_prune.train import checkpoint
 
@@ -28,8 +28,8 @@ class StageState(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, arbitrary_types_allowed=True, protected_namespaces=())
 
-    epoch: Count
-    step: Count
+    epoch: Natural
+    step: Natural
     loss: Tensor | None = None
     identity: str
     model: dict[str, Tensor]

@@ -21,8 +21,8 @@ from nas_prune.base.files.whole import append_line, finite, write_json, write_li
 from nas_prune.train.journals import MetricsRow, WandbFile
 from nas_prune.train.settings import TrackSettings
 
-Row = Mapping[str, float | int | str]
-Rows = list[dict[str, Any]]
+JournalRow = Mapping[str, float | int | str]
+JournalRows = list[dict[str, Any]]
 
 
 class Track:
@@ -33,10 +33,13 @@ class Track:
         self.client = client
         self._resumed = resumed
         self._sent: set[tuple[object, ...]] = set()
-        self._around: tuple[Rows, Rows] = [], []  # the rows before and after those of a stage that is repeated
+        self._around: tuple[JournalRows, JournalRows] = (
+            [],
+            [],
+        )  # the rows before and after those of a stage that is repeated
         self._follow(read_journal(self._journal, MetricsRow, ArtifactError))
 
-    def log(self, row: Row, *, stage: str, epoch: float) -> None:
+    def log(self, row: JournalRow, *, stage: str, epoch: float) -> None:
         """Append one row; ``epoch`` counts from the start of the stage and may be a fraction."""
         seconds = self._seconds_before + time.monotonic() - self._since
         entry = {"stage": stage, "epoch": epoch, "time": round(seconds, 3), **row}
@@ -62,7 +65,7 @@ class Track:
             self._sent.update(map(_identity, dropped))
         self._follow(before + rows[end:])
 
-    def summary(self, values: Row) -> None:
+    def summary(self, values: JournalRow) -> None:
         """Set the final figures of the run in W&B."""
         if self.client is not None:
             _attempt(self, "take the summary", lambda: self.client.summary.update(_present(values)))
@@ -94,7 +97,7 @@ class Track:
         else:
             append_line(self._journal, entry)
 
-    def _follow(self, rows: Rows) -> None:
+    def _follow(self, rows: JournalRows) -> None:
         """Go on from these rows: their clock and the last epoch of each stage."""
         self._since = time.monotonic()
         self._seconds_before = max((float(row["time"]) for row in rows), default=0.0)

@@ -243,8 +243,8 @@ def test_the_program_exports_and_shows_the_difference(
 
 @pytest.mark.parametrize(("form", "name"), [("onnx", "small.onnx"), ("openvino", "small.xml")])
 def test_a_file_is_beside_its_model_if_nothing_is_said(form: str, name: str) -> None:
-    assert cli_export._target(cli_export.Options(Path("runs/small"), form)) == Path("runs") / name
-    assert cli_export._target(cli_export.Options(Path("."), form)).parent == Path.cwd().parent
+    assert cli_export._target(cli_export.ExportOptions(Path("runs/small"), form)) == Path("runs") / name
+    assert cli_export._target(cli_export.ExportOptions(Path("."), form)).parent == Path.cwd().parent
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from zoo import traced
 from nas_prune.base.errors import ArtifactError, CalibrationError
 from nas_prune.costs import Macs, Params, count, predictors
 from nas_prune.costs.operators.features import MEASURED, Features
-from nas_prune.costs.operators.operator import Shape, operators
+from nas_prune.costs.operators.operator import OperatorShape, operators
 from nas_prune.costs.operators.staircase import measured_divisors, steps, sweep, sweeps
 from nas_prune.costs.operators.table import OperatorTable, measure_table, plan
 from nas_prune.costs.operators.timing import Bench, Point, module, time_point
@@ -324,7 +324,7 @@ def test_too_few_timings_are_refused():
         AdditivePredictor(axes, 1.0).fit(shares, shares.mean(1), generator=torch.Generator())
 
 
-CONVOLUTION = Shape(
+CONVOLUTION = OperatorShape(
     *("convolution", (8, 8), 1, (64, 128), (True, True), 64),
     kernel=(3, 3),
     stride=(1, 1),

@@ -540,7 +540,7 @@ KINDS = {
     "seconds": _document("seconds.json", run_files.Seconds, CheckpointError, _seconds),
     "certificate": _document("certificate.json", run_files.CertificateFile, CheckpointError, _certificate),
     "stripes": _document("stripes.json", run_files.StripesFile, CheckpointError, _stripes),
-    "timings": _document("timings.json", run_files.Timings, CheckpointError, _timings),
+    "timings": _document("timings.json", run_files.TimingsFile, CheckpointError, _timings),
     "stages": _document("stages.json", run_files.Stages, CheckpointError, _stages),
     "target": _document("tuned.json", result_files.TargetFile, CheckpointError, _target),
     "wandb": _document("wandb.json", journals.WandbFile, ArtifactError, plain),

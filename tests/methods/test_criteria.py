@@ -12,9 +12,9 @@ from nas_prune.base.errors import DataError, DivergedError
 from nas_prune.derivation.trace import trace
 from nas_prune.methods.criteria import criteria, taylor
 from nas_prune.methods.gated import GatedModel
-from nas_prune.methods.shapley import Plan
+from nas_prune.methods.shapley import EstimatePlan
 
-BRIEF = {"shapley": {"plan": Plan(evaluations=100)}}  # options of criteria that take seconds otherwise
+BRIEF = {"shapley": {"plan": EstimatePlan(evaluations=100)}}  # options of criteria that take seconds otherwise
 EVERY = 8  # units from one that the naive loop looks at to the next
 
 

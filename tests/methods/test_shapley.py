@@ -11,8 +11,8 @@ from torch import Tensor
 
 from nas_prune.base.errors import DivergedError, SpaceError
 from nas_prune.methods.shapley import (
+    EstimatePlan,
     Game,
-    Plan,
     Processes,
     ascended,
     estimate,
@@ -86,7 +86,7 @@ def test_every_walk_adds_up_to_the_whole(tolerance: float) -> None:
     marginals = permutations(game, pairs(10, 12, seeded()), tolerance=tolerance).marginals
     whole = game(torch.ones(12, dtype=torch.bool)) - game(torch.zeros(12, dtype=torch.bool))
     assert float((marginals.sum(1) - whole).abs().max()) < 1e-12
-    found = estimate(game, Plan(evaluations=300, tolerance=tolerance), seeded())
+    found = estimate(game, EstimatePlan(evaluations=300, tolerance=tolerance), seeded())
     assert float((found.samples.sum(1) - whole).abs().max()) < 1e-9
 
 
@@ -116,7 +116,7 @@ def test_who_adds_nothing_is_worth_nothing_and_equals_are_equal() -> None:
         a, b, c, d = coalition[:4].double().tolist()  # players 4 to 11 are dummies
         return (a + b) ** 2 + 3 * c * d + c * a * b * d
 
-    found = estimate(Game(value, 12), Plan(evaluations=400), seeded())
+    found = estimate(Game(value, 12), EstimatePlan(evaluations=400), seeded())
     assert float(found.values[4:].abs().max()) < 0.05
     assert bool((found.values[4:].abs() <= found.half_width[4:] + 0.02).all())
     gap = found.samples[:, :1] - found.samples[:, 1:2]
@@ -168,7 +168,7 @@ def _met(game: Game, orders: Tensor) -> int:
 
 def test_the_estimate_needs_a_fifth_of_the_evaluations_of_plain_permutations() -> None:
     truth = exact(Planted(), 12)
-    ours = [estimate(Game(Planted(), 12, CHOICES), Plan(evaluations=400), seeded(seed)) for seed in range(3)]
+    ours = [estimate(Game(Planted(), 12, CHOICES), EstimatePlan(evaluations=400), seeded(seed)) for seed in range(3)]
     assert max(found.evaluations for found in ours) <= 400
     assert sum(kendalltau(found.values, truth)[0] for found in ours) / 3 >= 0.95
     plain = [plainly(5 * 400, seed) for seed in range(3)]
@@ -177,18 +177,18 @@ def test_the_estimate_needs_a_fifth_of_the_evaluations_of_plain_permutations() -
 
 def test_the_best_of_each_choice_is_found_and_the_estimate_stops() -> None:
     game = Game(Planted(), 12, CHOICES)
-    found = estimate(game, Plan(evaluations=1000, until="choices"), seeded())
+    found = estimate(game, EstimatePlan(evaluations=1000, until="choices"), seeded())
     assert found.settled
     assert game.evaluations == found.evaluations < 700
     assert [int(found.values[list(choice)].argmax()) for choice in CHOICES] == Planted().best
-    most = estimate(Game(Planted(), 12, CHOICES), Plan(evaluations=400), seeded())  # no ranking asked for
+    most = estimate(Game(Planted(), 12, CHOICES), EstimatePlan(evaluations=400), seeded())  # no ranking asked for
     assert not most.settled
     assert 350 < most.evaluations <= 400
 
 
 def test_the_top_players_are_found_and_the_estimate_stops() -> None:
     truth = exact(Planted(), 12)
-    found = estimate(Game(Planted(), 12), Plan(evaluations=2000, until=4), seeded())
+    found = estimate(Game(Planted(), 12), EstimatePlan(evaluations=2000, until=4), seeded())
     assert found.settled
     assert found.evaluations < 1000
     assert set(found.values.topk(4).indices.tolist()) == set(truth.topk(4).indices.tolist())
@@ -196,14 +196,14 @@ def test_the_top_players_are_found_and_the_estimate_stops() -> None:
 
 def test_the_intervals_hold_the_exact_values() -> None:
     truth = exact(Planted(), 12)
-    found = [estimate(Game(Planted(), 12), Plan(evaluations=250), seeded(seed)) for seed in range(6)]
+    found = [estimate(Game(Planted(), 12), EstimatePlan(evaluations=250), seeded(seed)) for seed in range(6)]
     inside = torch.stack([(each.values - truth).abs() <= each.half_width for each in found]).double()
     assert float(inside.mean()) > 0.87  # 72 intervals of 95 %
 
 
 def test_few_players_are_evaluated_exactly() -> None:
     _, values = table(6)
-    found = estimate(Game(lambda coalition: lookup(values, coalition), 6), Plan(evaluations=100), seeded())
+    found = estimate(Game(lambda coalition: lookup(values, coalition), 6), EstimatePlan(evaluations=100), seeded())
     assert found.evaluations == 64
     assert torch.equal(found.values, exact(lambda coalition: lookup(values, coalition), 6))
     assert float(found.half_width.abs().max()) == 0
@@ -212,7 +212,7 @@ def test_few_players_are_evaluated_exactly() -> None:
 @pytest.mark.parametrize("players", [1, 3])
 def test_few_players_with_a_guard_come_to_an_end(players: int) -> None:
     game = Game(lambda coalition: float(coalition.sum()), players, ((0, 1),) if players > 1 else ())
-    found = estimate(game, Plan(evaluations=50, guard=True), seeded())
+    found = estimate(game, EstimatePlan(evaluations=50, guard=True), seeded())
     assert found.evaluations == 2 if players == 1 else 6
     assert float(found.values.sum()) == pytest.approx(1 if players == 1 else 2)
 
@@ -224,7 +224,7 @@ def test_a_guarded_choice_is_never_empty() -> None:
         looked.append(coalition)
         return Planted()(coalition)
 
-    found = estimate(Game(value, 12, CHOICES), Plan(evaluations=900, guard=True), seeded())
+    found = estimate(Game(value, 12, CHOICES), EstimatePlan(evaluations=900, guard=True), seeded())
     assert all(bool(coalition.view(4, 3).any(1).all()) for coalition in looked)
     assert [int(found.values[list(choice)].argmax()) for choice in CHOICES] == Planted().best
     assert min(int(coalition.sum()) for coalition in looked) == 4
@@ -233,13 +233,13 @@ def test_a_guarded_choice_is_never_empty() -> None:
 def test_what_is_not_a_number_is_an_error() -> None:
     game = Game(lambda coalition: float("nan") if coalition.sum() == 7 else 1.0, 12)
     with pytest.raises(DivergedError, match="not a number"):
-        estimate(game, Plan(evaluations=100), seeded())
+        estimate(game, EstimatePlan(evaluations=100), seeded())
 
 
 def rounds(processes: Processes) -> tuple[Game, Tensor, int]:
     """The game after an estimate that ends by its evaluations, the samples, and their evaluations."""
     game = Game(Planted(), 12)
-    found = estimate(game, Plan(evaluations=250, processes=processes), seeded())
+    found = estimate(game, EstimatePlan(evaluations=250, processes=processes), seeded())
     return game, found.samples, found.evaluations
 
 
@@ -287,7 +287,7 @@ def test_two_real_processes_find_what_one_does(tmp_path: Path) -> None:
 
 
 def test_the_same_generator_gives_the_same_values() -> None:
-    first, second = (estimate(Game(Planted(), 12, CHOICES), Plan(evaluations=200), seeded(5)) for _ in range(2))
+    first, second = (estimate(Game(Planted(), 12, CHOICES), EstimatePlan(evaluations=200), seeded(5)) for _ in range(2))
     assert torch.equal(first.samples, second.samples)
 
 

@@ -20,10 +20,10 @@ from nas_prune.derivation.trace import trace
 from nas_prune.methods.criteria import criteria, shapley
 from nas_prune.methods.criteria.shapley import contributions, game_of, players_of
 from nas_prune.methods.gated import GatedModel
-from nas_prune.methods.shapley import Plan
+from nas_prune.methods.shapley import EstimatePlan
 from nas_prune.tracing.arch import Arch
 
-FEW = Plan(evaluations=2)  # no fewer than two pairs of walks
+FEW = EstimatePlan(evaluations=2)  # no fewer than two pairs of walks
 
 
 class Small(nn.Module):
@@ -71,7 +71,7 @@ def test_values_are_those_of_the_formula() -> None:
 def test_accuracy_counts_images() -> None:
     gated, batches = small()
     game = game_of(gated, batches, players_of(gated, 8), objective="accuracy")
-    found = contributions(gated, game, Plan())
+    found = contributions(gated, game, EstimatePlan())
     images, labels = (torch.cat(each) for each in zip(*batches, strict=True))
     floor = gated.eval().fixed(Arch({"first": [0]}))(images).argmax(1)
     assert float(found.values.sum()) == pytest.approx(1 - float((floor == labels).double().mean()))
@@ -183,7 +183,7 @@ def test_the_best_candidate_of_each_choice_scores_highest(objective: Any) -> Non
 
 def test_a_guard_keeps_one_candidate_of_each_choice() -> None:
     fake, labels = Fake(), torch.arange(5)
-    plan = Plan(evaluations=200, guard=True)
+    plan = EstimatePlan(evaluations=200, guard=True)
     scores = shapley(fake, [(torch.eye(5), labels)], plan=plan)  # type: ignore[arg-type]
     for arch in fake.kept:
         assert all(any(arch.kept[name] for name in names) for names in fake.space.choices.values())

@@ -18,7 +18,7 @@ REMAKE = "restore it, or delete it to have it made again"
 
 LARGEST, MOST = 1e39, 2**53  # no float32 is larger; a float counts no further
 
-Count = Annotated[int, Field(ge=0, le=MOST)]
+Natural = Annotated[int, Field(ge=0, le=MOST)]
 Whole = Annotated[int, Field(gt=0, le=MOST)]
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Positive = Annotated[float, Field(gt=0, le=LARGEST)]

@@ -19,7 +19,7 @@ from nas_prune.base.files.whole import append_line, atomic_write
 if TYPE_CHECKING:
     from nas_prune.cli.coverage.examine import Case
 
-Row = Mapping[str, Any]
+Examined = Mapping[str, Any]  # a row, as plain data
 LIMIT = 1200  # seconds for one model
 REACH = 0.45
 EXAMPLES = "Example: nas-prune coverage --only resnet --only swin_transformer --out /tmp/coverage.md"
@@ -58,7 +58,7 @@ def command(
     journal = out.with_suffix(".jsonl")
     if not resume:
         journal.unlink(missing_ok=True)
-    done: dict[str, Row] = {each["module"]: each for each in read_journal(journal, CoverageRow)}
+    done: dict[str, Examined] = {each["module"]: each for each in read_journal(journal, CoverageRow)}
     wanted = [case for name, case in known.items() if name in (only or known) and name not in done]
     for found in _examined(wanted, jobs):
         append_line(journal, found)
@@ -86,7 +86,7 @@ def names(
     typer.echo(examine_names(found, out, jobs=jobs))
 
 
-def _examined(wanted: "list[Case]", jobs: int) -> Iterator[Row]:
+def _examined(wanted: "list[Case]", jobs: int) -> Iterator[Examined]:
     """The row of each model, as it is done."""
     from nas_prune.train.progress import Bars
 
@@ -97,7 +97,7 @@ def _examined(wanted: "list[Case]", jobs: int) -> Iterator[Row]:
             yield done.result()
 
 
-def _in_a_process(case: "Case") -> Row:
+def _in_a_process(case: "Case") -> Examined:
     words = [sys.executable, "-m", "nas_prune", "coverage", "--row", case.module]
     missing = {"module": case.module, "model": case.model, "size": case.size}
     try:
@@ -112,7 +112,7 @@ def _in_a_process(case: "Case") -> Row:
     return dict(json.loads(ran.stdout.splitlines()[-1]))
 
 
-def summary(rows: Sequence[Row]) -> str:
+def summary(rows: Sequence[Examined]) -> str:
     """The figures of the whole table."""
 
     def good(*checks: str) -> int:
@@ -135,7 +135,7 @@ def summary(rows: Sequence[Row]) -> str:
     )
 
 
-def page(rows: Sequence[Row]) -> str:
+def page(rows: Sequence[Examined]) -> str:
     """The table in Markdown."""
     head = ["module", "model", "pixels", "free", "depth", "frozen", "MACs"]
     head += ["graph", "eager", "reload", "timm", "export", "s"]
@@ -160,7 +160,7 @@ feature_info, reset_classifier, get_classifier and group_matcher hold; *export* 
 *s* is seconds for all of it on one core."""
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Examined) -> list[str]:
     def mark(check: str) -> str:
         return "no" if {check, "eager", "trace"} & row["problems"].keys() else "yes"
 
@@ -175,5 +175,5 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _reasons(row: Row) -> str:
+def _reasons(row: Examined) -> str:
     return "; ".join(f"{reason} ({count})" for reason, count in row["reasons"].items())

@@ -18,14 +18,14 @@ import torch
 from torch import nn
 
 from nas_prune.base.errors import one_line
-from nas_prune.base.files.documents import Count, Document, NotNegative, Text, Whole, read_journal
+from nas_prune.base.files.documents import Document, Natural, NotNegative, Text, Whole, read_journal
 from nas_prune.base.files.whole import append_line, atomic_write
 from nas_prune.costs import count, counted
 from nas_prune.derivation.trace import trace
 from nas_prune.run.report.summary import quantity
 from nas_prune.train.progress import Bars
 
-Row = Mapping[str, Any]
+Examined = Mapping[str, Any]  # a row, as plain data
 LIMIT = 1200  # seconds for one name
 FRESH = 40  # names after which a process makes room for another one
 USUAL = (3, 224, 224)  # where a model does not say what it takes
@@ -37,11 +37,11 @@ class NameRow(Document):
     model: Text
     module: Text
     size: list[Whole]
-    free: Count = 0
-    depth: Count = 0
-    frozen: Count = 0
-    macs: Count = 0
-    params: Count = 0
+    free: Natural = 0
+    depth: Natural = 0
+    frozen: Natural = 0
+    macs: Natural = 0
+    params: Natural = 0
     seconds: NotNegative
     problem: Text = ""
 
@@ -122,14 +122,14 @@ def _too_long(_number: int, _frame: FrameType | None) -> None:
     raise TimeoutError(f"not done within {LIMIT} s")
 
 
-def summary(rows: Sequence[Row]) -> str:
+def summary(rows: Sequence[Examined]) -> str:
     """How many there are, and how many were traced, with costs on which the graph and torch agree."""
     traced = [row for row in rows if row.get("params")]
     agreed = [row for row in traced if not row.get("problem")]
     return f"names: {len(rows)}\ntraced: {len(traced)}\ncosts of the graph as torch counts them: {len(agreed)}"
 
 
-def page(rows: Sequence[Row]) -> str:
+def page(rows: Sequence[Examined]) -> str:
     """The table in Markdown, and what does not hold."""
     head = ["model", "module", "pixels", "free", "depth", "frozen", "MACs", "parameters", "s"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]

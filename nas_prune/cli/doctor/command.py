@@ -42,7 +42,7 @@ nas-prune doctor resnet18 --axis layer1.0.conv1
 
 
 @dataclass(frozen=True)
-class Options:
+class DoctorOptions:
     """Show what of a model can shrink, what cannot and why, and how much.
 
     Lists the axes, like ones of like blocks as one (blocks.{0-11}.mlp.fc1),
@@ -73,13 +73,13 @@ class Options:
     axis: Annotated[str | None, typer.Option(metavar="NAME", help="show this axis in full, and nothing else")] = None
 
 
-@wraps(Options)
+@wraps(DoctorOptions)
 def command(**options: Any) -> None:
     """Look at one model and tell."""
     from nas_prune.cli.doctor import diagnosis as doctor
     from nas_prune.cli.doctor import subject
 
-    asked = Options(**options)
+    asked = DoctorOptions(**options)
     settings = _settings(asked.settings or ())
     found = subject.find(asked.model, img_size=asked.img_size, space=asked.space, settings=settings)
     space = doctor.lay(found)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from nas_prune.costs.operators.operator import Operator, operators
-from nas_prune.costs.operators.table import MOST, Grid, OperatorTable, interpolated, padded
+from nas_prune.costs.operators.table import MOST, OperatorTable, TimeGrid, interpolated, padded
 from nas_prune.costs.operators.weight_memory import WeightMemory
 from nas_prune.costs.operators.widths import Products
 from nas_prune.tracing import Axes
@@ -89,7 +89,7 @@ class Features(nn.Module):
     def _keep(self, known: Sequence[Operator], nodes: Sequence[str], table: OperatorTable | None) -> None:
         """The table as part of the state: whoever loads the state needs no table."""
         grids = [None if table is None else table.grids.get(each.shape.key) for each in known]
-        nothing = Grid(torch.ones(1), torch.ones(1), torch.zeros(1, 1))
+        nothing = TimeGrid(torch.ones(1), torch.ones(1), torch.zeros(1, 1))
         filled = [grid or nothing for grid in grids]
         self.register_buffer("first", _rows([padded(grid.first, MOST) for grid in filled]))
         self.register_buffer("second", _rows([padded(grid.second, MOST) for grid in filled]))

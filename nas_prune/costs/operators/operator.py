@@ -21,7 +21,7 @@ from nas_prune.tracing.walk import operator
 
 
 @dataclass(frozen=True)
-class Shape:
+class OperatorShape:
     """All that the time of an operator depends on, but for its widths, the batch and the conditions.
 
     ``space``: size of the input per image (h w; tokens for linear and attention); ``images``: inputs per image of the
@@ -62,13 +62,13 @@ class Operator:
 
     node: str
     module: str
-    shape: Shape
+    shape: OperatorShape
     first: tuple[Term, ...]
     second: tuple[Term, ...]
     present: tuple[Term, ...] = ()
 
 
-Known = tuple[Shape, tuple[Term, ...], tuple[Term, ...]]
+Known = tuple[OperatorShape, tuple[Term, ...], tuple[Term, ...]]
 
 
 def operators(axes: Axes) -> list[Operator]:
@@ -103,7 +103,7 @@ def _convolution(axes: Axes, node: Node) -> Known:
     if groups > 1:
         group, outputs = factorize(weight[0], groups, weight[0].size // groups)  # the walk has cut it there already
         first, second = (group,), (weight[1], outputs)
-    shape = Shape(
+    shape = OperatorShape(
         kind="grouped convolution" if groups > 1 else "convolution",
         space=tuple(term.size for term in x[2:]),
         images=x[0].size // _images(axes),
@@ -126,7 +126,7 @@ def _linear(axes: Axes, node: Node) -> Known:
     rows = product(term.size for term in x[:-1]) // _images(axes)
     full = (x[-1].size, weight[0].size)
     bias = argument(node, 2) is not None
-    return Shape("linear", (rows,), 1, full, _movable(first, second), bias=bias), first, second
+    return OperatorShape("linear", (rows,), 1, full, _movable(first, second), bias=bias), first, second
 
 
 def _attention(axes: Axes, node: Node) -> Known | None:
@@ -138,7 +138,7 @@ def _attention(axes: Axes, node: Node) -> Known | None:
     first, second = (q[1],), (q[3], v[3])
     images = q[0].size // _images(axes)
     space, full = (q[2].size, k[2].size), (q[1].size, q[3].size)
-    return Shape("attention", space, images, full, _movable(first, second)), first, second
+    return OperatorShape("attention", space, images, full, _movable(first, second)), first, second
 
 
 def _movable(first: tuple[Term, ...], second: tuple[Term, ...]) -> tuple[bool, bool]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from scipy.stats import f as f_distribution
 
-from nas_prune.costs.operators.operator import Shape, operators
+from nas_prune.costs.operators.operator import OperatorShape, operators
 from nas_prune.costs.operators.timing import Point
 from nas_prune.tracing import Axes
 from nas_prune.tracing.terms import Cat, Term, Var, leaves, resolve
@@ -45,7 +45,7 @@ def steps(widths: Sequence[int], ms: Sequence[float]) -> int:
     return best if float(f_distribution.sf(gain, 1, freedom)) < RISK / len(STEPS) else 1
 
 
-def sweep(shape: Shape, *, most: int = 48) -> list[Point]:
+def sweep(shape: OperatorShape, *, most: int = 48) -> list[Point]:
     """Points over what an operator writes, from a quarter of its width upwards: a stair is large beside that.
 
     Narrow operators are swept by single channels; wide ones by 0, 1, 4 and 5 channels above every multiple of eight,
@@ -83,7 +83,7 @@ def measured_divisors(axes: Axes, measured: Iterable[tuple[Point, float]]) -> di
     return divisors
 
 
-def _written(shape: Shape) -> int:
+def _written(shape: OperatorShape) -> int:
     """Which of the two widths an operator writes: of a grouped convolution the groups, where they can change."""
     return 0 if shape.movable[0] and (shape.grouped or shape.kind == "attention") else 1
 

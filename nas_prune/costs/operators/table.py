@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nas_prune.base.errors import ArtifactError
-from nas_prune.costs.operators.operator import Shape, operators
+from nas_prune.costs.operators.operator import OperatorShape, operators
 from nas_prune.costs.operators.timing import Bench, Point, time_point
 from nas_prune.tracing import Axes
 
@@ -28,7 +28,7 @@ Progress = Callable[[Iterable[Point], str], Iterable[Point]]
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class TimeGrid:
     """Milliseconds (p q) at widths first (p) and second (q), both ascending."""
 
     first: Tensor
@@ -40,7 +40,7 @@ class Grid:
 class OperatorTable:
     """One grid per shape, by the key of the shape."""
 
-    grids: Mapping[str, Grid]
+    grids: Mapping[str, TimeGrid]
 
     @staticmethod
     def from_points(measured: Iterable[tuple[Point, float]]) -> OperatorTable:
@@ -55,7 +55,7 @@ class OperatorTable:
         """What ``tensors`` gave. Raises ArtifactError where a part of a grid is missing."""
         keys = dict.fromkeys(name.rpartition("/")[0] for name in tensors)
         try:
-            return OperatorTable({key: Grid(*(tensors[f"{key}/{part}"] for part in PARTS)) for key in keys})
+            return OperatorTable({key: TimeGrid(*(tensors[f"{key}/{part}"] for part in PARTS)) for key in keys})
         except KeyError as error:
             raise ArtifactError(f"the operator table lacks {error}; measure it again") from error
 
@@ -63,7 +63,7 @@ class OperatorTable:
         """All grids as named tensors, for a safetensors file."""
         return {f"{key}/{part}": getattr(grid, part) for key, grid in self.grids.items() for part in PARTS}
 
-    def ms(self, shape: Shape, first: Tensor | float, second: Tensor | float) -> Tensor:
+    def ms(self, shape: OperatorShape, first: Tensor | float, second: Tensor | float) -> Tensor:
         """Milliseconds (b) of a shape at real widths (b), or a scalar at one; beyond the grid, those at its border.
 
         Raises ArtifactError for a shape that was not measured.
@@ -129,7 +129,7 @@ def _multiple(width: float, step: int) -> int:
     return max(step, step * round(width / step))
 
 
-def _grid(key: str, points: Mapping[tuple[int, int], float]) -> Grid:
+def _grid(key: str, points: Mapping[tuple[int, int], float]) -> TimeGrid:
     first, second = (sorted({widths[side] for widths in points}) for side in (0, 1))
     missing = [(one, two) for one in first for two in second if (one, two) not in points]
     if missing:
@@ -137,7 +137,9 @@ def _grid(key: str, points: Mapping[tuple[int, int], float]) -> Grid:
     if max(len(first), len(second)) > MOST:
         raise ArtifactError(f"{key} was measured at more than {MOST} widths of a side; measure fewer")
     ms = np.array([[points[one, two] for two in second] for one in first])
-    return Grid(torch.tensor(first).float(), torch.tensor(second).float(), torch.from_numpy(_increasing(ms)).float())
+    return TimeGrid(
+        torch.tensor(first).float(), torch.tensor(second).float(), torch.from_numpy(_increasing(ms)).float()
+    )
 
 
 def _increasing(ms: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_prune.costs.operators.operator import Shape
+from nas_prune.costs.operators.operator import OperatorShape
 from nas_prune.costs.timing.conditions import USUAL, Conditions
 from nas_prune.costs.timing.runtimes import prepare, threads
 
@@ -25,7 +25,7 @@ CALLS = 8  # at least so many
 class Point:
     """A shape at two widths: one measurement."""
 
-    shape: Shape
+    shape: OperatorShape
     first: int
     second: int
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from nas_prune.base.errors import CalibrationError
 from nas_prune.costs.operators.features import MEASURED, Features
 from nas_prune.costs.operators.table import OperatorTable
-from nas_prune.costs.predictors.additive_fit import Array, Problem, coefficients
+from nas_prune.costs.predictors.additive_fit import Array, LeastSquares, coefficients
 from nas_prune.costs.predictors.predictor import Predictor, dense_sizes, left_out, predictors
 from nas_prune.tracing import Axes
 
@@ -109,7 +109,7 @@ class AdditivePredictor(Predictor):
         mean = missing.mean(-1, keepdim=True)
         return torch.cat([missing, mean, mean.square()], -1)
 
-    def _problems(self, shares: Tensor, ms: Tensor) -> list[Problem]:
+    def _problems(self, shares: Tensor, ms: Tensor) -> list[LeastSquares]:
         """The sum of everything that is not measured; with a table, the sum with the measured operators, too."""
         groups = [*self.features.groups, "constant"]
         names = list(dict.fromkeys(groups))
@@ -118,7 +118,7 @@ class AdditivePredictor(Predictor):
             columns = self._columns(whole).double().cpu().numpy()
         sorts = np.array([names.index(group) for group in groups])
         known, twice = np.array([group == MEASURED for group in groups]), np.array([*self.features.twice, False])
-        problem = Problem(columns[1:], ms.double().cpu().numpy(), columns[0], float(self.dense_ms), sorts)
+        problem = LeastSquares(columns[1:], ms.double().cpu().numpy(), columns[0], float(self.dense_ms), sorts)
         counted = problem.without(known)
         return [counted, replace(problem.without(twice), measured=int(sorts[0]))] if twice.any() else [counted]
 
@@ -130,7 +130,7 @@ def additive(axes: Axes, dense_ms: float, table: object | None = None) -> Additi
     return AdditivePredictor(axes, dense_ms, table)
 
 
-def _held_out(problem: Problem, tie: float, folds: Array) -> Array:
+def _held_out(problem: LeastSquares, tie: float, folds: Array) -> Array:
     """Milliseconds (n), each predicted by coefficients that had not seen it."""
     predicted = np.empty_like(problem.ms)
     for fold in range(FOLDS):

@@ -26,7 +26,7 @@ ELSE = 0.05  # least share of the dense time that is not in operators measured a
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class LeastSquares:
     """Columns (n f) and milliseconds (n) of networks that were timed, and of the dense one, (f) and a number.
 
     ``sorts`` (f): the number of the sort of each column; ``measured``: the one whose columns are milliseconds, if any.
@@ -44,16 +44,16 @@ class Problem:
         """What a column is scaled by (f): the dense network's; the most of any network where the dense one has none."""
         return np.where(self.dense > 0, self.dense, self.columns.max(axis=0))
 
-    def without(self, left_out: NDArray[np.bool_]) -> Problem:
+    def without(self, left_out: NDArray[np.bool_]) -> LeastSquares:
         """The same with some columns (f) left out: their coefficients are zero."""
         return replace(self, columns=self.columns * ~left_out, dense=self.dense * ~left_out)
 
-    def rows(self, chosen: NDArray[np.bool_]) -> Problem:
+    def rows(self, chosen: NDArray[np.bool_]) -> LeastSquares:
         """The same with some of the networks."""
         return replace(self, columns=self.columns[chosen], ms=self.ms[chosen])
 
 
-def coefficients(problem: Problem, tie: float) -> Array:
+def coefficients(problem: LeastSquares, tie: float) -> Array:
     """Milliseconds per unit of each column (f), near the rate of its sort.
 
     ``tie``: being off by 100 % costs as much as this relative error of one timing.
@@ -62,7 +62,7 @@ def coefficients(problem: Problem, tie: float) -> Array:
     return _solved(problem, expected, np.maximum(expected, FLOOR * problem.dense_ms), tie)
 
 
-def rates(problem: Problem) -> Array:
+def rates(problem: LeastSquares) -> Array:
     """Milliseconds per unit of each sort: one coefficient for all of its columns."""
     count = int(problem.sorts.max()) + 1
     member = np.eye(count)[problem.sorts]
@@ -75,7 +75,7 @@ def rates(problem: Problem) -> Array:
     return _solved(whole, expected, expected, RATE_TIE)
 
 
-def _solved(problem: Problem, expected: Array, scale: Array, tie: float) -> Array:
+def _solved(problem: LeastSquares, expected: Array, scale: Array, tie: float) -> Array:
     """Coefficients (f); ``expected`` and ``scale`` (f): milliseconds of a column's amount, give or take."""
     amounts = problem.amounts
     used = amounts > 0

@@ -23,7 +23,7 @@ RESAMPLED = 2000  # bootstrap draws: the ends of a 95 % interval are then known 
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenPredictor:
     """The predictor that won, fitted on everything.
 
     ``predicted``: its out-of-fold milliseconds (b), each by a predictor that had not seen that sample; ``errors``:
@@ -57,7 +57,7 @@ def validate(make: Make, shares: Tensor, ms: Tensor, *, folds: int = 5, generato
 
 def best(
     makes: Mapping[str, Make], shares: Tensor, ms: Tensor, *, folds: int = 5, generator: torch.Generator
-) -> Chosen:
+) -> ChosenPredictor:
     """The candidate of least out-of-fold error; raises RecipeError where none can be built, and as ``validate`` does.
 
     The same generator gives the same choice; the global random state stays as it is.
@@ -71,7 +71,7 @@ def best(
     winner = min(errors, key=lambda name: errors[name].mape if isfinite(errors[name].mape) else inf)
     fitted = _fitted(makes[winner], shares, ms, torch.Generator().manual_seed(seed))
     interval = _interval((predicted[winner] / ms - 1).abs(), generator)
-    return Chosen(winner, fitted, predicted[winner], errors, interval, left_out)
+    return ChosenPredictor(winner, fitted, predicted[winner], errors, interval, left_out)
 
 
 def _buildable(makes: Mapping[str, Make]) -> tuple[dict[str, Make], dict[str, str]]:

@@ -32,7 +32,7 @@ from nas_prune.costs.timing.conditions import USUAL, Conditions, Precision, Runt
 from nas_prune.costs.timing.heap import keep_freed_memory
 from nas_prune.tracing.graph.capture import Inputs, device_of, each_tensor, evaluating
 
-Call = Callable[[], Any]  # runs a model once, and gives its outputs when they are there
+ModelCall = Callable[[], Any]  # runs a model once, and gives its outputs when they are there
 Arguments = tuple[Any, ...]
 
 _ALL: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
@@ -40,14 +40,14 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Kind:
+class RuntimeKind:
     """A runtime: how a call is made, which packages it needs, from where, and what it can be asked for.
 
     ``device``: where it runs, None for where the model is. ``casts``: it computes in the precision by itself, and is
     given a model in float32. ``layout``: whether a memory layout is the caller's choice.
     """
 
-    build: Callable[[nn.Module, Arguments, Conditions], Call]
+    build: Callable[[nn.Module, Arguments, Conditions], ModelCall]
     packages: tuple[str, ...] = ()
     install: str = ""
     precisions: tuple[Precision, ...] = _ALL
@@ -56,7 +56,7 @@ class Kind:
     layout: bool = False
 
 
-runtimes: Registry[Kind] = Registry("runtime")
+runtimes: Registry[RuntimeKind] = Registry("runtime")
 
 
 def available() -> list[Runtime]:
@@ -77,7 +77,7 @@ def missing(runtime: Runtime) -> str | None:
     return None
 
 
-def prepare(model: nn.Module, example_inputs: Inputs, conditions: Conditions = USUAL) -> Call:
+def prepare(model: nn.Module, example_inputs: Inputs, conditions: Conditions = USUAL) -> ModelCall:
     """A function that runs a copy of the model in eval mode once, and gives its outputs when they are there.
 
     Raises RuntimeMissingError with what to install, NasPruneError for conditions that the runtime cannot meet,
@@ -88,7 +88,7 @@ def prepare(model: nn.Module, example_inputs: Inputs, conditions: Conditions = U
 
 def prepare_all(
     models: Mapping[str, nn.Module], example_inputs: Inputs, conditions: Conditions = USUAL
-) -> dict[str, Call]:
+) -> dict[str, ModelCall]:
     """``prepare`` for models that are timed together, in a process that keeps the memory that a call has freed.
 
     What torch.compile compiled before, it forgets here.
@@ -133,7 +133,7 @@ def refuse_conditions(conditions: Conditions) -> None:
         raise NasPruneError(f"{conditions.runtime} chooses its memory layout itself; leave out channels_last")
 
 
-def _prepared(model: nn.Module, example_inputs: Inputs, conditions: Conditions) -> Call:
+def _prepared(model: nn.Module, example_inputs: Inputs, conditions: Conditions) -> ModelCall:
     """A call that has run once: whatever stops it is known before anything is timed."""
     try:
         own, inputs = _copied(model, example_inputs, conditions)
@@ -165,7 +165,7 @@ def _copied(model: nn.Module, example_inputs: Inputs, conditions: Conditions) ->
     return own, each_tensor(converted, example_inputs)
 
 
-def _eager(model: nn.Module, inputs: Arguments, _conditions: Conditions) -> Call:
+def _eager(model: nn.Module, inputs: Arguments, _conditions: Conditions) -> ModelCall:
     places = {value.device for value in tree_leaves(inputs) if isinstance(value, Tensor)}
     waited_for = [device for device in places if device.type != "cpu"]
 
@@ -179,11 +179,11 @@ def _eager(model: nn.Module, inputs: Arguments, _conditions: Conditions) -> Call
     return run
 
 
-def _compile(model: nn.Module, inputs: Arguments, conditions: Conditions) -> Call:
+def _compile(model: nn.Module, inputs: Arguments, conditions: Conditions) -> ModelCall:
     return _eager(cast(nn.Module, torch.compile(model, dynamic=False)), inputs, conditions)
 
 
-def _onnxruntime(model: nn.Module, inputs: Arguments, conditions: Conditions) -> Call:
+def _onnxruntime(model: nn.Module, inputs: Arguments, conditions: Conditions) -> ModelCall:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -195,7 +195,7 @@ def _onnxruntime(model: nn.Module, inputs: Arguments, conditions: Conditions) ->
     return lambda: session.run(None, feed)
 
 
-def _openvino(model: nn.Module, inputs: Arguments, conditions: Conditions) -> Call:
+def _openvino(model: nn.Module, inputs: Arguments, conditions: Conditions) -> ModelCall:
     import openvino
 
     core, hint = openvino.Core(), {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[conditions.precision]
@@ -212,7 +212,7 @@ def _openvino(model: nn.Module, inputs: Arguments, conditions: Conditions) -> Ca
     return lambda: request.infer(arrays, share_inputs=True, share_outputs=True).to_tuple()
 
 
-def _tensorrt(model: nn.Module, inputs: Arguments, conditions: Conditions) -> Call:
+def _tensorrt(model: nn.Module, inputs: Arguments, conditions: Conditions) -> ModelCall:
     compiler = import_module("torch_tensorrt")
     fast = compiler.compile(model, ir="dynamo", inputs=list(inputs), enabled_precisions={conditions.dtype})
     return _eager(fast, inputs, conditions)
@@ -239,10 +239,10 @@ def _arrays(inputs: Arguments) -> list[Any]:
 
 
 _ONNX, _OPENVINO = 'pip install "nas_prune[onnx]"', 'pip install "nas_prune[openvino]"'
-runtimes.register("eager")(Kind(_eager, layout=True))
-runtimes.register("compile")(Kind(_compile, layout=True))
+runtimes.register("eager")(RuntimeKind(_eager, layout=True))
+runtimes.register("compile")(RuntimeKind(_compile, layout=True))
 runtimes.register("onnxruntime")(
-    Kind(_onnxruntime, ("onnxruntime", "onnxscript"), _ONNX, precisions=("float32",), device="cpu")
+    RuntimeKind(_onnxruntime, ("onnxruntime", "onnxscript"), _ONNX, precisions=("float32",), device="cpu")
 )
-runtimes.register("openvino")(Kind(_openvino, ("openvino", "onnxscript"), _OPENVINO, device="cpu", casts=True))
-runtimes.register("tensorrt")(Kind(_tensorrt, ("torch_tensorrt",), "pip install torch-tensorrt", device="cuda"))
+runtimes.register("openvino")(RuntimeKind(_openvino, ("openvino", "onnxscript"), _OPENVINO, device="cpu", casts=True))
+runtimes.register("tensorrt")(RuntimeKind(_tensorrt, ("torch_tensorrt",), "pip install torch-tensorrt", device="cuda"))

@@ -24,7 +24,7 @@ from nas_prune.base.axis import BITS
 from nas_prune.base.errors import DataError
 from nas_prune.methods.criteria.criterion import Batches, criteria, norms, per_image
 from nas_prune.methods.gated import GatedModel
-from nas_prune.methods.shapley import Estimate, Game, Plan, estimate
+from nas_prune.methods.shapley import Estimate, EstimatePlan, Game, estimate
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.graph.capture import evaluating
 
@@ -48,7 +48,7 @@ def shapley(
     *,
     players: int = 32,
     objective: Objective = "loss",
-    plan: Plan | None = None,
+    plan: EstimatePlan | None = None,
 ) -> dict[str, Tensor]:
     """Scores (c) per free axis: the unit's share in -cross-entropy (``loss``) or accuracy, of the network whose
     other units come and go.
@@ -62,7 +62,7 @@ def shapley(
     """
     team = players_of(gated, players)
     decided = sum(map(len, _choices(gated, team))) == len(team)  # then all that matters is the best of each choice
-    plan = plan or Plan(PER_PLAYER * len(team), until="choices" if decided else None)
+    plan = plan or EstimatePlan(PER_PLAYER * len(team), until="choices" if decided else None)
     found = contributions(gated, game_of(gated, batches, team, objective=objective), plan)
     scores = {name: torch.full_like(keep, torch.nan) for name, keep in gated.fixed(Arch()).keep().items()}
     for player, value in zip(team, found.values.tolist(), strict=True):
@@ -70,7 +70,7 @@ def shapley(
     return {name: score.nan_to_num(float(_best(score))) for name, score in scores.items()}
 
 
-def contributions(gated: GatedModel, game: Game, plan: Plan) -> Estimate:
+def contributions(gated: GatedModel, game: Game, plan: EstimatePlan) -> Estimate:
     """Shapley values of the players of a game of ``gated``, with confidence intervals and what they cost."""
     generator = torch.Generator().manual_seed(SEED)
     with evaluating(gated), torch.no_grad():

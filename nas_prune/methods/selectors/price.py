@@ -36,7 +36,7 @@ LEAST = 1e-6  # of what everything costs
 LOWEST, HIGHEST = 1e-9, 1e9  # prices, times that of the training: everything stays, nothing that can go
 HALVINGS = 60  # of the range of prices, on a logarithmic scale: to a ratio of 1 + 4e-17
 
-Sizes = dict[str, float]
+FloatSizes = dict[str, float]
 
 
 @selectors.register("price")
@@ -70,13 +70,13 @@ def _worth(scores: Scores, space: SearchSpace) -> dict[str, Tensor]:
     return {name: F.softplus(scores[name] / scale[axis.kind]) / log(2) for name, axis in space.free.items()}
 
 
-def _at(worth: Scores, cost: CostModel, space: SearchSpace) -> Callable[[float], Sizes]:
+def _at(worth: Scores, cost: CostModel, space: SearchSpace) -> Callable[[float], FloatSizes]:
     """What is left of every axis, by price."""
     own = above(worth, 1.0, space)
     costs = [_costs_of(names, cost, own) for names in space.choices.values()]
     least = LEAST * _spent(cost, own)  # where no candidate costs anything, the best one stays
 
-    def at(price: float) -> Sizes:
+    def at(price: float) -> FloatSizes:
         sizes = above(worth, price, space)
         for names, each in zip(space.choices.values(), costs, strict=True):
             gain = each.max().clamp(min=least) * torch.cat([worth[name] for name in names]) - price * each
@@ -94,7 +94,7 @@ def _costs_of(names: Sequence[str], cost: CostModel, own: Mapping[str, float]) -
     return costs[1:] - costs[0]
 
 
-def _filled(sizes: Sizes, worth: Scores, cost: CostModel, limit: float, space: SearchSpace) -> Sizes:
+def _filled(sizes: FloatSizes, worth: Scores, cost: CostModel, limit: float, space: SearchSpace) -> FloatSizes:
     """Sizes after the best unit that still fits was added, with as many as its axis needs, until they are close."""
     best = {name: worth[name].sort(descending=True).values for name in space.alone}
     allowed = {name: widths(axis, space.minimum[name]) for name, axis in space.alone.items()}
@@ -109,5 +109,5 @@ def _filled(sizes: Sizes, worth: Scores, cost: CostModel, limit: float, space: S
     return sizes
 
 
-def _spent(cost: CostModel, sizes: Sizes) -> float:
+def _spent(cost: CostModel, sizes: FloatSizes) -> float:
     return float(cost(sizes).detach())

@@ -1,6 +1,6 @@
 """Shapley values of any game: exact, by permutations as Shapley-NAS does it, and with far fewer evaluations."""
 
-from nas_prune.methods.shapley.estimate import Estimate, Plan, Processes, estimate
+from nas_prune.methods.shapley.estimate import Estimate, EstimatePlan, Processes, estimate
 from nas_prune.methods.shapley.exact import exact
 from nas_prune.methods.shapley.game import Game
 from nas_prune.methods.shapley.permutations import permutations
@@ -9,8 +9,8 @@ from nas_prune.methods.shapley.surrogate import Surrogate, fitted
 
 __all__ = [
     "Estimate",
+    "EstimatePlan",
     "Game",
-    "Plan",
     "Processes",
     "Surrogate",
     "ascended",

@@ -52,7 +52,7 @@ class Processes:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EstimatePlan:
     """When to stop, and how to walk.
 
     ``evaluations``: no further walks above so many coalitions (two pairs of walks at least). ``until``: stop earlier
@@ -94,7 +94,7 @@ class Estimate:
         return bool((gaps.mean(0) > _half_width(gaps)).all())
 
 
-def estimate(game: Game, plan: Plan, generator: torch.Generator) -> Estimate:
+def estimate(game: Game, plan: EstimatePlan, generator: torch.Generator) -> Estimate:
     """Shapley values of the game; exact ones where there are no more coalitions than evaluations.
 
     The same generator gives the same walks, on any number of processes.
@@ -113,7 +113,7 @@ def estimate(game: Game, plan: Plan, generator: torch.Generator) -> Estimate:
         walks = walks.joined(_walks(game, pairs(more, game.players, generator), plan))
 
 
-def _room(evaluations: int, count: int, game: Game, plan: Plan) -> int:
+def _room(evaluations: int, count: int, game: Game, plan: EstimatePlan) -> int:
     """How many pairs of walks may follow ``count`` of them; few players meet the same coalitions again and again."""
     return min((plan.evaluations - evaluations) // max(1, 2 * game.players - 2), plan.evaluations - count)
 
@@ -126,7 +126,7 @@ def _finite(values: Tensor) -> Tensor:
     return values
 
 
-def _walks(game: Game, orders: Tensor, plan: Plan) -> Walks:
+def _walks(game: Game, orders: Tensor, plan: EstimatePlan) -> Walks:
     """The walks of these orders; each process takes every ``count``-th pair."""
     left = coalitions(orders, game.choices if plan.guard else ())
     own = torch.arange(len(orders)) // 2 % plan.processes.count == plan.processes.rank
@@ -136,7 +136,7 @@ def _walks(game: Game, orders: Tensor, plan: Plan) -> Walks:
     return Walks(orders, left, _finite(plan.processes.total(values)))
 
 
-def estimated(game: Game, walks: Walks, plan: Plan) -> Estimate:
+def estimated(game: Game, walks: Walks, plan: EstimatePlan) -> Estimate:
     """The estimate from these walks, a pair or more."""
     if plan.guard or plan.tolerance > 0:  # the walks are then not those of the game that a surrogate stands for
         marginals = walks.marginals()
@@ -168,7 +168,7 @@ def _different(walks: Walks) -> tuple[Tensor, Tensor]:
     return distinct, torch.zeros(len(distinct), dtype=torch.float64).scatter(0, index, walks.values.flatten())
 
 
-def _settled(found: Estimate, game: Game, plan: Plan) -> bool:
+def _settled(found: Estimate, game: Game, plan: EstimatePlan) -> bool:
     """Whether the ranking that was asked for is."""
     if plan.until is None:
         return False

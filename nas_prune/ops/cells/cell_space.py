@@ -28,7 +28,7 @@ def _small(share: object) -> object:
     return share
 
 
-class Kind(BaseModel):
+class CellKind(BaseModel):
     """One kind of cell, all of which share their decisions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,7 +51,7 @@ class CellSpace(BaseModel):
     edges_per_node: PositiveInt | None = Field(None, description="how many a genotype keeps; none: all")
     output: Literal["concat", "last"] = Field(description="all nodes one after the other, or the last node")
     operations: dict[str, dict[str, Any]] = Field(min_length=1, description="name: {operation: name, **options}")
-    kinds: dict[str, Kind] = Field(min_length=1, description="kinds of cells")
+    kinds: dict[str, CellKind] = Field(min_length=1, description="kinds of cells")
     stem: PositiveInt = Field(1, description="width of the stem, in widths of the first cell")
     stem_reduction: Literal[1, 2, 4, 8] = Field(
         1, description="how many times smaller than the image the first cell is"

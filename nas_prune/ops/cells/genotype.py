@@ -18,7 +18,7 @@ from nas_prune.base.registry import hint
 from nas_prune.ops.cells.cell_space import CellSpace, Edge, decision
 
 Genotype = Mapping[str, Mapping[str, Mapping[str, str]]]
-Chosen = dict[Edge, str]  # operation per kept edge
+ChosenOperations = dict[Edge, str]  # operation per kept edge
 
 
 def genotype_of(scores: Mapping[str, Tensor], space: CellSpace) -> Genotype:
@@ -74,15 +74,15 @@ def read_genotype(path: str | os.PathLike[str], space: CellSpace) -> Genotype:
     return genotype
 
 
-def check(genotype: Genotype, space: CellSpace) -> dict[str, Chosen]:
+def check(genotype: Genotype, space: CellSpace) -> dict[str, ChosenOperations]:
     """The chosen operations by kind of cell and edge. Raises ArchError where the genotype is not one of the space."""
     kinds = _mapping(genotype, space.searched, "the genotype")
     return {kind: _chosen(_mapping(nodes, space.edges, kind), space, kind) for kind, nodes in kinds.items()}
 
 
-def _chosen(nodes: Mapping[str, object], space: CellSpace, kind: str) -> Chosen:
+def _chosen(nodes: Mapping[str, object], space: CellSpace, kind: str) -> ChosenOperations:
     """The chosen operations of one kind of cell."""
-    chosen = Chosen()
+    chosen = ChosenOperations()
     for node, known in space.edges.items():
         where, reads = f"node {node} of {kind}", nodes[str(node)]
         if not isinstance(reads, Mapping) or not set(reads) <= {str(state) for state in known}:

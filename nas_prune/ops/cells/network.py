@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from nas_prune.base.errors import SpaceError
 from nas_prune.ops.cells.cell import Cell, ResidualBlock, Stream
 from nas_prune.ops.cells.cell_space import CellSpace
-from nas_prune.ops.cells.genotype import Chosen, Genotype, check
+from nas_prune.ops.cells.genotype import ChosenOperations, Genotype, check
 
 
 class CellNetwork(nn.Module):
@@ -49,7 +49,9 @@ class CellNetwork(nn.Module):
         self.num_features = self.head_hidden_size = out
         self.head = ClassifierHead(out, num_classes, pool_type=global_pool, drop_rate=drop_rate)
 
-    def _add_cells(self, space: CellSpace, layers: int, channels: int, chosen: Mapping[str, Chosen] | None) -> int:
+    def _add_cells(
+        self, space: CellSpace, layers: int, channels: int, chosen: Mapping[str, ChosenOperations] | None
+    ) -> int:
         """The cells one after the other, and what is known of their outputs; returns the width of the last."""
         streams = [Stream(channels * space.stem, space.stem_reduction)] * space.inputs
         for name, kind in space.layout(layers).items():

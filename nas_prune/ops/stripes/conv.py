@@ -18,7 +18,7 @@ from nas_prune.base.registry import hint
 from nas_prune.ops.operation import Operation, operations
 from nas_prune.ops.stripes.forms import forms
 from nas_prune.ops.stripes.parts import Collect, Window
-from nas_prune.ops.stripes.plan import Pair, Plan
+from nas_prune.ops.stripes.plan import Pair, StripePlan
 
 
 @operations.register("stripe_conv")
@@ -49,7 +49,9 @@ class StripeConv(Operation):
         if form not in forms:
             raise SpaceError(f"unknown form of a stripe convolution: {form!r}{hint(form, forms)}")
         height, width = kernel_size
-        plan = Plan(alive, in_channels, (height, width), _pair(stride), _pair(dilation), cast(Any, tuple(padding)))
+        plan = StripePlan(
+            alive, in_channels, (height, width), _pair(stride), _pair(dilation), cast(Any, tuple(padding))
+        )
         pattern = torch.tensor([[mark == "1" for mark in marks] for marks in alive])
         self.register_buffer("alive", rearrange(pattern, "n (i j) -> n i j", i=height))
         self.parts = nn.ModuleList(forms[form if any("1" in marks for marks in alive) else "cropped"](plan))
@@ -120,7 +122,7 @@ def stripe_macs(conv: nn.Conv2d, alive: Tensor, shape: Sequence[int]) -> int:
     whatever a form computes besides."""
     _refuse(conv, alive)
     pairs = (_pair(conv.kernel_size), _pair(conv.stride), _pair(conv.dilation))
-    outputs = Plan([], conv.in_channels, *pairs, _padding(conv)).outputs(shape[2], shape[3])
+    outputs = StripePlan([], conv.in_channels, *pairs, _padding(conv)).outputs(shape[2], shape[3])
     return int(alive.sum()) * conv.in_channels * shape[0] * prod(outputs)
 
 

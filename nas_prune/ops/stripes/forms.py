@@ -12,35 +12,35 @@ of which turns the input into maps (b l h w), and each map belongs to one filter
 
 from collections.abc import Callable, Mapping
 
-from nas_prune.ops.stripes.parts import Gathered, Shifted, Stripes, Window
-from nas_prune.ops.stripes.plan import Grid, Plan
+from nas_prune.ops.stripes.parts import Gathered, Shifted, StripeMaps, Window
+from nas_prune.ops.stripes.plan import KernelGrid, StripePlan
 
-Part = Window | Stripes
+FormPart = Window | StripeMaps
 
 
-def dense(plan: Plan) -> list[Part]:
+def dense(plan: StripePlan) -> list[FormPart]:
     """All filters, the whole kernel."""
-    crop = (Grid(0, 1, plan.kernel[0]), Grid(0, 1, plan.kernel[1]))
+    crop = (KernelGrid(0, 1, plan.kernel[0]), KernelGrid(0, 1, plan.kernel[1]))
     return [Window(plan, range(plan.filters), crop)]
 
 
-def cropped(plan: Plan) -> list[Part]:
+def cropped(plan: StripePlan) -> list[FormPart]:
     """All filters, without the rows and columns that are dead in all."""
     filters = range(plan.filters)
     return [Window(plan, filters, plan.crop(filters))]
 
 
-def gathered(plan: Plan) -> list[Part]:
+def gathered(plan: StripePlan) -> list[FormPart]:
     """Live stripes alone, shifted before they are convolved."""
     return [Gathered(plan)]
 
 
-def shifted(plan: Plan) -> list[Part]:
+def shifted(plan: StripePlan) -> list[FormPart]:
     """Live stripes alone, convolved before they are shifted."""
     return [Shifted(plan)]
 
 
-forms: Mapping[str, Callable[[Plan], list[Part]]] = {
+forms: Mapping[str, Callable[[StripePlan], list[FormPart]]] = {
     "dense": dense,
     "cropped": cropped,
     "gathered": gathered,

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from nas_prune.ops.stripes.plan import Grid, Pair, Plan, Stripe
+from nas_prune.ops.stripes.plan import KernelGrid, Pair, Stripe, StripePlan
 
 
 class Window(nn.Module):
@@ -21,7 +21,7 @@ class Window(nn.Module):
 
     live: Tensor
 
-    def __init__(self, plan: Plan, filters: Sequence[int], crop: tuple[Grid, Grid]) -> None:
+    def __init__(self, plan: StripePlan, filters: Sequence[int], crop: tuple[KernelGrid, KernelGrid]) -> None:
         super().__init__()
         rows, columns = self._crop = crop
         self.owners = list(filters)
@@ -48,10 +48,10 @@ class Window(nn.Module):
         return F.conv2d(F.pad(x, self._pads), weight, bias, self._stride, 0, self._dilation)
 
 
-class Stripes(nn.Module):
+class StripeMaps(nn.Module):
     """1x1 convolutions of live stripes, one map per stripe. A subclass says how maps come to their places."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: StripePlan) -> None:
         super().__init__()
         self._plan, (rows, columns) = plan, plan.crop(range(plan.filters))
         self._pads, self._start = plan.pads(rows, columns), (rows.start, columns.start)
@@ -88,7 +88,7 @@ class Stripes(nn.Module):
         return F.conv2d(x, rearrange(self.weight[first : first + count], "m c -> m c 1 1"))
 
 
-class Gathered(Stripes):
+class Gathered(StripeMaps):
     """Position by position: shift and stride the input, then convolve."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class Gathered(Stripes):
         return torch.cat(maps, 1)
 
 
-class Shifted(Stripes):
+class Shifted(StripeMaps):
     """Phase by phase of the stride: convolve the whole input, then shift the outputs."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ Stripe = tuple[int, int, int]  # filter, row, column
 
 
 @dataclass(frozen=True)
-class Grid:
+class KernelGrid:
     """Equally spaced positions along one dimension of a kernel."""
 
     start: int
@@ -36,7 +36,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StripePlan:
     """What a form is made from.
 
     ``alive``: per filter the positions of its kernel row by row, "1" live and "0" dead. ``padding``: top, bottom, left,
@@ -66,12 +66,12 @@ class Plan:
         chosen = list(filters)
         return [(n, i, j) for i, j in positions for n in chosen if self.lives((n, i, j))]
 
-    def crop(self, filters: Iterable[int]) -> tuple[Grid, Grid]:
+    def crop(self, filters: Iterable[int]) -> tuple[KernelGrid, KernelGrid]:
         """Rows and columns without those that are dead in all of some filters; one position where all are dead."""
         stripes = self.stripes(filters) or [(0, 0, 0)]
-        return Grid.around(i for _, i, _ in stripes), Grid.around(j for _, _, j in stripes)
+        return KernelGrid.around(i for _, i, _ in stripes), KernelGrid.around(j for _, _, j in stripes)
 
-    def pads(self, rows: Grid, columns: Grid) -> list[int]:
+    def pads(self, rows: KernelGrid, columns: KernelGrid) -> list[int]:
         """Padding of a crop as ``F.pad`` takes it: left, right, top, bottom; negative where it cuts the input."""
         top, bottom, left, right = self.padding
         (y, x), (height, width) = self.dilation, self.kernel

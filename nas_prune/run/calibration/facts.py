@@ -7,7 +7,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from nas_prune.base.files.documents import Count, Document, NotNegative, Positive, Text, Whole
+from nas_prune.base.files.documents import Document, Natural, NotNegative, Positive, Text, Whole
 from nas_prune.base.plain import is_moderate, is_plain
 from nas_prune.costs import predictors
 from nas_prune.costs.timing.conditions import Precision, Runtime
@@ -53,7 +53,7 @@ class Facts(Document):
     batch_size: Whole
     conditions: ConditionFacts
     device: dict[str, Text]
-    seed: Count
+    seed: Natural
     predictor: Text
     errors: dict[str, ErrorFile]
     interval: Annotated[list[NotNegative], Field(min_length=2, max_length=2)]

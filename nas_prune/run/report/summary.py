@@ -9,7 +9,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableFigure:
     """One figure of the table, how far it is from the dense model's, and whether it is known at all."""
 
     text: str
@@ -37,7 +37,7 @@ def columns() -> dict[str, str]:
     return {"dense": "dense", "gated": "gated", "derived": "derived", "finetuned": "fine-tuned"}
 
 
-def table_rows(results: Mapping[str, Any]) -> dict[str, list[Cell]]:
+def table_rows(results: Mapping[str, Any]) -> dict[str, list[TableFigure]]:
     """Label -> one cell per column."""
     models = {key: results.get(key) or {} for key in columns()}
     dense = models["dense"]
@@ -50,12 +50,14 @@ def table_rows(results: Mapping[str, Any]) -> dict[str, list[Cell]]:
         "Predicted latency (ms)": [_latency(model, dense, "predicted_ms") for model in models.values()],
         "Measured latency (ms)": [_latency(model, dense, "measured_ms") for model in models.values()],
     }
-    exact = Cell("—" if error is None else f"{error:.1e}")
-    rows["Largest |gated - derived| output"] = [exact if key == "derived" else Cell("") for key in models]
+    exact = TableFigure("—" if error is None else f"{error:.1e}")
+    rows["Largest |gated - derived| output"] = [exact if key == "derived" else TableFigure("") for key in models]
     return rows
 
 
-def _live_rows(models: Mapping[str, Mapping[str, Any]], stripes: Mapping[str, Any] | None) -> dict[str, list[Cell]]:
+def _live_rows(
+    models: Mapping[str, Mapping[str, Any]], stripes: Mapping[str, Any] | None
+) -> dict[str, list[TableFigure]]:
     """What the live stripes of convolutions multiply and hold, beside what is executed and stored."""
     if not stripes:
         return {}
@@ -159,30 +161,34 @@ def quantity(value: float | None) -> str:
     return f"{value:g}"
 
 
-def _top1(model: Mapping[str, Any], dense: Mapping[str, Any]) -> Cell:
+def _top1(model: Mapping[str, Any], dense: Mapping[str, Any]) -> TableFigure:
     value, before = model.get("top1"), dense.get("top1")
     if value is None:
         return _absent(model)
-    return Cell(f"{value:.2f}", "" if before is None or model is dense else _signed(value - before, "points", 2))
+    return TableFigure(f"{value:.2f}", "" if before is None or model is dense else _signed(value - before, "points", 2))
 
 
-def _count(model: Mapping[str, Any], dense: Mapping[str, Any], key: str) -> Cell:
+def _count(model: Mapping[str, Any], dense: Mapping[str, Any], key: str) -> TableFigure:
     value = model.get(key)
-    return _absent(model) if value is None else Cell(quantity(value), _relative(value, dense.get(key), model is dense))
+    return (
+        _absent(model)
+        if value is None
+        else TableFigure(quantity(value), _relative(value, dense.get(key), model is dense))
+    )
 
 
-def _latency(model: Mapping[str, Any], dense: Mapping[str, Any], key: str) -> Cell:
+def _latency(model: Mapping[str, Any], dense: Mapping[str, Any], key: str) -> TableFigure:
     value, spread = model.get(key), model.get(f"{key}_spread")
     if value is None:
         return _absent(model)
     text = milliseconds(value)
     if spread is not None:
         text += f" ± {spread:.{len(text.partition('.')[2])}f}"
-    return Cell(text, _relative(value, dense.get(key), model is dense))
+    return TableFigure(text, _relative(value, dense.get(key), model is dense))
 
 
-def _absent(model: Mapping[str, Any]) -> Cell:
-    return Cell("—" if model else "not yet run", known=False)
+def _absent(model: Mapping[str, Any]) -> TableFigure:
+    return TableFigure("—" if model else "not yet run", known=False)
 
 
 def _relative(value: float, before: float | None, same: bool) -> str:
