@@ -18,7 +18,7 @@ from nas_prune.base.files.whole import append_line, atomic_write, read_lines
 HOLDER = """
 import sys
 from pathlib import Path
-from nas_prune.lock import locked
+from nas_prune.base.files.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
