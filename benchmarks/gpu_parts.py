@@ -36,7 +36,7 @@ from nas_prune.derivation.trace import trace
 from nas_prune.derivation.verify import verify
 from nas_prune.methods.criteria import criteria
 from nas_prune.methods.gated import GatedModel
-from nas_prune.methods.penalties import BudgetPenalty
+from nas_prune.methods.penalties.budget import BudgetPenalty
 from nas_prune.run import pipeline
 from nas_prune.run.calibration.calibrate import calibrate
 from nas_prune.run.calibration.settings import LatencySettings

@@ -27,7 +27,7 @@ from nas_prune.base.files.documents import read_document
 from nas_prune.costs import Budget, Conditions, measure_together, predictors
 from nas_prune.derivation.derive import derive
 from nas_prune.derivation.trace import trace
-from nas_prune.methods.selectors import selectors
+from nas_prune.methods.selectors import Question, selectors
 from nas_prune.run.calibration.calibrate import Calibration, calibrate
 from nas_prune.run.calibration.settings import LatencySettings
 from nas_prune.run.files import CalibrationPage
@@ -83,7 +83,7 @@ def met(
 
     budget = Budget(f"{wanted:.4f}x", calibration.predictor)
     try:
-        return meet(scores, budget, space, selectors["optimal"], cost).arch
+        return meet(Question(scores, budget.cost, budget.limit, space), selectors["optimal"], cost).arch
     except BudgetError as error:
         print(f"  {wanted:.3f}x: {error}")
         return None

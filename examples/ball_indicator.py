@@ -5,8 +5,9 @@ from torch import nn
 
 import nas_prune as npr
 from nas_prune.costs import Macs
-from nas_prune.methods.penalties import BudgetPenalty
-from nas_prune.methods.selectors import ranked
+from nas_prune.methods.penalties.budget import BudgetPenalty
+from nas_prune.methods.selectors import Question
+from nas_prune.methods.selectors.ranked import ranked
 
 
 class Net(nn.Sequential):  # the second non-linearity sits in a residual branch
@@ -33,7 +34,8 @@ axes = npr.trace(net, torch.randn(1, 20))
 gated = npr.GatedModel(net, axes, gate="weight", kinds={"depth": ("hard_concrete", {})})
 budget = npr.Budget("0.05x", Macs(axes))  # as much as the branch closed and all widths kept would take
 fit(gated, 400, BudgetPenalty(budget, alpha=0.03))
-with gated.fixed(arch := ranked(gated.scores(), budget.cost, budget.limit, gated.space)):
+arch = ranked(Question(gated.scores(), budget.cost, budget.limit, gated.space)).arch
+with gated.fixed(arch):
     found = fit(gated, 200)
 with gated.fixed(npr.Arch({name: () for name, axis in axes.items() if axis.kind == "depth"})):
     closed = fit(gated, 400)

@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from asked import ask
 from known_answers import PLANTS, planted_choice, planted_units, planted_width
 
 from nas_prune.costs import Budget, Macs
 from nas_prune.derivation.trace import trace
 from nas_prune.methods.criteria import criteria
 from nas_prune.methods.gated import GatedModel
-from nas_prune.methods.penalties import BudgetPenalty
-from nas_prune.methods.selectors import ranked
+from nas_prune.methods.penalties.budget import BudgetPenalty
+from nas_prune.methods.selectors.ranked import ranked
 from nas_prune.tracing.arch import Arch
 from nas_prune.train.data.loaders import from_loaders
 from nas_prune.train.loop import Run, Stage, fit, optimizer_of, task_loss
@@ -86,7 +87,7 @@ def test_gates_under_one_price_find_the_width_of_the_teacher(width):
     chance = {name: torch.rand(10 * width, generator=generator) for name in norms}
     limit = float(price.cost(arch.sizes(plain.axes)))
     for control in (norms, chance):
-        other = ranked(control, price.cost, limit, plain.space)
+        other = ask(ranked, control, price.cost, limit, plain.space)
         assert other.sizes(plain.axes) == arch.sizes(plain.axes)
         assert accuracy(gated.fixed(arch), task.held_out) > 0.1 + accuracy(plain.fixed(other), dense.held_out)
 

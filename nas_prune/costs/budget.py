@@ -25,9 +25,10 @@ class Budget:
         """Whether the limit is a share of the dense model's cost."""
         return parse_target(self.target)[1] == "x"
 
-    def at(self, limit: float) -> "Budget":
-        """The same cost with another, absolute limit."""
-        return Budget(f"{limit!r}{'ms' if self.cost.unit == 'ms' else ''}", self.cost)
+    @staticmethod
+    def of(limit: float, cost: CostModel) -> "Budget":
+        """An absolute limit, in the unit of the cost."""
+        return Budget(f"{limit!r}{'ms' if cost.unit == 'ms' else ''}", cost)
 
     @property
     def limit(self) -> float:

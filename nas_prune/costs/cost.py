@@ -20,4 +20,4 @@ class CostModel(Protocol):
         ...
 
 
-costs: Registry[type] = Registry("cost")
+costs: Registry[type] = Registry("cost", __package__)

@@ -6,10 +6,12 @@ their widths (``num_heads``, ``groups``, ``normalized_shape`` ...) to what the g
 branches that are closed.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
-from nas_prune.base.errors import DeriveError
+from nas_prune.base.errors import ArchError, DeriveError
 from nas_prune.derivation.attention_scale import keep_scales
 from nas_prune.derivation.closed_branches import remove
 from nas_prune.derivation.computed_scales import Numbers, keep_dense
@@ -24,13 +26,14 @@ from nas_prune.tracing.graph.multihead import close_up
 from nas_prune.tracing.oracle import take
 
 
-def derive(model: nn.Module, axes: Axes, arch: Arch) -> nn.Module:
+def derive(model: nn.Module, axes: Axes, arch: Arch, *, edits: Mapping[str, Tensor] | None = None) -> nn.Module:
     """A smaller copy of ``model`` that keeps the units of ``arch``; ``model`` itself is left untouched.
 
-    Raises ArchError if the architecture does not fit the axes, DeriveError if the model's own code cannot express it.
+    ``edits``: name of a parameter or buffer -> values of its dense shape, which take the place of its own first.
+    Raises ArchError if the architecture or an edit does not fit, DeriveError if the model's own code cannot express it.
     """
     arch.check(axes)
-    small = plain_copy(model)
+    small = edited(model, edits or {})
     shrink(small, axes, arch)
     numbers = Numbers()
     try:
@@ -44,6 +47,27 @@ def derive(model: nn.Module, axes: Axes, arch: Arch) -> nn.Module:
     keep_dense(small, axes, arch, numbers.found)
     close_up(small)
     return small
+
+
+def edited(model: nn.Module, edits: Mapping[str, Tensor]) -> nn.Module:
+    """A plain copy of the model with these new values."""
+    copied = plain_copy(model)
+    edit(copied, edits)
+    return copied
+
+
+def edit(model: nn.Module, edits: Mapping[str, Tensor]) -> None:
+    """Put new values into parameters and buffers, in place. Raises ArchError, and changes nothing, where one does not
+    fit, and where one is not finite.
+    """
+    state = model.state_dict(keep_vars=True)
+    for name, value in edits.items():
+        if name not in state or state[name].shape != value.shape or not bool(value.isfinite().all()):
+            own = tuple(state[name].shape) if name in state else "no such tensor"
+            raise ArchError(f"an edit of {name} is {tuple(value.shape)}, all finite or not; the model has {own}")
+    with torch.no_grad():
+        for name, value in edits.items():
+            state[name].copy_(value)
 
 
 def shrink(model: nn.Module, axes: Axes, arch: Arch) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nas_prune.base.errors import SpaceError
 from nas_prune.base.registry import Registry
 
-operations: Registry[type["Operation"]] = Registry("operation")
+operations: Registry[type["Operation"]] = Registry("operation", __package__)
 
 
 class Operation(nn.Module):

@@ -18,11 +18,13 @@ from nas_prune.base.errors import ArtifactError, RecipeError, RuntimeMissingErro
 from nas_prune.base.registry import MODELS, hint
 from nas_prune.costs import Budget, CostModel, Predictor, costs
 from nas_prune.costs.timing.runtimes import missing
+from nas_prune.methods.criteria import Criterion, criteria
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.gates import gates
 from nas_prune.methods.penalties import penalties
-from nas_prune.methods.selectors import selectors
-from nas_prune.run.checks import OVERLAY, blaming, check_worth, typed
+from nas_prune.methods.selectors import Question, Selector, selectors
+from nas_prune.run.checks import OVERLAY, blaming, check_worth
+from nas_prune.run.parts import bound, typed
 from nas_prune.run.recipe.recipe import Recipe
 from nas_prune.run.recipe.settings import ModelSettings
 from nas_prune.tracing import Axes
@@ -33,6 +35,7 @@ from nas_prune.train.data.preprocessing import data_keys, tell
 from nas_prune.train.descent import Pace
 from nas_prune.train.finetune import restart
 from nas_prune.train.loop import task_loss
+from nas_prune.train.settings import SearchSettings
 
 PATIENCE = timedelta(days=1)  # while one process measures, the others wait
 
@@ -162,11 +165,11 @@ def rehearse(recipe: Recipe, backbone: nn.Module, space: SearchSpace, images: Te
         trial = gated(recipe, copy.deepcopy(backbone), space).eval()
         trial(images)
     limit = Budget("0.5x", costs["macs"](space.axes))
-    if recipe.search.fitting_selector == "genotype":  # others fit any space, and take their time
-        selectors["genotype"](trial.scores(), limit.cost, limit.limit, space)
+    if recipe.search.fitting_selector.name == "genotype":  # others fit any space, and take their time
+        selector(recipe.search)(Question(trial.scores(), limit.cost, limit.limit, space))
     if recipe.finetune.from_scratch:
         restart(copy.deepcopy(backbone), recipe.seed)
-    for number, term in enumerate(penalty_terms(recipe, limit) if recipe.search.criterion is None else ()):
+    for number, term in enumerate(penalty_terms(recipe, limit) if recipe.search.criterion.name is None else ()):
         with blaming(key := f"search.penalties.{number}.options"), torch.no_grad():
             check_worth(key, term(trial))
 
@@ -188,11 +191,18 @@ def _cost(name: str, axes: Axes, predictor: Predictor) -> CostModel:
 
 def penalty_terms(recipe: Recipe, limit: Budget) -> list[nn.Module]:
     """The recipe's terms beside the task loss."""
-    terms = []
-    for number, each in enumerate(recipe.search.penalties):
-        part = penalties[each.name]
-        terms.append(part(limit, **typed(f"search.penalties.{number}.options", part, 1, each.options)))
-    return terms
+    wanted = enumerate(recipe.search.penalties)
+    return [bound(f"search.penalties.{number}", penalties, each, 1)(limit) for number, each in wanted]
+
+
+def selector(search: SearchSettings) -> Selector:
+    """The recipe's selector, or the one that fits where the scores come from."""
+    return bound("search.selector", selectors, search.fitting_selector, 1)
+
+
+def criterion(search: SearchSettings) -> Criterion:
+    """The recipe's criterion. Raises RecipeError where it names none."""
+    return bound("search.criterion", criteria, search.criterion, 2)
 
 
 def example(recipe: Recipe, data: Data, *, batch: int, device: torch.device | None = None) -> Tensor:

@@ -6,20 +6,18 @@ the data decide is checked in ``build``, when both are there; until then nothing
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from inspect import signature
 from os.path import isfile
-from typing import Any
 
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 from timm.optim import list_optimizers
 from torch import Tensor, nn
 
 from nas_prune.artifact.origin import SOURCES
 from nas_prune.base.errors import BudgetError, NasPruneError, RecipeError, first_line, shown
 from nas_prune.base.registry import hint
+from nas_prune.base.settings import PartSettings
 from nas_prune.costs import Budget
 from nas_prune.costs.budget import checked_target
 from nas_prune.costs.cost import Sizes
@@ -27,6 +25,7 @@ from nas_prune.methods.criteria import criteria
 from nas_prune.methods.gates import Gate, gates
 from nas_prune.methods.penalties import penalties
 from nas_prune.methods.selectors import selectors
+from nas_prune.run.parts import bound, import_parts
 from nas_prune.run.recipe.recipe import Recipe
 from nas_prune.run.recipe.settings import ModelSettings
 from nas_prune.train.data.order import drawing
@@ -39,23 +38,25 @@ MOMENTS = 16  # of a stage, at which its schedule is asked
 
 def check(recipe: Recipe) -> None:
     """Raise RecipeError, naming the key, for what no run of this recipe could use."""
+    import_parts(recipe.parts)
     share, unit = checked_target("budget.target", recipe.budget.target, recipe.budget.cost)
     if unit == "x" and share >= 1:
         raise BudgetError(f"the dense model is within budget.target {recipe.budget.target} already: nothing to prune")
     for cost, target in recipe.budget.limits.items():
         checked_target(f"budget.limits.{cost}", target, cost)
     _check_sources(recipe.model)
-    _check_gate("gate.options", recipe.gate.name, recipe.gate.options)
+    _check_gate("gate", recipe.gate)
     for kind, own in recipe.gate.kinds.items():
-        _check_gate(f"gate.kinds.{kind}.options", own.name, own.options)
+        _check_gate(f"gate.kinds.{kind}", own)
     for number, penalty in enumerate(recipe.search.penalties):
-        _check_penalty(f"search.penalties.{number}.options", penalty.name, penalty.options)
+        with blaming(f"search.penalties.{number}.options"):  # whether it fits the model is seen when there is one
+            bound(f"search.penalties.{number}", penalties, penalty, 1)(Budget("0.5x", _OneAxis()))
     epochs = {"dense": recipe.dense.epochs, "search": recipe.search.epochs, "finetune": recipe.finetune.epochs}
     for section, settings in {"dense": recipe.dense, "search": recipe.search, "finetune": recipe.finetune}.items():
         _check_training(section, settings, epochs[section] or 1)
-    if recipe.search.criterion is not None:
-        _known("search.criterion", recipe.search.criterion, criteria)
-    _known("search.selector", recipe.search.fitting_selector, selectors)
+    if recipe.search.criterion.name is not None:
+        bound("search.criterion", criteria, recipe.search.criterion, 2)
+    bound("search.selector", selectors, recipe.search.fitting_selector, 1)
 
 
 @contextmanager
@@ -95,37 +96,15 @@ def _check_sources(settings: ModelSettings) -> None:
             )
 
 
-def typed(key: str, part: Callable[..., object], given: int, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a part as it types them (YAML's 3 is a number, too), after so many arguments.
-
-    Raises RecipeError for those that it does not take.
-    """
-    takes = signature(part, eval_str=True)
-    try:
-        takes.bind(*(None,) * given, **options)
-    except TypeError as error:
-        raise RecipeError(f"{key} do not fit: {first_line(error)}; `nas-prune list` shows what there is") from error
-    found: dict[str, Any] = {}
-    for name, value in options.items():
-        kind = TypeAdapter(takes.parameters[name].annotation, config=ConfigDict(strict=True))
-        try:
-            found[name] = kind.validate_python(value)
-        except ValidationError as error:
-            message = error.errors(include_url=False)[0]["msg"].removeprefix("Input ")
-            raise RecipeError(f"{key}.{name} {message}, not {shown(value)}") from error
-    return found
-
-
-def _check_gate(key: str, name: str, options: Mapping[str, Any]) -> None:
+def _check_gate(key: str, settings: PartSettings) -> None:
     """A gate of four units, of filters and of what no weight writes: its numbers are finite, and it begins open."""
-    part = gates[name]
-    options = typed(key, part, 2, options)
-    said = f"of gate {shown(name)}, {shown(options)}"
-    with drawing(0, "checks"), blaming(f"{key} {said}"):
+    part = bound(key, gates, settings, 2)
+    said = f"{key}.options of gate {shown(settings.name)}, {shown(settings.options)}"
+    with drawing(0, "checks"), blaming(said):
         for weight in ([torch.randn(4, 9)], []):
-            problem = _wrong_with(part(4, [9] * len(weight), **options), weight)
+            problem = _wrong_with(part(4, [9] * len(weight)), weight)
             if problem:
-                raise RecipeError(f"{key} {said}: {problem}; `nas-prune list gates` shows what there is")
+                raise RecipeError(f"{said}: {problem}; `nas-prune list gates` shows what there is")
 
 
 def _wrong_with(gate: Gate, weight: list[Tensor]) -> str:
@@ -152,12 +131,6 @@ class _OneAxis:
     def __call__(self, sizes: Sizes) -> Tensor:
         """Ten units, or as many as there are."""
         return torch.as_tensor(sizes.get("axis", 10.0), dtype=torch.float32)
-
-
-def _check_penalty(key: str, name: str, options: Mapping[str, Any]) -> None:
-    """A penalty can be made; whether it fits the model is seen when there is one."""
-    with blaming(key):
-        penalties[name](Budget("0.5x", _OneAxis()), **typed(key, penalties[name], 1, options))
 
 
 def check_worth(key: str, value: Tensor) -> None:

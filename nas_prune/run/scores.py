@@ -6,7 +6,7 @@ import torch
 
 from nas_prune.base.errors import CheckpointError
 from nas_prune.base.files import tensors as tensor_file
-from nas_prune.methods.selectors import Scores
+from nas_prune.methods.scores import Scores
 from nas_prune.tracing.space import SearchSpace
 
 AGAIN = "delete it to have it made again"

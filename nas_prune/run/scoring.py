@@ -4,13 +4,12 @@ from safetensors.torch import save
 
 from nas_prune.base.files.whole import atomic_write
 from nas_prune.costs import Budget, Limits, Predictor
-from nas_prune.methods.criteria import criteria
 from nas_prune.methods.gated import GatedModel
-from nas_prune.methods.selectors import Scores
+from nas_prune.methods.scores import Scores
 from nas_prune.run import build
 from nas_prune.run.job import Job
 from nas_prune.run.scores import read_scores
-from nas_prune.train.data.loaders import first_batches
+from nas_prune.train.data.loaders import FirstBatches
 from nas_prune.train.search import learn
 
 FILE = "scores.safetensors"
@@ -19,7 +18,7 @@ FILE = "scores.safetensors"
 def scored(job: Job, gated: GatedModel, predictor: Predictor) -> Scores:
     """Scores (c) per axis. Gates are learnt first, unless the recipe names a criterion."""
     recipe, path = job.recipe, job.folder / FILE
-    if recipe.search.criterion is None:
+    if recipe.search.criterion.name is None:
         budget = job.budget(predictor)
         limits = job.limits(predictor)
         joint = Budget("1", Limits([budget, *limits])) if limits else budget
@@ -36,7 +35,7 @@ def scored(job: Job, gated: GatedModel, predictor: Predictor) -> Scores:
     gated.fold()
     with job.first():
         if not path.exists():
-            scores = _by_criterion(job, gated) if recipe.search.criterion else learnt
+            scores = _by_criterion(job, gated) if recipe.search.criterion.name else learnt
             atomic_write(path, save({name: score.cpu().contiguous() for name, score in scores.items()}))
     return kept(job)
 
@@ -49,11 +48,11 @@ def kept(job: Job) -> Scores:
 def _by_criterion(job: Job, gated: GatedModel) -> Scores:
     """What the recipe's criterion says, from training batches. A bar counts the forward passes that it makes."""
     search = job.recipe.search
-    batches = first_batches(job.data, search.criterion_batches, job.run.accelerator.device)
-    bar = job.run.bars.bar(str(search.criterion), None)
+    batches = FirstBatches(job.data, search.criterion_batches, job.run.accelerator.device)
+    bar = job.run.bars.bar(str(search.criterion.name), None)
     counting = gated.register_forward_hook(lambda *_: bar.advance())
     try:
-        return criteria[str(search.criterion)](gated, batches)
+        return build.criterion(search)(gated, batches)
     finally:
         counting.remove()
         bar.end()

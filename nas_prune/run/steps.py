@@ -11,11 +11,12 @@ from nas_prune.artifact import folder as artifact
 from nas_prune.base.errors import CheckpointError
 from nas_prune.base.files.documents import read_document
 from nas_prune.base.files.whole import write_json
-from nas_prune.costs import Budget
-from nas_prune.derivation.derive import derive
+from nas_prune.costs import Budget, CostModel
+from nas_prune.derivation.derive import derive, edit
 from nas_prune.derivation.verify import verify
 from nas_prune.methods.gated import GatedModel
-from nas_prune.methods.selectors import Scores, selectors
+from nas_prune.methods.scores import Scores
+from nas_prune.methods.selectors import Question
 from nas_prune.ops import first_alone, inherit
 from nas_prune.run import build
 from nas_prune.run.calibration.bench import conditions
@@ -28,6 +29,7 @@ from nas_prune.run.scoring import scored
 from nas_prune.run.stripe_forms import reform, take_forms
 from nas_prune.tracing.arch import Arch
 from nas_prune.train.choose import Met, meet
+from nas_prune.train.data.loaders import FirstBatches
 from nas_prune.train.loop import Stage, fit, optimizer_of, task_loss
 from nas_prune.train.search import settle
 
@@ -57,34 +59,39 @@ def searched(job: Job, gated: GatedModel, calibration: Calibration) -> Met:
     """The search: score the units, meet the budget as measured, settle; the architecture in arch.json."""
     recipe = job.recipe
     scores, budget = scored(job, gated, calibration.predictor), job.budget(calibration.predictor)
-    learnt = None if recipe.search.criterion else float(budget.cost(gated.arch().sizes(job.space.free)).detach())
+    learnt = None if recipe.search.criterion.name else float(budget.cost(gated.arch().sizes(job.space.free)).detach())
     with job.first():
-        met = replace(within(job, scores, calibration, budget), gates=learnt)
+        met = replace(within(job, question(job, gated, scores, budget), calibration), gates=learnt)
         met.arch.write(job.folder / "arch.json")
         write_genotype(job.folder / "genotype.json", met.arch.kept, recipe.space)
+    edit(gated.backbone, met.edits)
     settle(gated, met.arch, job.data, settings=recipe.search, run=job.run, images=recipe.data)
     return met
 
 
-def within(job: Job, scores: Scores, calibration: Calibration, budget: Budget, *, journal: Path | None = None) -> Met:
-    """The architecture of highest scores that meets the budget as measured, and the other limits of the recipe."""
+def question(job: Job, gated: GatedModel, scores: Scores, budget: Budget) -> Question:
+    """What the recipe's selector is asked."""
+    batches = FirstBatches(job.data, job.recipe.search.criterion_batches, job.run.accelerator.device)
+    return Question(scores, budget.cost, budget.limit, job.space, gated=gated, batches=batches, seed=job.recipe.seed)
+
+
+def within(job: Job, asked: Question, calibration: Calibration, *, journal: Path | None = None) -> Met:
+    """The decision of the recipe's selector that meets the limit as measured, and the other limits of the recipe."""
     return meet(
-        scores,
-        budget,
-        job.space,
-        selectors[job.recipe.search.fitting_selector],
-        _costing(job, calibration, budget),
+        asked,
+        build.selector(job.recipe.search),
+        _costing(job, calibration, asked.cost),
         limits=job.limits(calibration.predictor),
         rounds=job.recipe.budget.rounds,
         journal=journal or job.folder / "rounds.jsonl",
     )
 
 
-def _costing(job: Job, calibration: Calibration, budget: Budget) -> Callable[[Arch], float]:
+def _costing(job: Job, calibration: Calibration, cost: CostModel) -> Callable[[Arch], float]:
     """What an architecture really costs: milliseconds are measured, MACs and parameters are counted exactly."""
-    if budget.cost.unit == "ms":
+    if cost.unit == "ms":
         return _measuring(job, calibration)
-    return lambda arch: float(budget.cost(arch.sizes(job.space.free)))
+    return lambda arch: float(cost(arch.sizes(job.space.free)))
 
 
 def _measuring(job: Job, calibration: Calibration) -> Callable[[Arch], float]:

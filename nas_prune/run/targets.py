@@ -14,6 +14,7 @@ from nas_prune.costs import Budget, counted
 from nas_prune.costs.budget import checked_target
 from nas_prune.derivation.derive import derive
 from nas_prune.derivation.verify import verify
+from nas_prune.methods.gated import GatedModel
 from nas_prune.run import build
 from nas_prune.run.calibration.calibrate import Calibration
 from nas_prune.run.calibration.calibrated import calibrated, refuse
@@ -23,7 +24,7 @@ from nas_prune.run.promise import promised
 from nas_prune.run.result_files import TargetFile
 from nas_prune.run.results import Figures, timed
 from nas_prune.run.scoring import kept
-from nas_prune.run.steps import baseline, reformed, save, saved, searched, train_dense, within
+from nas_prune.run.steps import baseline, question, reformed, save, saved, searched, train_dense, within
 from nas_prune.tracing.arch import Arch
 from nas_prune.train.evaluate import top1
 from nas_prune.train.finetune import finetune, recalibrate
@@ -47,7 +48,7 @@ def derive_targets(job: Job, targets: Sequence[str], *, tune: bool) -> dict[str,
     gated = build.gated(job.recipe, job.model, job.space).to(job.run.accelerator.device)
     searched(job, gated, calibration)
     teacher = baseline(job, parent) if tune else parent
-    found = [_one(job, calibration, limit, teacher, tune=tune) for limit in limits.values()]
+    found = [_one(job, gated, calibration, limit, teacher if tune else None) for limit in limits.values()]
     dense_ms = _dense_ms(job, found)
     rows = [_placed(row, limit, dense_ms) for row, limit in zip(found, limits.values(), strict=True)]
     dense = {"top1": top1(teacher, job.data, job.run.accelerator), "measured_ms": dense_ms, "measured_share": 1.0}
@@ -56,27 +57,30 @@ def derive_targets(job: Job, targets: Sequence[str], *, tune: bool) -> dict[str,
     return content
 
 
-def _one(job: Job, calibration: Calibration, limit: Budget, teacher: nn.Module, *, tune: bool) -> dict[str, Any]:
-    """One target: select, derive, prove, measure, save. What is done already is read."""
+def _one(
+    job: Job, gated: GatedModel, calibration: Calibration, limit: Budget, teacher: nn.Module | None
+) -> dict[str, Any]:
+    """One target: select, derive, prove, measure, save; fine-tuned where there is a teacher. What is done is read."""
     name = f"targets/{limit.target.strip()}"
-    done = f"{name}/tuned.json" if tune else f"{name}/derived.json"
-    made = [f"{name}/derived", *([f"{name}/finetuned"] if tune else [])]
+    done = f"{name}/tuned.json" if teacher else f"{name}/derived.json"
+    made = [f"{name}/derived", *([f"{name}/finetuned"] if teacher else [])]
     if (job.folder / done).exists() and all(saved(job, each) for each in made):
         row: dict[str, Any] = read_document(job.folder / done, TargetFile, CheckpointError)
         return row
     with job.first():
-        met = within(job, kept(job), calibration, limit, journal=job.folder / name / "rounds.jsonl")
-        small = derive(job.model, job.space.axes, met.arch)
+        asked = question(job, gated, kept(job), limit)
+        met = within(job, asked, calibration, journal=job.folder / name / "rounds.jsonl")
+        small = derive(job.model, job.space.axes, met.arch, edits=met.edits)
         reformed(job, small, job.folder / name)
     images = build.example(job.recipe, job.data, batch=2)
-    certificate = verify(job.model, job.space.axes, met.arch, images).as_dict()
+    certificate = verify(job.model, job.space.axes, met.arch, images, edits=met.edits).as_dict()
     recalibrate(small, job.data, job.run, job.recipe.finetune.recalibrate_batches)
     save(job, small, f"{name}/derived", met.arch, certificate)
     dense = derive(job.model, job.space.axes, Arch())  # without gates
     times = timed(job, {"dense": dense, "small": small}, job.folder / name)
     row = _figures(job, calibration, limit, met.arch) | _measured(times) | {"short": met.short}
     row |= {"top1": top1(small, job.data, job.run.accelerator), "top1_finetuned": None, "folder": name}
-    if tune:
+    if teacher:
         apart = dataclasses.replace(job.run, folder=job.folder / name, track=None)
         finetune(small, teacher, job.data, settings=job.recipe.finetune, run=apart, images=job.recipe.data)
         save(job, small, f"{name}/finetuned", met.arch, certificate)

@@ -9,17 +9,19 @@ whose mean just fits is a coin toss for whoever times it next.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from torch import Tensor
+
 from nas_prune.base.errors import BudgetError, CheckpointError
 from nas_prune.base.files.documents import read_journal
 from nas_prune.base.files.whole import append_line
 from nas_prune.costs import Budget, Limits
-from nas_prune.methods.selectors import Scores, Selector
+from nas_prune.methods.selectors import Decision, Question, Selector
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace
 from nas_prune.train.journals import RoundRow
@@ -45,10 +47,12 @@ class Round:
 class Met:
     """The architecture that was chosen, and the rounds that led to it.
 
-    ``short``: why it is not within 5 % of the target, if so; ``gates``: predicted cost of what the gates alone say.
+    ``edits``: what the selector made of the weights; ``short``: why it is not within 5 % of the target, if so;
+    ``gates``: predicted cost of what the gates alone say.
     """
 
     arch: Arch
+    edits: Mapping[str, Tensor] = field(default_factory=dict)
     rounds: list[Round] = field(default_factory=list)
     short: str | None = None
     gates: float | None = None
@@ -100,9 +104,7 @@ def _standard_error(taken: Sequence[float]) -> float:
 
 
 def meet(
-    scores: Scores,
-    budget: Budget,
-    space: SearchSpace,
+    question: Question,
     select: Selector,
     cost_of: Callable[[Arch], float],
     *,
@@ -110,33 +112,34 @@ def meet(
     rounds: int = 12,
     journal: Path | None = None,
 ) -> Met:
-    """The architecture of highest scores whose real cost is within the budget.
+    """The decision, of those that ``select`` comes to under this limit and others, whose real cost is within the limit.
 
-    ``cost_of`` derives an architecture and measures it, in the unit of the budget; ``limits`` are held by prediction.
+    ``cost_of`` derives an architecture and measures it, in the unit of the limit; ``limits`` are held by prediction.
     Measurements are journalled: a stopped run reuses them. Raises BudgetError, with the closest figure, if no round
     met the target.
     """
-    target = asked = budget.limit
+    space, target, asked = question.space, question.limit, question.limit
     low, high = 0.0, math.inf  # what was asked for: most that measured within the target, least that measured above
     measured_cost = _Measurements(cost_of, space, journal)
-    tried: dict[tuple[int, ...], tuple[Round, Arch]] = {}
+    tried: dict[tuple[int, ...], tuple[Round, Decision]] = {}
     for _ in range(LOOKS * rounds):
-        arch, asked = _selected(scores, budget, asked, (space, select, limits))
+        decision, asked = _decided(question.within(asked), select, limits)
+        arch = decision.arch
         key = tuple(arch.sizes(space.free).values())
         again = key in tried
         if not again and len(tried) == rounds:
             break
         if not again:
             measured = measured_cost(arch, target)
-            tried[key] = Round(asked, float(budget.cost(arch.sizes(space.free))), measured, target), arch
+            tried[key] = Round(asked, question.spent(arch.sizes(space.free)), measured, target), decision
         measured = tried[key][0].measured
-        if fits(measured, target) or (measured > target and arch == _smallest(scores, space)):
+        if fits(measured, target) or (measured > target and arch == _smallest(question)):
             break
         low, high = (max(low, asked), high) if measured <= target else (low, min(high, asked))
         if high < low * FINE or (measured <= target and arch == Arch.dense(space.free)):
             break
         asked = _next(asked, target / measured, (low, high), again=again)
-    return _best(list(tried.values()), budget)
+    return _best(list(tried.values()), question)
 
 
 def _next(asked: float, wanted: float, between: tuple[float, float], *, again: bool) -> float:
@@ -149,39 +152,35 @@ def _next(asked: float, wanted: float, between: tuple[float, float], *, again: b
     return low / CLOSE if high == math.inf else high * CLOSE if low == 0 else (low + high) / 2
 
 
-def _selected(
-    scores: Scores, budget: Budget, asked: float, how: tuple[SearchSpace, Selector, Sequence[Budget]]
-) -> tuple[Arch, float]:
-    """The architecture of highest scores within every limit as predicted, and what was asked for in the end."""
-    space, select, limits = how
-    budgets = [budget.at(asked), *limits]
+def _decided(question: Question, select: Selector, limits: Sequence[Budget]) -> tuple[Decision, float]:
+    """The decision within every limit as predicted, and what was asked for in the end."""
+    joint = Limits([Budget.of(question.limit, question.cost), *limits])
     try:
-        if limits:
-            return select(scores, Limits(budgets), 1.0, space), asked
-        return select(scores, budget.cost, asked, space), asked
+        return select(question.within(1.0, joint) if limits else question), question.limit
     except BudgetError:  # the prediction says that nothing is within; only the device can tell
-        arch = _smallest(scores, space)
-        return arch, float(budget.cost(arch.sizes(space.free)))
+        arch = _smallest(question)
+        return Decision(arch), question.spent(arch.sizes(question.space.free))
 
 
-def _smallest(scores: Scores, space: SearchSpace) -> Arch:
+def _smallest(question: Question) -> Arch:
     """Every axis at its minimum; of a choice, the candidate of the highest score."""
+    scores, space = question.scores, question.space
     kept = {name: scores[name].topk(space.minimum[name]).indices.tolist() for name in space.free}
     return Arch(kept | {name: range(chosen) for name, chosen in space.chosen(scores).items()})
 
 
-def _best(tried: list[tuple[Round, Arch]], budget: Budget) -> Met:
+def _best(tried: list[tuple[Round, Decision]], question: Question) -> Met:
     """The slowest architecture within the target."""
-    within = [(step, arch) for step, arch in tried if step.measured <= step.target]
+    within = [(step, decision) for step, decision in tried if step.measured <= step.target]
     if not within:
         closest = min(step.measured for step, _ in tried)
         raise BudgetError(
-            f"after {len(tried)} rounds of derive and measure the closest is {closest:.4g} {budget.cost.unit}, "
-            f"the target is {budget.limit:.4g}; raise budget.rounds or budget.target, or allow smaller widths"
+            f"after {len(tried)} rounds of derive and measure the closest is {closest:.4g} {question.cost.unit}, "
+            f"the target is {question.limit:.4g}; raise budget.rounds or budget.target, or allow smaller widths"
         )
-    step, arch = max(within, key=lambda pair: pair[0].measured)
+    step, decision = max(within, key=lambda pair: pair[0].measured)
     rounds = [each for each, _ in tried]
-    return Met(arch, rounds, _short(step, rounds))
+    return Met(decision.arch, decision.edits, rounds, _short(step, rounds))
 
 
 def _short(best: Round, tried: list[Round]) -> str | None:

@@ -9,6 +9,7 @@ The phases are those of W-Gates (arXiv 2007.02066) as far as it tells; the choic
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from nas_prune.costs import Budget
+from nas_prune.derivation.derive import edit
 from nas_prune.methods.gated import GatedModel
-from nas_prune.methods.penalties import BudgetPenalty
-from nas_prune.methods.selectors import selectors
+from nas_prune.methods.penalties.budget import BudgetPenalty
+from nas_prune.methods.selectors import Question, selectors
 from nas_prune.tracing.arch import Arch
 from nas_prune.train.choose import meet
 from nas_prune.train.data.loaders import Data, from_loaders
@@ -51,9 +53,12 @@ def search(
     predicted = cost_of or (lambda arch: float(budget.cost(arch.sizes(gated.space.free))))
     scores = gated.scores()
     gated.fold()
-    arch = meet(scores, budget, gated.space, selectors[settings.fitting_selector], predicted).arch
-    settle(gated, arch, data, settings=settings, run=run)
-    return arch
+    question = Question(scores, budget.cost, budget.limit, gated.space, gated=gated, seed=run.seed)
+    fitting = settings.fitting_selector
+    met = meet(question, partial(selectors[str(fitting.name)], **fitting.options), predicted)
+    edit(gated.backbone, met.edits)
+    settle(gated, met.arch, data, settings=settings, run=run)
+    return met.arch
 
 
 def _classes(gated: GatedModel) -> int:

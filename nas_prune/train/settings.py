@@ -1,10 +1,10 @@
 """Sections of a recipe about training: optimizers, stages, the search, fine-tuning, the record."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from nas_prune.base.settings import Settings, Share
+from nas_prune.base.settings import PartSettings, Settings, Share
 
 
 class OptimSettings(Settings):
@@ -40,11 +40,26 @@ class DenseSettings(TrainSettings):
     )
 
 
-class PenaltySettings(Settings):
+class PenaltySettings(PartSettings):
     """One term added to the task loss while gates and weights are trained together."""
 
-    name: str = Field("budget", description="budget")
-    options: dict[str, Any] = Field({}, description="the penalty's keyword options")
+    name: str = Field("budget", description="a penalty, as `nas-prune list penalties` shows them")
+
+
+class CriterionSettings(PartSettings):
+    """What scores units in one shot, instead of gates that learn."""
+
+    name: str | None = Field(None, description="a criterion (`nas-prune list criteria`); null: gates learn instead")
+
+
+class SelectorSettings(PartSettings):
+    """How scores become an architecture that meets the budget."""
+
+    name: str | None = Field(
+        None,
+        description="a selector, as `nas-prune list selectors` shows them; null: price for scores that gates have "
+        "learnt, optimal for those of a criterion",
+    )
 
 
 class ShapleySettings(Settings):
@@ -69,25 +84,20 @@ class SearchSettings(OptimSettings):
     gate_lr: PositiveFloat = Field(1e-3, description="learning rate of the gates (Adam, no weight decay)")
     penalties: list[PenaltySettings] = Field([PenaltySettings()], description="terms added to the task loss")
     shapley: ShapleySettings = Field(ShapleySettings(), description="how gates called shapley are moved")
-    selector: str | None = Field(
-        None,
-        description="how scores become an architecture that meets the budget; left out: price for those that gates "
-        "have learnt, optimal for those of a criterion",
-    )
-    criterion: str | None = Field(
-        None, description="score units by this criterion, e.g. taylor, instead of learning gates (one shot)"
-    )
+    selector: SelectorSettings = Field(SelectorSettings(), description="how scores become an architecture")
+    criterion: CriterionSettings = Field(CriterionSettings(), description="what scores units in one shot")
     criterion_batches: PositiveInt = Field(20, description="training batches that the criterion looks at")
 
     @property
-    def fitting_selector(self) -> str:
+    def fitting_selector(self) -> SelectorSettings:
         """The selector that was asked for, or the one that fits where the scores come from."""
-        return self.selector or ("optimal" if self.criterion else "price")
+        fitting = "optimal" if self.criterion.name else "price"
+        return self.selector if self.selector.name else SelectorSettings(name=fitting)
 
     @property
     def epochs(self) -> int:
         """Epochs of the three phases together; a criterion scores in one shot, and only the last phase trains."""
-        return self.freeze if self.criterion else self.warmup + self.joint + self.freeze
+        return self.freeze if self.criterion.name else self.warmup + self.joint + self.freeze
 
 
 class FinetuneSettings(TrainSettings):

@@ -23,7 +23,7 @@ from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.gates.shapley import Contribution
 from nas_prune.methods.shapley import EstimatePlan, Processes, ascended, permutations, standardised
 from nas_prune.tracing.graph.capture import evaluating
-from nas_prune.train.data.loaders import Data, first_batches
+from nas_prune.train.data.loaders import Data, FirstBatches
 from nas_prune.train.data.order import seeded
 from nas_prune.train.journals import ShapleyRow
 from nas_prune.train.loop import Run
@@ -43,7 +43,7 @@ def ascend(gated: GatedModel, data: Data, settings: ShapleySettings, run: Run, *
     gates = weighed(gated)
     team = [Player(axis, (0,)) for name in gates for axis in gated.deciders[name]]
     count = settings.permutations if settings.paper_mode else settings.batches
-    batches = list(first_batches(data, count, run.accelerator.device))
+    batches = list(FirstBatches(data, count, run.accelerator.device))
     if settings.paper_mode:
         values, row = _as_published(gated, batches, team, epoch)
     else:

@@ -141,7 +141,10 @@ def test_schema_is_printed() -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
 def test_a_stopped_run_ends_as_its_parent_expects(number: int, code: int) -> None:
     told = f"cli._told(InterruptedRunError('stopped at step 3', {int(number)}))"
-    done = python("-c", f"import sys; from nas_prune.cli import program as cli; from nas_prune.base.errors import *; sys.exit({told})")
+    done = python(
+        "-c",
+        f"import sys; from nas_prune.cli import program as cli; from nas_prune.base.errors import *; sys.exit({told})",
+    )
     assert done.returncode == code
     assert done.stderr == "error: stopped at step 3\n"
 

@@ -19,7 +19,7 @@ from nas_prune.derivation.verify import verify
 from nas_prune.methods.criteria import criteria
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.gates import gates
-from nas_prune.methods.penalties import BudgetPenalty
+from nas_prune.methods.penalties.budget import BudgetPenalty
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace
 

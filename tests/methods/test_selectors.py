@@ -6,15 +6,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from asked import ask
 from torch import Tensor
 from zoo import traced
 
 from nas_prune.base.axis import Axis
 from nas_prune.base.errors import BudgetError, DivergedError
 from nas_prune.costs import Budget, Limits, Macs, Params, Predictor
-from nas_prune.methods.selectors import Scores, optimal, price, ranked, selectors
-from nas_prune.methods.selectors import milp as program
-from nas_prune.methods.selectors.ranked import above, best_units
+from nas_prune.methods.scores import Scores
+from nas_prune.methods.selectors import Question, selectors
+from nas_prune.methods.selectors.milp import program
+from nas_prune.methods.selectors.optimal import optimal
+from nas_prune.methods.selectors.price import price
+from nas_prune.methods.selectors.ranked import above, best_units, ranked
 from nas_prune.methods.selectors.solver.problem import pose, values, widths
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace
@@ -90,7 +94,7 @@ def spent(arch: Arch, cost, space: SearchSpace) -> float:
 
 def exhausted(scores: Scores, cost, limit: float, space: SearchSpace) -> float:
     """The most value within the limit, by trying every combination of widths."""
-    problem = pose(scores, cost, limit, space)
+    problem = pose(Question(scores, cost, limit, space))
     choices = torch.tensor(list(product(*map(range, problem.counts.tolist()))))
     return float(problem.value(choices)[problem.costs(choices) <= limit].max())
 
@@ -116,14 +120,14 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> SearchSpace:
 def test_the_choice_is_that_of_trying_everything(select) -> None:
     for seed in range(12):
         task = instance(seed)
-        assert worth(select(*task), task[0]) == pytest.approx(exhausted(*task), rel=1e-9)
+        assert worth(ask(select, *task), task[0]) == pytest.approx(exhausted(*task), rel=1e-9)
 
 
 def test_never_worth_less_than_one_threshold() -> None:
     gains = []
     for seed in range(20):
         task = instance(seed, most=7)
-        gains.append(worth(optimal(*task), task[0]) / worth(ranked(*task), task[0]))
+        gains.append(worth(ask(optimal, *task), task[0]) / worth(ask(ranked, *task), task[0]))
     assert min(gains) >= 1 - 1e-12
     assert sum(gain > 1.01 for gain in gains) >= 5
 
@@ -133,7 +137,7 @@ def test_the_gap_to_the_exact_program_on_a_real_network(kind, share: float) -> N
     space = SearchSpace.read("channels", traced("resnet18").axes)
     cost, scores = kind(space.axes), random_scores(space)
     limit = share * float(cost({}))
-    found, exact = (select(scores, cost, limit, space) for select in (optimal, program))
+    found, exact = (ask(select, scores, cost, limit, space) for select in (optimal, program))
     assert worth(found, scores) >= (1 - 1e-3) * worth(exact, scores)
     assert worth(exact, scores) >= (1 - 1e-5) * worth(found, scores)
     assert spent(found, cost, space) <= limit >= spent(exact, cost, space)
@@ -146,7 +150,9 @@ def test_more_budget_never_lowers_the_value(resnet: SearchSpace) -> None:
         scores, cost, _, space = instance(seed)
         tasks.append((scores, cost, space, float(cost({n: a.size for n, a in space.free.items()}))))
     for scores, cost, space, dense in tasks:
-        ladder = [worth(optimal(scores, cost, share * dense, space), scores) for share in (0.3, 0.4, 0.41, 0.7, 1.0)]
+        ladder = [
+            worth(ask(optimal, scores, cost, share * dense, space), scores) for share in (0.3, 0.4, 0.41, 0.7, 1.0)
+        ]
         assert ladder == sorted(ladder)
         assert ladder[-1] == pytest.approx(worth(Arch.dense(space.free), scores), rel=1e-12)
 
@@ -156,9 +162,9 @@ def test_every_selector_keeps_to_limit_floor_and_divisor(resnet: SearchSpace, na
     cost, scores = Macs(resnet.axes), random_scores(resnet)
     for share in (0.2, 0.6):
         limit = share * float(cost({}))
-        arch = selectors[name](scores, cost, limit, resnet)
+        arch = ask(selectors[name], scores, cost, limit, resnet)
         assert 0.8 * limit < spent(arch, cost, resnet) <= limit
-        assert arch == selectors[name](scores, cost, limit, resnet)
+        assert arch == ask(selectors[name], scores, cost, limit, resnet)
         for axis in resnet.free.values():
             kept = arch.kept[axis.name]
             assert len(kept) in widths(axis, resnet.minimum[axis.name])
@@ -170,8 +176,8 @@ def test_a_limit_that_cannot_be_met_is_an_error_with_the_closest_figure(resnet: 
     cost = Macs(resnet.axes)
     least = float(cost(resnet.minimum))
     with pytest.raises(BudgetError, match=rf"is within .*MACs: .* takes {re.escape(f'{least:.4g}')}"):
-        selectors[name](random_scores(resnet), cost, 0.99 * least, resnet)
-    assert spent(selectors[name](random_scores(resnet), cost, least, resnet), cost, resnet) == least
+        ask(selectors[name], random_scores(resnet), cost, 0.99 * least, resnet)
+    assert spent(ask(selectors[name], random_scores(resnet), cost, least, resnet), cost, resnet) == least
 
 
 def test_a_cheap_layer_does_not_collapse_because_its_scores_are_a_little_lower() -> None:
@@ -179,9 +185,9 @@ def test_a_cheap_layer_does_not_collapse_because_its_scores_are_a_little_lower()
     scores = {"cheap": torch.full((16,), 0.4), "costly": torch.linspace(0.5, 0.6, 16)}
     cost = Coupled({}, {"cheap": 1.0, "costly": 100.0})
     task = scores, cost, 16 + 12 * 100.0, space_of(axes)
-    assert ranked(*task).sizes(task[3].free) == {"cheap": 1, "costly": 12}
+    assert ask(ranked, *task).sizes(task[3].free) == {"cheap": 1, "costly": 12}
     for select in (optimal, program):
-        assert select(*task).sizes(task[3].free) == {"cheap": 16, "costly": 12}
+        assert ask(select, *task).sizes(task[3].free) == {"cheap": 16, "costly": 12}
 
 
 def test_several_limits_are_met_at_once(resnet: SearchSpace) -> None:
@@ -189,16 +195,16 @@ def test_several_limits_are_met_at_once(resnet: SearchSpace) -> None:
     macs, params = Macs(resnet.axes), Params(resnet.axes)
     both = Limits([Budget("0.5x", macs), Budget("0.3x", params)])
     for select in (price, optimal):
-        arch = select(scores, both, 1.0, resnet)
+        arch = ask(select, scores, both, 1.0, resnet)
         assert spent(arch, macs, resnet) <= 0.5 * float(macs({}))
         assert spent(arch, params, resnet) <= 0.3 * float(params({}))
     for cost, share in ((macs, 0.5), (params, 0.3)):
-        assert worth(arch, scores) <= worth(optimal(scores, cost, share * float(cost({})), resnet), scores)
+        assert worth(arch, scores) <= worth(ask(optimal, scores, cost, share * float(cost({})), resnet), scores)
     tight = Limits([Budget("0.9x", macs), Budget("1k", params)])
     with pytest.raises(BudgetError, match=r"parameters is .*x the limit of 1000 parameters\)"):
-        optimal(scores, tight, 1.0, resnet)
+        ask(optimal, scores, tight, 1.0, resnet)
     with pytest.raises(BudgetError, match='selector "milp" cannot take it; choose the selector "optimal"'):
-        program(scores, both, 1.0, resnet)
+        ask(program, scores, both, 1.0, resnet)
 
 
 class Hollow(Coupled):
@@ -216,8 +222,8 @@ def test_a_limit_that_the_smallest_architecture_misses_may_still_be_met() -> Non
     scores = {"a": torch.rand(32), "b": torch.rand(32)}
     task = scores, Hollow({("a", "b"): 0.01}, {"a": 1.0, "b": 1.0}), 40.0, space_of(axes)
     with pytest.raises(BudgetError):
-        ranked(*task)
-    assert worth(optimal(*task), scores) == pytest.approx(exhausted(*task), rel=1e-9)
+        ask(ranked, *task)
+    assert worth(ask(optimal, *task), scores) == pytest.approx(exhausted(*task), rel=1e-9)
 
 
 class Planted(Predictor):
@@ -237,9 +243,9 @@ def test_a_predictor_is_met_as_it_answers_one_by_one() -> None:
     scores = random_scores(space)
     for share in (0.6, 0.8):
         limit = float(predictor(space.minimum)) * (1 - share) + 10.0 * share
-        arch = optimal(scores, predictor, limit, space)
+        arch = ask(optimal, scores, predictor, limit, space)
         assert 0.98 * limit < spent(arch, predictor, space) <= limit
-        assert worth(arch, scores) >= worth(ranked(scores, predictor, limit, space), scores)
+        assert worth(arch, scores) >= worth(ask(ranked, scores, predictor, limit, space), scores)
 
 
 def test_values_are_scores_where_none_is_negative_and_the_surprise_of_closing_otherwise() -> None:
@@ -271,10 +277,10 @@ class Volume(Coupled):
 def test_a_program_that_cannot_be_written_or_does_not_end_names_the_other_selector(resnet: SearchSpace) -> None:
     axes = [Axis(name, "channel", 8, ()) for name in "abc"]
     with pytest.raises(BudgetError, match=r'is not a sum over pairs of axes .* "optimal"'):
-        program({name: torch.rand(8) for name in "abc"}, Volume({}, {}), 200.0, space_of(axes))
+        ask(program, {name: torch.rand(8) for name in "abc"}, Volume({}, {}), 200.0, space_of(axes))
     macs = Macs(resnet.axes)
     with pytest.raises(BudgetError, match=r"no proved optimum in 0.001 s .* \"optimal\""):
-        program(random_scores(resnet), macs, 0.5 * float(macs({})), resnet, seconds=0.001)
+        ask(program, random_scores(resnet), macs, 0.5 * float(macs({})), resnet, seconds=0.001)
 
 
 def shared(one: Arch, other: Arch) -> float:
@@ -290,8 +296,8 @@ def test_what_gates_have_decided_is_taken_where_it_fits_and_changed_little_where
     own = best_units(scores, above(scores, 0.0, resnet))
     used = spent(own, cost, resnet)
     assert 0.05 * float(cost({})) < used < 0.95 * float(cost({}))
-    assert price(scores, cost, used, resnet) == price(scores, cost, 1.04 * used, resnet) == own
-    cut, extended = (price(scores, cost, share * used, resnet) for share in (0.9, 1.15))
+    assert ask(price, scores, cost, used, resnet) == ask(price, scores, cost, 1.04 * used, resnet) == own
+    cut, extended = (ask(price, scores, cost, share * used, resnet) for share in (0.9, 1.15))
     assert shared(own, cut) > 0.9
     assert shared(extended, own) > 0.9
 
@@ -301,12 +307,12 @@ def test_kinds_of_axes_have_scales_of_their_own() -> None:
     space = space_of(axes, {"a": 1, "b": 0, "c": 0})
     cost = Coupled({}, {"a": 1.0, "b": 8.0, "c": 8.0})
     scores = {"a": torch.linspace(-1, 1, 8), "b": torch.tensor([1.0]), "c": torch.tensor([3.0])}
-    sizes = [price(scores, cost, limit, space).sizes(space.free) for limit in (20.0, 19.0, 11.5)]
+    sizes = [ask(price, scores, cost, limit, space).sizes(space.free) for limit in (20.0, 19.0, 11.5)]
     assert sizes[0] == {"a": 4, "b": 1, "c": 1}  # its own
     assert sizes[1] == {"a": 3, "b": 1, "c": 1}
     assert sizes[2] == {"a": 3, "b": 0, "c": 1}
     louder = {**scores, "b": 100 * scores["b"], "c": 100 * scores["c"]}
-    assert [price(louder, cost, limit, space).sizes(space.free) for limit in (20.0, 19.0, 11.5)] == sizes
+    assert [ask(price, louder, cost, limit, space).sizes(space.free) for limit in (20.0, 19.0, 11.5)] == sizes
 
 
 def test_of_candidates_that_score_alike_the_cheaper_one_stays() -> None:
@@ -315,10 +321,10 @@ def test_of_candidates_that_score_alike_the_cheaper_one_stays() -> None:
     free = space.free
     cost = Coupled({("cheap", "a"): 1.0, ("dear", "a"): 4.0}, {})
     alike = {"cheap": torch.tensor([1.0]), "dear": torch.tensor([1.01]), "a": torch.linspace(-0.1, 1, 8)}
-    assert price(alike, cost, 7.2, space).sizes(free) == {"cheap": 1, "dear": 0, "a": 7}
+    assert ask(price, alike, cost, 7.2, space).sizes(free) == {"cheap": 1, "dear": 0, "a": 7}
     better = {**alike, "dear": torch.tensor([1.0]), "cheap": torch.tensor([-1.0])}
-    assert price(better, cost, 28.0, space).sizes(free) == {"cheap": 0, "dear": 1, "a": 7}
-    assert price(better, cost, 3.9, space).sizes(free)["cheap"] == 1
+    assert ask(price, better, cost, 28.0, space).sizes(free) == {"cheap": 0, "dear": 1, "a": 7}
+    assert ask(price, better, cost, 3.9, space).sizes(free)["cheap"] == 1
 
 
 def test_what_one_price_leaves_over_goes_to_the_best_units_that_fit() -> None:
@@ -326,17 +332,17 @@ def test_what_one_price_leaves_over_goes_to_the_best_units_that_fit() -> None:
     cost = Coupled({}, {"a": 1.0, "b": 50.0})
     scores = {"a": torch.linspace(-3, -2, 8), "b": torch.tensor([-1.9] * 4 + [1.0] * 4)}
     task = scores, cost, 240.0, space_of(axes)
-    assert ranked(*task).sizes(task[3].free) == {"a": 1, "b": 4}
-    assert price(*task).sizes(task[3].free) == {"a": 8, "b": 4}
+    assert ask(ranked, *task).sizes(task[3].free) == {"a": 1, "b": 4}
+    assert ask(price, *task).sizes(task[3].free) == {"a": 8, "b": 4}
 
 
 def test_scores_choose_their_selector() -> None:
-    assert SearchSettings().fitting_selector == "price"
-    assert SearchSettings(criterion="taylor").fitting_selector == "optimal"
-    assert SearchSettings(criterion="taylor", selector="ranked").fitting_selector == "ranked"
+    assert SearchSettings().fitting_selector.name == "price"
+    assert SearchSettings(criterion="taylor").fitting_selector.name == "optimal"
+    assert SearchSettings(criterion="taylor", selector="ranked").fitting_selector.name == "ranked"
 
 
 def test_scores_that_are_no_numbers_are_an_error(resnet: SearchSpace) -> None:
     scores = random_scores(resnet) | {"conv1": torch.full((64,), torch.nan)}
     with pytest.raises(DivergedError, match="axis conv1"):
-        price(scores, Macs(resnet.axes), 1e9, resnet)
+        ask(price, scores, Macs(resnet.axes), 1e9, resnet)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from asked import ask
 from timm.models import group_parameters
 from torch import Tensor, nn
 
@@ -253,20 +254,20 @@ def test_the_tracer_finds_the_operations_and_the_widths(traced: npr.Axes) -> Non
 def test_the_selector_takes_the_genotype_whatever_it_costs(small: npr.SearchSpace) -> None:
     known, cost = CellSpace.of(SMALL), Macs(small.axes)
     scores = scores_for(known)
-    arch = selectors["genotype"](scores, cost, float(cost({})), small)
+    arch = ask(selectors["genotype"], scores, cost, float(cost({})), small)
     assert arch.kept == arch_of(some_genotype(known), known)
     spent = float(cost(arch.sizes(small.free)))
     assert spent == npr.count(npr.derive(create(SMALL), small.axes, arch), torch.randn(2, 3, 11, 11)).macs
-    assert selectors["genotype"](scores, cost, spent, small) == arch
-    assert selectors["genotype"](scores, cost, 0.5 * spent, small) == arch
+    assert ask(selectors["genotype"], scores, cost, spent, small) == arch
+    assert ask(selectors["genotype"], scores, cost, 0.5 * spent, small) == arch
     everything = npr.SearchSpace.read("everything", small.axes)
     with pytest.raises(SpaceError, match=r'no `cell:`.*choose "optimal"'):
-        selectors["genotype"](scores, cost, spent, everything)
+        ask(selectors["genotype"], scores, cost, spent, everything)
 
 
 def test_widths_that_may_change_stay_whole(traced: npr.Axes, tmp_path: Path) -> None:
     space = space_file(tmp_path / "wide.yaml", traced, {})
-    arch = selectors["genotype"](scores_for(CellSpace.of(SMALL)), Macs(space.axes), float("inf"), space)
+    arch = ask(selectors["genotype"], scores_for(CellSpace.of(SMALL)), Macs(space.axes), float("inf"), space)
     assert {axis.kind for axis in space.free.values()} == {"operation", "channel"}
     assert arch.kept.keys() == space.free.keys()
     assert all(len(arch.kept[name]) == axis.size for name, axis in space.free.items() if axis.kind == "channel")

@@ -15,7 +15,7 @@ from nas_prune import trace
 from nas_prune.base.errors import SpaceError, UnknownNameError
 from nas_prune.derivation.verify import eager_error
 from nas_prune.methods.gated import GatedModel
-from nas_prune.methods.penalties import StructuralPenalty
+from nas_prune.methods.penalties.structural import StructuralPenalty
 from nas_prune.ops import Choice, build, described, first_alone, inherit, name_of, operations
 from nas_prune.ops.local_similarity import NEIGHBOURS, cost_volume, local_similarity, self_reassemble
 from nas_prune.ops.sparse_conv import StructuredSparseConvolution

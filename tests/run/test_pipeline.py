@@ -27,7 +27,7 @@ def method(name):
     """What a smoke recipe tries, on whatever backbone."""
     asked = recipe.read(name)
     kinds = sorted((kind, gate.name) for kind, gate in asked.gate.kinds.items())
-    return asked.space, asked.gate.name, *kinds, asked.search.criterion, asked.search.selector
+    return asked.space, asked.gate.name, *kinds, asked.search.criterion.name, asked.search.selector.name
 
 
 FIRST = {method(name): name for name in reversed(SMOKE)}  # of each method

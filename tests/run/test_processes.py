@@ -88,6 +88,6 @@ def _recalibrated(rank: int, folder: str) -> None:
 def test_statistics_are_of_the_images_of_all_processes(tmp_path: Path) -> None:
     mp.spawn(_recalibrated, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    batches = torch.cat([batch for batch, _ in data.first_batches(images(), 4, torch.device("cpu"))])
+    batches = torch.cat([batch for batch, _ in data.FirstBatches(images(), 4, torch.device("cpu"))])
     assert torch.equal(first, second)
     torch.testing.assert_close(first, batches.mean((0, 2, 3)))

@@ -8,6 +8,7 @@ import timm
 import torch
 import torch.multiprocessing as mp
 from accelerate import Accelerator
+from asked import ask
 from processes import joined
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -170,12 +171,12 @@ def test_selectors_keep_one_candidate_and_meet_the_limit(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     scores = {key: torch.rand(axis.size, generator=generator) for key, axis in space.free.items()}
     limit = 0.6 * float(cost({}))
-    arch = selectors[name](scores, cost, limit, space)
+    arch = ask(selectors[name], scores, cost, limit, space)
     assert float(cost(arch.sizes(space.free))) <= limit
     for names in space.choices.values():
         assert sum(len(arch.kept[each]) for each in names) == 1
     with pytest.raises(BudgetError):
-        selectors[name](scores, cost, 1.0, space)
+        ask(selectors[name], scores, cost, 1.0, space)
 
 
 def test_samples_keep_one_candidate_and_the_first_is_the_smallest() -> None:

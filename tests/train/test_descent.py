@@ -20,7 +20,7 @@ from nas_prune.derivation.derive import derive
 from nas_prune.derivation.trace import trace
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.gates import gates
-from nas_prune.methods.penalties import BudgetPenalty
+from nas_prune.methods.penalties.budget import BudgetPenalty
 from nas_prune.run import build as parts
 from nas_prune.run import pipeline
 from nas_prune.run.recipe import recipe

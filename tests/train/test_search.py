@@ -7,14 +7,15 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
+from asked import ask, asked
 
 from nas_prune.base.errors import BudgetError
 from nas_prune.costs import Budget, Macs
 from nas_prune.derivation.derive import derive
 from nas_prune.derivation.trace import trace
 from nas_prune.methods.gated import GatedModel
-from nas_prune.methods.penalties import BudgetPenalty
-from nas_prune.methods.selectors import ranked
+from nas_prune.methods.penalties.budget import BudgetPenalty
+from nas_prune.methods.selectors.ranked import ranked
 from nas_prune.tracing.space import SearchSpace
 from nas_prune.train.choose import meet
 from nas_prune.train.loop import Run
@@ -38,7 +39,7 @@ def scores(space):
 def test_a_selection_is_within_its_limit_and_in_the_space(space, scores, share):
     macs = Macs(space.axes)
     limit = share * float(macs({}))
-    arch = ranked(scores, macs, limit, space)
+    arch = ask(ranked, scores, macs, limit, space)
     assert 0.6 * limit < float(macs(arch.sizes(space.free))) <= limit
     for name, axis in space.free.items():
         width = len(arch.kept[name])
@@ -50,7 +51,7 @@ def test_a_selection_is_within_its_limit_and_in_the_space(space, scores, share):
 def test_a_limit_below_the_smallest_is_refused(space, scores):
     macs = Macs(space.axes)
     with pytest.raises(BudgetError, match="smallest"):
-        ranked(scores, macs, 0.001 * float(macs({})), space)
+        ask(ranked, scores, macs, 0.001 * float(macs({})), space)
 
 
 @pytest.mark.parametrize("bias", [0.7, 1.0, 1.4])
@@ -58,7 +59,7 @@ def test_the_budget_is_met_on_the_measurement_whatever_the_prediction_says(space
     space = SearchSpace.read("everything", space.axes)  # unit by unit: what is met is not a matter of divisors
     macs = Macs(space.axes)
     budget = Budget("0.5x", macs)
-    met = meet(scores, budget, space, ranked, lambda arch: bias * float(macs(arch.sizes(space.free))))
+    met = meet(asked(scores, budget, space), ranked, lambda arch: bias * float(macs(arch.sizes(space.free))))
     real = bias * float(macs(met.arch.sizes(space.free)))
     assert 0.85 * budget.limit <= real <= budget.limit
 
@@ -71,9 +72,9 @@ def test_nothing_closer_to_the_target_is_left_where_widths_are_coarse(space, sco
     def cost(arch):
         return bias * float(macs(arch.sizes(space.free)))
 
-    met = meet(scores, budget, space, ranked, cost, rounds=30)
+    met = meet(asked(scores, budget, space), ranked, cost, rounds=30)
     dense = float(macs({}))
-    ladder = {cost(ranked(scores, macs, dense * share / 400, space)) for share in range(60, 401)}
+    ladder = {cost(ask(ranked, scores, macs, dense * share / 400, space)) for share in range(60, 401)}
     closest = max(each for each in ladder if each <= budget.limit)
     assert cost(met.arch) >= min(closest, 0.95 * budget.limit)
     assert (met.short is None) == (cost(met.arch) >= 0.95 * budget.limit)
@@ -88,7 +89,7 @@ def test_lucky_timings_are_not_believed(space, scores):
         return float(budget.cost(arch.sizes(space.free)))
 
     def off():
-        met = meet(scores, budget, space, ranked, lambda arch: real(arch) * draw.gauss(1, 0.05))
+        met = meet(asked(scores, budget, space), ranked, lambda arch: real(arch) * draw.gauss(1, 0.05))
         return real(met.arch) / budget.limit - 1
 
     assert sum(off() > 0.03 for _ in range(60)) <= 1
@@ -97,13 +98,13 @@ def test_lucky_timings_are_not_believed(space, scores):
 def test_a_mean_that_just_fits_is_not_believed(space, scores):
     """Timings of 0.97 and 1.02 of the target in turn: the mean of five is 0.99, give or take 0.012."""
     budget = Budget("0.5x", Macs(space.axes))
-    first = ranked(scores, budget.cost, budget.limit, space)
+    first = ask(ranked, scores, budget.cost, budget.limit, space)
     timings = cycle([0.97, 1.02])
 
     def cost(arch):
         return next(timings) * budget.limit if arch == first else float(budget.cost(arch.sizes(space.free)))
 
-    met = meet(scores, budget, space, ranked, cost)
+    met = meet(asked(scores, budget, space), ranked, cost)
     assert met.arch != first
     assert met.rounds[0].measured > budget.limit
 
@@ -111,14 +112,14 @@ def test_a_mean_that_just_fits_is_not_believed(space, scores):
 def test_a_target_that_no_round_meets_is_an_error_with_the_closest_figure(space, scores):
     budget = Budget("0.5x", Macs(space.axes))
     with pytest.raises(BudgetError, match="closest"):
-        meet(scores, budget, space, ranked, lambda _: 10 * budget.limit, rounds=3)
+        meet(asked(scores, budget, space), ranked, lambda _: 10 * budget.limit, rounds=3)
 
 
 def test_the_smallest_is_tried_for_real_where_the_prediction_refuses_it(space, scores):
     space = SearchSpace.read("everything", space.axes)
     macs = Macs(space.axes)
     budget = Budget("1e-3x", macs)  # less than the prediction of any architecture, ten times what this one costs
-    met = meet(scores, budget, space, ranked, lambda arch: 1e-2 * float(macs(arch.sizes(space.free))))
+    met = meet(asked(scores, budget, space), ranked, lambda arch: 1e-2 * float(macs(arch.sizes(space.free))))
     real = 1e-2 * float(macs(met.arch.sizes(space.free)))
     assert 0.5 * budget.limit < real <= budget.limit
 
@@ -131,9 +132,9 @@ def test_measurements_are_journalled_and_reused(space, scores, tmp_path):
         return 1.3 * float(macs(arch.sizes(space.free)))
 
     journal = tmp_path / "rounds.jsonl"
-    first = meet(scores, Budget("0.5x", macs), space, ranked, cost, journal=journal)
+    first = meet(asked(scores, Budget("0.5x", macs), space), ranked, cost, journal=journal)
     measured = len(calls)
-    again = meet(scores, Budget("0.5x", macs), space, ranked, cost, journal=journal)
+    again = meet(asked(scores, Budget("0.5x", macs), space), ranked, cost, journal=journal)
     assert again == first
     assert len(calls) == measured > 1
 

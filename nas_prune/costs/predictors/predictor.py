@@ -84,7 +84,7 @@ class Predictor(nn.Module, ABC):
 Factory = Callable[[Axes, float, object | None], Predictor]
 """``(axes, dense_ms, table) -> Predictor``: an unfitted one; ``table``: measured operators, where there are any."""
 
-predictors: Registry[Factory] = Registry("latency predictor")
+predictors: Registry[Factory] = Registry("latency predictor", __package__)
 
 
 def dense_sizes(axes: Axes) -> dict[str, int]:

@@ -56,7 +56,7 @@ class RuntimeKind:
     layout: bool = False
 
 
-runtimes: Registry[RuntimeKind] = Registry("runtime")
+runtimes: Registry[RuntimeKind] = Registry("runtime", None)
 
 
 def available() -> list[Runtime]:

@@ -20,8 +20,9 @@ from torch.nn import functional as F
 
 from nas_prune.base.axis import BITS
 from nas_prune.base.errors import DataError, DivergedError
-from nas_prune.methods.criteria.criterion import Batches, criteria, norms, per_image
+from nas_prune.methods.criteria.criterion import criteria, norms, per_image
 from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.scores import Batches
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.graph.capture import evaluating
 

@@ -1,6 +1,6 @@
 """What a criterion is: a model with gates, and some labelled batches -> one score per unit, higher = keep."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -8,9 +8,7 @@ from torch import Tensor
 
 from nas_prune.base.registry import Registry
 from nas_prune.methods.gated import GatedModel
-from nas_prune.methods.selectors import Scores
-
-Batches = Iterable[tuple[Tensor, Tensor]]
+from nas_prune.methods.scores import Batches, Scores
 
 
 class Criterion(Protocol):
@@ -21,7 +19,7 @@ class Criterion(Protocol):
         ...
 
 
-criteria: Registry[Criterion] = Registry("criterion")
+criteria: Registry[Criterion] = Registry("criterion", __package__)
 
 
 def norms(gated: GatedModel, name: str) -> Tensor:

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nas_prune.base.errors import DataError, DivergedError
-from nas_prune.methods.criteria.criterion import Batches, criteria
+from nas_prune.methods.criteria.criterion import criteria
 from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.scores import Batches
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.graph.capture import evaluating
 

@@ -1,7 +1,5 @@
 """Gates: how one keep value per unit comes about. One file per gate; the registry ``gates`` knows their names."""
 
-from nas_prune.methods.gates import hard_concrete, mask, sigmoid, skeleton, softmax, weight
-from nas_prune.methods.gates import shapley as contribution
 from nas_prune.methods.gates.gate import Gate, gates
 
-__all__ = ["Gate", "contribution", "gates", "hard_concrete", "mask", "sigmoid", "skeleton", "softmax", "weight"]
+__all__ = ["Gate", "gates"]

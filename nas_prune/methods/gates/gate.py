@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nas_prune.base.axis import Kind
 from nas_prune.base.registry import Registry
 
-gates: Registry[type[Gate]] = Registry("gate")
+gates: Registry[type[Gate]] = Registry("gate", __package__)
 
 
 class Gate(nn.Module, ABC):

@@ -4,4 +4,4 @@ from torch import nn
 
 from nas_prune.base.registry import Registry
 
-penalties: Registry[type[nn.Module]] = Registry("penalty")
+penalties: Registry[type[nn.Module]] = Registry("penalty", __package__)

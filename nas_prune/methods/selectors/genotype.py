@@ -5,20 +5,20 @@ cost, so the limit is for whoever measures what comes of it.
 """
 
 from nas_prune.base.errors import SpaceError
-from nas_prune.costs import CostModel
-from nas_prune.methods.selectors.selector import Scores, selectors
+from nas_prune.methods.selectors.selector import Decision, Question, selectors
 from nas_prune.ops.cells.cell_space import CellSpace
 from nas_prune.ops.cells.genotype import arch_of, genotype_of
 from nas_prune.tracing.arch import Arch
-from nas_prune.tracing.space import SearchSpace, read_file
+from nas_prune.tracing.space import read_file
 
 
 @selectors.register("genotype")
-def genotype(scores: Scores, cost: CostModel, limit: float, space: SearchSpace) -> Arch:  # noqa: ARG001
+def genotype(question: Question) -> Decision:
     """The architecture of the genotype; axes that are no operations keep all their units.
 
     Raises SpaceError where the space has no cells.
     """
+    space = question.space
     cell = read_file(space.name).cell
     if cell is None:
         raise SpaceError(
@@ -26,4 +26,4 @@ def genotype(scores: Scores, cost: CostModel, limit: float, space: SearchSpace) 
         )
     cells = CellSpace.of(cell)
     widths = {name: tuple(range(axis.size)) for name, axis in space.free.items() if axis.kind != "operation"}
-    return Arch(widths | arch_of(genotype_of(scores, cells), cells))
+    return Decision(Arch(widths | arch_of(genotype_of(question.scores, cells), cells)))

@@ -17,12 +17,9 @@ from scipy.sparse import coo_array, vstack
 from torch import Tensor
 
 from nas_prune.base.errors import BudgetError
-from nas_prune.costs import CostModel
-from nas_prune.methods.selectors.selector import Scores, selectors
+from nas_prune.methods.selectors.selector import Decision, Question, selectors
 from nas_prune.methods.selectors.solver.multiplier import cheapest
 from nas_prune.methods.selectors.solver.problem import Problem, pose, unreachable
-from nas_prune.tracing.arch import Arch
-from nas_prune.tracing.space import SearchSpace
 
 AGREE = 1e-6  # of the dense cost: sums of float32 tables round at 1e-7
 CHECKED = 64  # architectures at which the sum is compared with the cost model
@@ -47,22 +44,22 @@ class Tables:
 
 
 @selectors.register("milp")
-def program(scores: Scores, cost: CostModel, limit: float, space: SearchSpace, *, seconds: float = 60.0) -> Arch:
+def program(question: Question, *, seconds: float = 60.0) -> Decision:
     """The architecture of most value within the limit, exact to a gap of 1e-6.
 
     Raises BudgetError where the limit cannot be met, where the cost is no sum over pairs of axes, and where HiGHS does
     not end within ``seconds``; "optimal" knows neither of the last two.
     """
-    problem = pose(scores, cost, limit, space)
+    problem, limit = pose(question), question.limit
     least = cheapest(problem)
-    if float(cost(problem.sizes(least)).detach()) > limit:
-        raise unreachable(problem, least, space)
+    if question.spent(problem.sizes(least)) > limit:
+        raise unreachable(problem, least, question)
     tables = tabulate(problem)
     for bound in (limit, limit * (1 - 2 * FEASIBLE)):
         choice = solve(replace(problem, limit=bound), tables, seconds=seconds)
-        if choice is not None and float(cost(problem.sizes(choice)).detach()) <= limit:
-            return problem.arch(choice, scores)
-    return problem.arch(least, scores)
+        if choice is not None and question.spent(problem.sizes(choice)) <= limit:
+            return Decision(problem.arch(choice, question.scores))
+    return Decision(problem.arch(least, question.scores))
 
 
 def tabulate(problem: Problem) -> Tables:

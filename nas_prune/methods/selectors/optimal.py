@@ -12,14 +12,11 @@ import torch
 from torch import Tensor
 
 from nas_prune.base.errors import BudgetError
-from nas_prune.costs import CostModel
 from nas_prune.methods.selectors.ranked import ranked
-from nas_prune.methods.selectors.selector import Scores, selectors
+from nas_prune.methods.selectors.selector import Decision, Question, selectors
 from nas_prune.methods.selectors.solver.exchange import improve, repair
 from nas_prune.methods.selectors.solver.multiplier import cheapest, priced
 from nas_prune.methods.selectors.solver.problem import Problem, pose, unreachable
-from nas_prune.tracing.arch import Arch
-from nas_prune.tracing.space import SearchSpace
 
 RATIOS = 65  # uniform architectures that are tried as a start
 REFINED = 8  # choices that the local search goes on from; three leave three times the gap to the exact program
@@ -27,22 +24,22 @@ ROUNDING = 1e-5  # a predictor in float32 answers one architecture and a batch a
 
 
 @selectors.register("optimal")
-def optimal(scores: Scores, cost: CostModel, limit: float, space: SearchSpace) -> Arch:
+def optimal(question: Question) -> Decision:
     """The architecture of most value that is found within the limit; never worth less than that of ``ranked``.
 
     Deterministic. Raises BudgetError where even the cheapest architecture that is found is above the limit, and
     DivergedError where a score is not a finite number.
     """
-    problem = pose(scores, cost, limit, space)
+    problem = pose(question)
     least = cheapest(problem)
-    if float(cost(problem.sizes(least)).detach()) > limit:
-        raise unreachable(problem, least, space)
-    starts = _starts(problem, least, scores, space)
-    for bound in (limit, limit * (1 - ROUNDING)):
+    if question.spent(problem.sizes(least)) > question.limit:
+        raise unreachable(problem, least, question)
+    starts = _starts(problem, least, question)
+    for bound in (question.limit, question.limit * (1 - ROUNDING)):
         choice = solve(replace(problem, limit=bound), starts)
-        if float(cost(problem.sizes(choice)).detach()) <= limit:
-            return problem.arch(choice, scores)
-    return problem.arch(least, scores)
+        if question.spent(problem.sizes(choice)) <= question.limit:
+            return Decision(problem.arch(choice, question.scores))
+    return Decision(problem.arch(least, question.scores))
 
 
 def solve(problem: Problem, starts: Tensor) -> Tensor:
@@ -58,7 +55,7 @@ def solve(problem: Problem, starts: Tensor) -> Tensor:
     return refined[int(problem.value(refined).argmax())]
 
 
-def _starts(problem: Problem, least: Tensor, scores: Scores, space: SearchSpace) -> Tensor:
+def _starts(problem: Problem, least: Tensor, question: Question) -> Tensor:
     """The choices (s n) that the search starts from: the cheapest, the ranked one, the widest uniform one that fits."""
     starts = [least]
     ratios = torch.linspace(0, 1, RATIOS, dtype=torch.float64)
@@ -67,7 +64,7 @@ def _starts(problem: Problem, least: Tensor, scores: Scores, space: SearchSpace)
     if bool(fits.any()):
         starts.append(uniform[int(fits.nonzero().max())])
     try:
-        starts.append(problem.choice(ranked(scores, problem.cost, problem.limit, space).sizes(space.free)))
+        starts.append(problem.choice(ranked(question).arch.sizes(question.space.free)))
     except BudgetError:  # a cost that is not monotone may be met although the smallest architecture does not
         starts.append(problem.smallest)
     return torch.stack(starts)

@@ -25,10 +25,10 @@ from torch.nn import functional as F
 
 from nas_prune.costs import CostModel
 from nas_prune.costs.batched import batched
+from nas_prune.methods.scores import Scores, finite
 from nas_prune.methods.selectors.ranked import above, best_units
-from nas_prune.methods.selectors.selector import Scores, finite, out_of_reach, selectors
+from nas_prune.methods.selectors.selector import Decision, Question, selectors
 from nas_prune.methods.selectors.solver.problem import widths
-from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace
 
 CLOSE = 0.95  # share of the limit that the gates' own decision must use to be taken as it is
@@ -40,25 +40,26 @@ FloatSizes = dict[str, float]
 
 
 @selectors.register("price")
-def price(scores: Scores, cost: CostModel, limit: float, space: SearchSpace) -> Arch:
+def price(question: Question) -> Decision:
     """The architecture of the lowest price that is within the limit, or what the gates have decided if it fits closely.
 
     For scores of gates, open where they are >= 0. Raises BudgetError where even the highest price leaves too much, and
     DivergedError where a score is not a finite number.
     """
-    exact = finite({name: scores[name] for name in space.free})
+    space, cost, limit = question.space, question.cost, question.limit
+    exact = finite({name: question.scores[name] for name in space.free})
     worth = _worth(exact, space)
     at = _at(worth, cost, space)
     own, smallest = at(1.0), at(HIGHEST)
-    if CLOSE * limit <= _spent(cost, own) <= limit:
-        return best_units(exact, own)
-    if _spent(cost, smallest) > limit:
-        raise out_of_reach(_spent(cost, smallest), cost, limit, space)
+    if CLOSE * limit <= question.spent(own) <= limit:
+        return Decision(best_units(exact, own))
+    if question.spent(smallest) > limit:
+        raise question.out_of_reach(question.spent(smallest))
     low, high = LOWEST, HIGHEST
     for _ in range(HALVINGS):
         middle = sqrt(low * high)
-        low, high = (low, middle) if _spent(cost, at(middle)) <= limit else (middle, high)
-    return best_units(exact, _filled(at(high), worth, cost, limit, space))
+        low, high = (low, middle) if question.spent(at(middle)) <= limit else (middle, high)
+    return Decision(best_units(exact, _filled(at(high), worth, question)))
 
 
 def _worth(scores: Scores, space: SearchSpace) -> dict[str, Tensor]:
@@ -94,15 +95,16 @@ def _costs_of(names: Sequence[str], cost: CostModel, own: Mapping[str, float]) -
     return costs[1:] - costs[0]
 
 
-def _filled(sizes: FloatSizes, worth: Scores, cost: CostModel, limit: float, space: SearchSpace) -> FloatSizes:
+def _filled(sizes: FloatSizes, worth: Scores, question: Question) -> FloatSizes:
     """Sizes after the best unit that still fits was added, with as many as its axis needs, until they are close."""
+    space = question.space
     best = {name: worth[name].sort(descending=True).values for name in space.alone}
     allowed = {name: widths(axis, space.minimum[name]) for name, axis in space.alone.items()}
-    while _spent(cost, sizes) < CLOSE * limit:
+    while question.spent(sizes) < CLOSE * question.limit:
         wider = {name: [width for width in each if width > sizes[name]] for name, each in allowed.items()}
         order = sorted((name for name in wider if wider[name]), key=lambda name: -best[name][int(sizes[name])])
         trials = (sizes | {name: float(wider[name][0])} for name in order)
-        fitting = next((trial for trial in trials if _spent(cost, trial) <= limit), None)
+        fitting = next((trial for trial in trials if question.spent(trial) <= question.limit), None)
         if fitting is None:
             break
         sizes = fitting

@@ -9,27 +9,28 @@ from collections.abc import Mapping
 import torch
 
 from nas_prune.base.axis import Axis
-from nas_prune.costs import CostModel
-from nas_prune.methods.selectors.selector import Scores, out_of_reach, selectors
+from nas_prune.methods.scores import Scores
+from nas_prune.methods.selectors.selector import Decision, Question, selectors
 from nas_prune.tracing.arch import Arch, allowed_width
 from nas_prune.tracing.space import SearchSpace
 
 
 @selectors.register("ranked")
-def ranked(scores: Scores, cost: CostModel, limit: float, space: SearchSpace) -> Arch:
+def ranked(question: Question) -> Decision:
     """The lowest threshold whose architecture is within the limit, found by bisection over the scores."""
+    scores, space = question.scores, question.space
     thresholds = torch.unique(torch.cat([scores[name].flatten() for name in space.free])).tolist()
     low, high = -1, len(thresholds)  # the threshold at ``low`` keeps too much, the one at ``high`` fits
     smallest = above(scores, float("inf"), space)
-    if float(cost(smallest)) > limit:
-        raise out_of_reach(float(cost(smallest)), cost, limit, space)
+    if question.spent(smallest) > question.limit:
+        raise question.out_of_reach(question.spent(smallest))
     while high - low > 1:
         middle = (low + high) // 2
-        if float(cost(above(scores, thresholds[middle], space))) <= limit:
+        if question.spent(above(scores, thresholds[middle], space)) <= question.limit:
             high = middle
         else:
             low = middle
-    return best_units(scores, smallest if high == len(thresholds) else above(scores, thresholds[high], space))
+    return Decision(best_units(scores, smallest if high == len(thresholds) else above(scores, thresholds[high], space)))
 
 
 def best_units(scores: Scores, sizes: Mapping[str, float]) -> Arch:

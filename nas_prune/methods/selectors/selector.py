@@ -1,41 +1,79 @@
-"""What a selector is: scores of units, and a limit on a cost -> the architecture that meets it."""
+"""What a selector is: a question about scored units and a limit on a cost -> the decision that meets it."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from nas_prune.base.errors import BudgetError, DivergedError
+from nas_prune.base.errors import BudgetError
 from nas_prune.base.registry import Registry
 from nas_prune.costs import CostModel
+from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.scores import Batches, Scores
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace
 
-Scores = Mapping[str, Tensor]
+
+@dataclass(frozen=True)
+class Question:
+    """Which units make the best network whose cost is within the limit?
+
+    ``scores``: (c) per axis, higher = keep. ``limit``: in the unit of the cost. ``further``: scores of other criteria,
+    by name. ``gated``, ``batches``: the model and labelled images on its device, for selectors that look at them; what
+    a selector changes in the model, it puts back. ``seed``: of whatever is drawn.
+    """
+
+    scores: Scores
+    cost: CostModel
+    limit: float
+    space: SearchSpace
+    further: Mapping[str, Scores] = field(default_factory=dict)
+    gated: GatedModel | None = None
+    batches: Batches = ()
+    seed: int = 0
+
+    def within(self, limit: float, cost: CostModel | None = None) -> Question:
+        """The same question under another limit."""
+        return replace(self, limit=limit, cost=cost or self.cost)
+
+    def generator(self) -> torch.Generator:
+        """A fresh generator, so that the same question gets the same answer."""
+        return torch.Generator().manual_seed(self.seed)
+
+    def spent(self, sizes: Mapping[str, float]) -> float:
+        """What these sizes cost."""
+        return float(self.cost(sizes).detach())
+
+    def out_of_reach(self, smallest: float) -> BudgetError:
+        """The error for a limit below what the smallest architecture costs."""
+        return BudgetError(
+            f"no architecture of search space {self.space.name} is within {self.limit:.4g} {self.cost.unit}: "
+            f"its smallest one takes {smallest:.4g}. Raise the budget, or lower `minimum` in the space"
+        )
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Which units stay, and what becomes of the weights of the dense model on the way.
+
+    ``edits``: name of a parameter or buffer -> its new values, of its dense shape. They are made before anything is cut
+    out, so what is derived computes what the edited model computes with the other units closed.
+    """
+
+    arch: Arch
+    edits: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Selector(Protocol):
-    """Called with scores (c) per axis, higher = keep, a cost model, and the limit in the unit of that cost."""
+    """A part that decides; its options are keyword-only parameters."""
 
-    def __call__(self, scores: Scores, cost: CostModel, limit: float, space: SearchSpace) -> Arch:
-        """An architecture of the space whose cost is within the limit. Raises BudgetError if there is none."""
+    def __call__(self, question: Question) -> Decision:
+        """A decision whose cost is within the limit. Raises BudgetError if there is none."""
         ...
 
 
-selectors: Registry[Selector] = Registry("selector")
-
-
-def finite(scores: Scores) -> dict[str, Tensor]:
-    """The scores in float64 on the CPU. Raises DivergedError where one is not a finite number."""
-    for name, score in scores.items():
-        if not bool(score.isfinite().all()):
-            raise DivergedError(f"scores of axis {name} are not finite numbers; lower the learning rate of the gates")
-    return {name: score.detach().double().cpu() for name, score in scores.items()}
-
-
-def out_of_reach(smallest: float, cost: CostModel, limit: float, space: SearchSpace) -> BudgetError:
-    """The error for a limit below what the smallest architecture costs."""
-    return BudgetError(
-        f"no architecture of search space {space.name} is within {limit:.4g} {cost.unit}: "
-        f"its smallest one takes {smallest:.4g}. Raise the budget, or lower `minimum` in the space"
-    )
+selectors: Registry[Selector] = Registry("selector", __package__)

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from typing_extensions import TypeIs
 
 from nas_prune.base.registry import hint
+from nas_prune.base.settings import PartSettings
 
 Section = type[BaseModel]
 
@@ -42,6 +43,11 @@ def keys(section: Section, prefix: str = "") -> Iterator[Key]:
 def is_section(annotation: Any) -> TypeIs[Section]:
     """Whether a type is a section of named keys."""
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def is_part(annotation: Any) -> bool:
+    """Whether a type is the section of a part, for which its name alone may stand."""
+    return is_section(annotation) and issubclass(annotation, PartSettings)
 
 
 def type_at(section: Section, path: Sequence[str]) -> Any:

@@ -24,7 +24,7 @@ from typing import Any
 from nas_prune.base.errors import RecipeError, one_line, shown
 from nas_prune.base.files.yaml_text import YamlError
 from nas_prune.base.files.yaml_text import parse as parse_yaml
-from nas_prune.run.recipe.keys import Section, default_value, is_section, members, suggestion, type_at
+from nas_prune.run.recipe.keys import Section, default_value, is_part, is_section, members, suggestion, type_at
 
 _ASSIGNMENT = re.compile(r"(?:--|\+{1,2})?(?P<key>[A-Za-z_][\w.-]*)=(?P<value>.*)", re.DOTALL)
 _SWITCH_WORDS = ("true", "false", "1", "0", "yes", "no", "on", "off")
@@ -163,6 +163,8 @@ def _set(document: dict[str, Any], override: Override, section: Section) -> None
     for depth, name in enumerate(parents):
         here = _step(here, name, _default(section, override.path[: depth + 1]), override)
     value = override.value
+    if isinstance(value, str) and is_part(type_at(section, override.path)):
+        value = {"name": value, "options": {}}
     if isinstance(value, dict) and is_section(type_at(section, override.path)) and isinstance(here, dict):
         here[last] = _merged(type_at(section, override.path), here.get(last), value)
     elif isinstance(here, list):
@@ -178,6 +180,8 @@ def _step(here: Any, name: str, default: Any, override: Override) -> Any:
         if here.get(name) is None:
             here[name] = default
         below = here[name]
+        if isinstance(below, str) and default == {}:  # a part by its name alone
+            below = here[name] = {"name": below}
     if not isinstance(below, dict | list):
         raise RecipeError(
             f"override {one_line(override.text)}: {shown(name)} is {shown(below)} in the recipe; make it a "

@@ -40,6 +40,7 @@ class Recipe(Settings):
     model: ModelSettings = Field(description="the timm backbone")
     data: DataSettings = Field(DataSettings(), description="the dataset, its image size and its augmentation")
     space: str = Field("channels", description="search space: a name in search_spaces/ or the path of a YAML file")
+    parts: list[str] = Field([], description="Python files of your own whose parts this recipe names")
     gate: GateSettings = Field(GateSettings(), description="which gate decides")
     budget: BudgetSettings = Field(BudgetSettings(), description="the limit that the derived model must meet")
     latency: LatencySettings = Field(LatencySettings(), description="how latency is measured and predicted")

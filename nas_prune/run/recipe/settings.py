@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt
 
 from nas_prune.base.axis import Kind
-from nas_prune.base.settings import Settings
+from nas_prune.base.settings import PartSettings, Settings
 
 
 class ModelSettings(Settings):
@@ -22,18 +22,16 @@ class ModelSettings(Settings):
     kwargs: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
 
 
-class KindSettings(Settings):
-    """Which gate decides about one kind of axis, and the gate's own options."""
+class KindSettings(PartSettings):
+    """Which gate decides about one kind of axis."""
 
-    name: str = Field(description="weight (W-Gates), sigmoid, hard_concrete, mask, softmax, skeleton")
-    options: dict[str, Any] = Field({}, description="the gate's keyword options")
+    name: str = Field(description="a gate, as `nas-prune list gates` shows them")
 
 
-class GateSettings(Settings):
-    """Which gate decides, and the gate's own options."""
+class GateSettings(PartSettings):
+    """Which gate decides."""
 
-    name: str = Field("weight", description="weight (W-Gates), sigmoid, hard_concrete, mask, softmax, skeleton")
-    options: dict[str, Any] = Field({}, description="the gate's keyword options; `nas-prune list gates` shows them")
+    name: str = Field("weight", description="a gate, as `nas-prune list gates` shows them; weight is W-Gates")
     kinds: dict[Kind, KindSettings] = Field(
         {}, description="other gates for some kinds of axis, e.g. {operation: {name: softmax}}"
     )

@@ -23,7 +23,7 @@ from nas_prune.train.data.preprocessing import in_timms_words
 from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.progress import Bars
 
-__all__ = ["Data", "datasets", "first_batches", "from_loaders", "load", "mixer", "set_epoch"]
+__all__ = ["Data", "FirstBatches", "datasets", "from_loaders", "load", "mixer", "set_epoch"]
 
 Loader = DataLoader[tuple[Tensor, Tensor]]
 
@@ -74,11 +74,20 @@ def _are_probabilities(rows: Tensor) -> bool:
     return rows.is_floating_point() and bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 1e-3).all())
 
 
-def first_batches(data: Data, count: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first batches of the first epoch, on ``device``; the same ones in every process."""
-    set_epoch(data.train, 0)
-    for images, labels in islice(data.train, count):
-        yield images.to(device), labels.to(device)
+@dataclass(frozen=True)
+class FirstBatches:
+    """The first batches of the first epoch, on ``device``, loaded as they are asked for; the same ones every time, and
+    in every process.
+    """
+
+    data: Data
+    count: int
+    device: torch.device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        set_epoch(self.data.train, 0)
+        for images, labels in islice(self.data.train, self.count):
+            yield images.to(self.device), labels.to(self.device)
 
 
 def datasets() -> dict[str, str]:

@@ -22,9 +22,9 @@ from nas_prune.base.errors import BudgetError
 from nas_prune.costs import CostModel
 from nas_prune.costs.batched import batched
 from nas_prune.costs.limits import Limits
-from nas_prune.methods.selectors.selector import Scores, finite
+from nas_prune.methods.scores import Scores, finite
+from nas_prune.methods.selectors.selector import Question
 from nas_prune.tracing.arch import Arch
-from nas_prune.tracing.space import SearchSpace
 
 CHUNK = 8192  # architectures per question to the cost model: a few megabytes
 
@@ -87,15 +87,16 @@ class Problem:
         )
 
 
-def pose(scores: Scores, cost: CostModel, limit: float, space: SearchSpace) -> Problem:
-    """The problem of a selector's arguments. Raises DivergedError where a score is not a number."""
-    worth = values({name: scores[name] for name in space.free})
+def pose(question: Question) -> Problem:
+    """The problem that a question poses. Raises DivergedError where a score is not a number."""
+    space, cost = question.space, question.cost
+    worth = values({name: question.scores[name] for name in space.free})
     decisions = [_widths(axis, space.minimum[name], worth[name]) for name, axis in space.alone.items()]
     decisions += [_candidates(names, cost, worth) for names in space.choices.values()]
     counts = torch.tensor([len(each) for _, each in decisions])
     longest = int(counts.max())
     table = torch.stack([torch.cat([each, each[-1:].expand(longest - len(each))]) for _, each in decisions])
-    return Problem(tuple(sizes for sizes, _ in decisions), table, counts, cost, limit)
+    return Problem(tuple(sizes for sizes, _ in decisions), table, counts, cost, question.limit)
 
 
 def _widths(axis: Axis, minimum: int, worth: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -128,12 +129,12 @@ def values(scores: Scores) -> dict[str, Tensor]:
     return {name: scale * F.softplus(score / scale) for name, score in exact.items()}
 
 
-def unreachable(problem: Problem, cheapest: Tensor, space: SearchSpace) -> BudgetError:
+def unreachable(problem: Problem, cheapest: Tensor, question: Question) -> BudgetError:
     """The error for a limit below the cheapest choice (n) there is; for joint limits it names those that are missed."""
-    sizes, cost = problem.sizes(cheapest), problem.cost
+    sizes, cost = problem.sizes(cheapest), question.cost
     which = f" ({'; '.join(cost.violated(sizes))})" if isinstance(cost, Limits) else ""
     return BudgetError(
-        f"no architecture of search space {space.name} is within {problem.limit:.4g} {cost.unit}: "
-        f"its cheapest one takes {float(cost(sizes).detach()):.4g}{which}. "
+        f"no architecture of search space {question.space.name} is within {question.limit:.4g} {cost.unit}: "
+        f"its cheapest one takes {question.spent(sizes):.4g}{which}. "
         f"Raise the budget, or lower `minimum` in the space"
     )

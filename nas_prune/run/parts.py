@@ -1,0 +1,67 @@
+"""Parts: the one place where what a recipe names, ``{name, options}``, becomes something that can be called."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib.util import module_from_spec, spec_from_file_location
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from nas_prune.base.errors import RecipeError, first_line, shown
+from nas_prune.base.registry import Registry, hint
+from nas_prune.base.settings import PartSettings
+
+
+def bound(key: str, registry: Registry[Any], settings: PartSettings, given: int) -> Callable[..., Any]:
+    """The part that a recipe names under ``key``, with its options in place; it is still given so many arguments.
+
+    Raises RecipeError, naming the key, for a name that nothing has, and for options that the part does not take.
+    """
+    name = str(settings.name)
+    if name not in registry:
+        raise RecipeError(f"{key}.name: no {registry.kind} {shown(name)}{hint(name, registry)}")
+    part = registry[name]
+    return partial(part, **typed(f"{key}.options", part, given, settings.options))
+
+
+def typed(key: str, part: Callable[..., object], given: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a part as it types them (YAML's 3 is a number, too), after so many arguments.
+
+    Raises RecipeError for those that it does not take.
+    """
+    takes = signature(part, eval_str=True)
+    try:
+        takes.bind(*(None,) * given, **options)
+    except TypeError as error:
+        raise RecipeError(f"{key} do not fit: {first_line(error)}; `nas-prune list` shows what there is") from error
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        kind = TypeAdapter(takes.parameters[name].annotation, config=ConfigDict(strict=True))
+        try:
+            found[name] = kind.validate_python(value)
+        except ValidationError as error:
+            message = error.errors(include_url=False)[0]["msg"].removeprefix("Input ")
+            raise RecipeError(f"{key}.{name} {message}, not {shown(value)}") from error
+    return found
+
+
+def import_parts(files: Sequence[str]) -> None:
+    """Import Python files whose parts a recipe names, each once. Raises RecipeError, naming the file that cannot be."""
+    for number, file in enumerate(files):
+        path = Path(file).resolve()
+        name = f"nas_prune_parts_{path.stem}_{abs(hash(str(path))):x}"
+        if name in sys.modules:
+            continue
+        spec = spec_from_file_location(name, path)
+        if spec is None or spec.loader is None or not path.is_file():
+            raise RecipeError(f"parts.{number}: there is no Python file {shown(file)}; correct the path")
+        module = sys.modules[name] = module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            told = first_line(error) or type(error).__name__
+            raise RecipeError(f"parts.{number}: {file} cannot be imported: {told}") from error
