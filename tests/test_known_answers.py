@@ -17,7 +17,8 @@ from nas_prune.methods.penalties.budget import BudgetPenalty
 from nas_prune.methods.selectors.ranked import ranked
 from nas_prune.tracing.arch import Arch
 from nas_prune.train.data.loaders import from_loaders
-from nas_prune.train.loop import Run, Stage, fit, optimizer_of, task_loss
+from nas_prune.train.loop import Run, Stage, fit, optimizer_of
+from nas_prune.train.objective import task_objective
 from nas_prune.train.search import learn, search
 from nas_prune.train.settings import SearchSettings
 
@@ -43,7 +44,7 @@ def data_of(task, batch_size=128):
 
 def train(task, settings, epochs, batch_size=128):
     stage, run = Stage("dense", epochs, settings), Run(Accelerator(cpu=True))
-    fit(run, stage, task.net, data_of(task, batch_size), task_loss(settings), [optimizer_of(task.net, settings)])
+    fit(run, stage, task.net, data_of(task, batch_size), task_objective(settings), [optimizer_of(task.net, settings)])
     task.net.eval()
 
 

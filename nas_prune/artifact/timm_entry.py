@@ -35,9 +35,9 @@ def install() -> None:
 def _register() -> None:
     from timm.models import is_model, register_model
 
-    from nas_prune.ops.cells import entry
+    from nas_prune.artifact import cells_entry
 
-    entry.register()
+    cells_entry.register()
     if not is_model(nas_prune_derived.__name__):
         register_model(nas_prune_derived)
 

@@ -23,6 +23,7 @@ def listings() -> dict[str, Callable[[], NamedRows]]:
         "operations": _operations,
         "gates": lambda: _parts("gates", "methods.gates"),
         "penalties": lambda: _parts("penalties", "methods.penalties"),
+        "losses": lambda: _parts("losses", "methods.losses"),
         "criteria": lambda: _parts("criteria", "methods.criteria"),
         "selectors": lambda: _parts("selectors", "methods.selectors"),
         "costs": lambda: _parts("costs", "costs"),

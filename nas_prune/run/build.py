@@ -34,7 +34,7 @@ from nas_prune.train.data.order import drawing
 from nas_prune.train.data.preprocessing import data_keys, tell
 from nas_prune.train.descent import Pace
 from nas_prune.train.finetune import restart
-from nas_prune.train.loop import task_loss
+from nas_prune.train.objective import task_objective
 from nas_prune.train.settings import SearchSettings
 
 PATIENCE = timedelta(days=1)  # while one process measures, the others wait
@@ -149,7 +149,7 @@ def try_step(recipe: Recipe, backbone: nn.Module, data: Data) -> None:
             if not isinstance(answer, Tensor) or answer.shape != (batch, data.classes):
                 shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
                 raise ValueError(f"it answers with {shape}, where ({batch}, {data.classes}) are the classes")
-            torch.autograd.backward(task_loss(recipe.dense)(trial.train(), images, labels))
+            torch.autograd.backward(task_objective(recipe.dense)(trial.train(), images, labels))
     except Exception as error:
         raise RecipeError(
             f"{recipe.model.name} cannot be trained on {what}: {first_line(error) or type(error).__name__}; "

@@ -23,6 +23,7 @@ from nas_prune.costs.budget import checked_target
 from nas_prune.costs.cost import Sizes
 from nas_prune.methods.criteria import criteria
 from nas_prune.methods.gates import Gate, gates
+from nas_prune.methods.losses import losses
 from nas_prune.methods.penalties import penalties
 from nas_prune.methods.selectors import selectors
 from nas_prune.run.parts import bound, import_parts
@@ -143,7 +144,9 @@ def check_worth(key: str, value: Tensor) -> None:
 
 
 def _check_training(section: str, settings: OptimSettings, epochs: int) -> None:
-    """Optimizer and schedule of a stage, for one step, and for the learning rates of all."""
+    """Loss, optimizer and schedule of a stage, for one step, and for the learning rates of all."""
+    with blaming(f"{section}.loss.options"):
+        bound(f"{section}.loss", losses, settings.loss, 1)(settings.label_smoothing)
     known = dict.fromkeys(list_optimizers())
     if settings.optimizer.lower() not in known:
         raise RecipeError(

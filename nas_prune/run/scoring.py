@@ -6,9 +6,9 @@ from nas_prune.base.files.whole import atomic_write
 from nas_prune.costs import Budget, Limits, Predictor
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.scores import Scores
+from nas_prune.methods.scores_file import read_scores
 from nas_prune.run import build
 from nas_prune.run.job import Job
-from nas_prune.run.scores import read_scores
 from nas_prune.train.data.loaders import FirstBatches
 from nas_prune.train.search import learn
 

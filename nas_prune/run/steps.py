@@ -30,7 +30,8 @@ from nas_prune.run.stripe_forms import reform, take_forms
 from nas_prune.tracing.arch import Arch
 from nas_prune.train.choose import Met, meet
 from nas_prune.train.data.loaders import FirstBatches
-from nas_prune.train.loop import Stage, fit, optimizer_of, task_loss
+from nas_prune.train.loop import Stage, fit, optimizer_of
+from nas_prune.train.objective import task_objective
 from nas_prune.train.search import settle
 
 ROUND = 5  # a round of the search is timed so many times longer than a sample of the calibration
@@ -41,7 +42,7 @@ def train_dense(job: Job) -> None:
     settings = job.recipe.dense
     stage = Stage("dense", settings.epochs, settings, job.recipe.data)
     with first_alone(job.model):
-        fit(job.run, stage, job.model, job.data, task_loss(settings), [optimizer_of(job.model, settings)])
+        fit(job.run, stage, job.model, job.data, task_objective(settings), [optimizer_of(job.model, settings)])
     inherit(job.model)
 
 
@@ -51,7 +52,7 @@ def baseline(job: Job, parent: nn.Module) -> nn.Module:
     if recipe.dense.epochs and recipe.dense.baseline:
         settings = recipe.dense.model_copy(update={"lr": recipe.finetune.lr, "warmup_epochs": 0.0})
         stage = Stage("baseline", recipe.search.epochs + recipe.finetune.epochs, settings, recipe.data)
-        fit(job.run, stage, parent, job.data, task_loss(settings), [optimizer_of(parent, settings)])
+        fit(job.run, stage, parent, job.data, task_objective(settings), [optimizer_of(parent, settings)])
     return parent
 
 

@@ -50,7 +50,7 @@ def sealed(payload: bytes) -> bytes:
 
 
 def _header(payload: bytes) -> bytes:
-    return b"nas_prune checkpoint 2\n" + hashlib.sha256(payload).hexdigest().encode() + b"\n"
+    return b"nas_prune checkpoint 3\n" + hashlib.sha256(payload).hexdigest().encode() + b"\n"
 
 
 def _checked_payload(path: Path) -> bytes:

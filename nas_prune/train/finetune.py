@@ -11,13 +11,13 @@ from itertools import cycle, islice
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nas_prune.base.errors import RecipeError
 from nas_prune.train.data.loaders import Data, set_epoch
 from nas_prune.train.data.order import drawing
 from nas_prune.train.data.settings import DataSettings
-from nas_prune.train.loop import Loss, Run, Stage, agree, fit, optimizer_of, task_loss
+from nas_prune.train.loop import Run, Stage, agree, fit, optimizer_of
+from nas_prune.train.objective import Objective, Teacher, task_loss
 from nas_prune.train.settings import FinetuneSettings
 
 
@@ -35,7 +35,10 @@ def finetune(
         restart(model, run.seed)
     recalibrate(model, data, run, settings.recalibrate_batches)
     stage = Stage("finetune", settings.epochs, settings, images or DataSettings())
-    fit(run, stage, model, data, _loss(teacher, settings, run), [optimizer_of(model, settings)])
+    share, temperature = settings.distill, settings.temperature
+    teaching = _teaching(teacher, run) if teacher is not None and share else None
+    objective = Objective(task_loss(settings), teacher=teaching, share=share, temperature=temperature)
+    fit(run, stage, model, data, objective, [optimizer_of(model, settings)])
 
 
 def restart(model: nn.Module, seed: int) -> None:
@@ -80,20 +83,13 @@ def recalibrate(model: nn.Module, data: Data, run: Run, batches: int) -> None:
     agree(run.accelerator, model)
 
 
-def _loss(teacher: nn.Module | None, settings: FinetuneSettings, run: Run) -> Loss:
-    """(1 - d) * task + d * T^2 * KL(teacher || student), both softened by T."""
-    task, share, temperature = task_loss(settings), settings.distill, settings.temperature
-    if teacher is None or not share:
-        return task
+def _teaching(teacher: nn.Module, run: Run) -> Teacher:
+    """What the dense parent says of images, in the precision of the training."""
     teacher = teacher.to(run.accelerator.device).eval().requires_grad_(False)
 
-    def loss(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def logits(images: Tensor) -> Tensor:
         with torch.no_grad(), run.accelerator.autocast():
-            wanted = F.log_softmax(teacher(images).float() / temperature, -1)
-        logits = model(images)
-        given = F.log_softmax(logits.float() / temperature, -1)
-        imitation = F.kl_div(given, wanted, reduction="batchmean", log_target=True) * temperature**2
-        smoothing = 0.0 if targets.ndim == 2 else settings.label_smoothing
-        return (1 - share) * F.cross_entropy(logits, targets, label_smoothing=smoothing) + share * imitation
+            said: Tensor = teacher(images)
+            return said
 
-    return loss
+    return logits

@@ -18,20 +18,20 @@ from timm.utils import ModelEmaV3, distribute_bn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nas_prune.base.errors import DivergedError, InterruptedRunError
+from nas_prune.base.errors import DivergedError, InterruptedRunError, RecipeError
 from nas_prune.train import checkpoint
 from nas_prune.train.data.loaders import Data, check_labels, mixer, set_epoch
 from nas_prune.train.data.order import drawing
 from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.descent import Pace, descend, ready
 from nas_prune.train.evaluate import top1
+from nas_prune.train.objective import Objective
 from nas_prune.train.progress import Bars
 from nas_prune.train.settings import OptimSettings
 from nas_prune.train.stage_file import Length, Live, restore
 from nas_prune.train.stop_signals import StopRequest, stop_signals
 from nas_prune.train.track import Track
 
-Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant")  # timm's that go step by step
 LOOK_EVERY = 25  # steps between two looks at the loss: a look waits for the device
 
@@ -85,7 +85,7 @@ def fit(
     stage: Stage,
     model: nn.Module,
     data: Data,
-    loss_of: Loss,
+    objective: Objective,
     optimizers: Sequence[Optimizer],
     *,
     watch: Callable[[], Mapping[str, float]] = dict,
@@ -93,18 +93,18 @@ def fit(
 ) -> None:
     """Train ``model`` in place for the epochs of the stage, or for what is left of them.
 
-    ``loss_of(model, images, targets)`` is minimised; the first optimizer follows the schedule. ``watch`` adds columns
-    to the journal; ``begin`` is called with the number of an epoch before its first step. Raises DivergedError when
-    the loss is not finite, InterruptedRunError when a signal asks to stop.
+    The first optimizer follows the schedule, and trains what the objective has to learn. ``watch`` adds columns to the
+    journal; ``begin`` is called with an epoch's number. Raises DivergedError when the loss is not finite,
+    InterruptedRunError when a signal asks to stop.
     """
     if not stage.epochs:
         return
-    trained = ready(run.accelerator, model, run.pace)
-    loader = run.accelerator.prepare_data_loader(data.train)
+    trained, loader = ready(run.accelerator, model, run.pace), run.accelerator.prepare_data_loader(data.train)
+    _learn_too(objective, optimizers[0], run)
     steps = min(len(loader), stage.settings.max_steps or len(loader))
     schedule = schedule_of(optimizers[0], stage, steps)
     mix = mixer(stage.images, data.classes, stage.settings.label_smoothing) or _as_they_are
-    memory = _Memory(run, stage, model, optimizers)
+    memory = _Memory(run, stage, model, objective, optimizers)
     position = memory.recall(steps)
     bar = run.bars.bar(stage.name, stage.epochs * steps, position.epoch * steps + position.step, lines=stage.epochs)
     with stop_signals() as stop:
@@ -113,13 +113,24 @@ def fit(
             for images, labels in _batches(loader, position, steps, data.classes):
                 schedule.step_update(number := position.epoch * steps + position.step)
                 with drawing(run.seed, stage.name, number):
-                    loss = loss_of(trained, *mix(images, labels))
+                    loss = objective(trained, *mix(images, labels))
                     descend(run.accelerator, trained, loss, optimizers, stage.settings.clip_grad)
                 position.step, position.loss = position.step + 1, loss.detach()
                 bar.advance(_look(stage, position, steps))
                 memory.close_step(position, stop)
             position = memory.close_epoch(position, watch, data)
             memory.stop_if_asked(stop)
+
+
+def _learn_too(objective: Objective, optimizer: Optimizer, run: Run) -> None:
+    """Let the optimizer train what the objective has to learn. Raises RecipeError where several processes train."""
+    learning = list(objective.to(run.accelerator.device).parameters())
+    if learning and run.accelerator.num_processes > 1:
+        raise RecipeError(
+            "a loss with parameters of its own is trained by one process; start one, or choose another loss"
+        )
+    if learning:
+        optimizer.add_param_group({"params": learning})
 
 
 def _open_epoch(model: nn.Module, position: Position, begin: Callable[[int], object]) -> None:
@@ -132,16 +143,6 @@ def _open_epoch(model: nn.Module, position: Position, begin: Callable[[int], obj
 def _as_they_are(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """No mixup."""
     return images, labels
-
-
-def task_loss(settings: OptimSettings) -> Loss:
-    """Cross-entropy with label smoothing; targets are classes (b), or probabilities (b classes) after mixup."""
-
-    def loss(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        smoothing = 0.0 if targets.ndim == 2 else settings.label_smoothing
-        return nn.functional.cross_entropy(model(images), targets, label_smoothing=smoothing)
-
-    return loss
 
 
 def schedule_of(optimizer: Optimizer, stage: Stage, steps: int) -> Any:
@@ -193,8 +194,11 @@ def agree(accelerator: Accelerator, model: nn.Module) -> None:
 class _Memory:
     """What outlives a step: the average of the weights, the checkpoint, the journal."""
 
-    def __init__(self, run: Run, stage: Stage, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-        self.run, self.stage, self.model, self.optimizers = run, stage, model, optimizers
+    def __init__(
+        self, run: Run, stage: Stage, model: nn.Module, objective: Objective, optimizers: Sequence[Optimizer]
+    ) -> None:
+        self.run, self.stage, self.model = run, stage, model
+        self.objective, self.optimizers = objective, optimizers
         decay = stage.settings.ema_decay
         self.average = None if decay is None else ModelEmaV3(model, decay=decay)
         self.path = None if run.folder is None else run.folder / "checkpoints" / f"{stage.name}.ckpt"
@@ -245,13 +249,18 @@ class _Memory:
             self.run.track.log(row, stage=self.stage.name, epoch=position.epoch + 1)
 
     def keep(self, position: Position) -> None:
-        """Save everything that the next step depends on; of a finished stage only the model."""
+        """Save everything that the next step depends on; of a finished stage what it has learnt."""
         done = position.epoch == self.stage.epochs
         if done and self.average is not None:
             self.model.load_state_dict(self.average.module.state_dict())
         if self.path is None or not self.run.accelerator.is_main_process:
             return
-        state: dict[str, Any] = {**vars(position), "model": self.model.state_dict(), "identity": self.run.identity}
+        state: dict[str, Any] = {
+            **vars(position),
+            "model": self.model.state_dict(),
+            "objective": self.objective.state_dict(),
+            "identity": self.run.identity,
+        }
         if not done:
             scaler = self.run.accelerator.scaler
             state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
@@ -270,6 +279,9 @@ class _Memory:
     def _restored(self, path: Path, steps: int) -> Position:
         """Put everything back to where ``keep`` found it."""
         average, scaler = None if self.average is None else self.average.module, self.run.accelerator.scaler
-        live, length = Live(self.model, self.optimizers, average, scaler), Length(self.stage.epochs, steps)
+        live, length = (
+            Live(self.model, self.objective, self.optimizers, average, scaler),
+            Length(self.stage.epochs, steps),
+        )
         state = restore(path, live, length, self.run.identity)
         return Position(state.epoch, state.step, state.loss)

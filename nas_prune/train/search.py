@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from nas_prune.costs import Budget
@@ -26,7 +26,8 @@ from nas_prune.tracing.arch import Arch
 from nas_prune.train.choose import meet
 from nas_prune.train.data.loaders import Data, from_loaders
 from nas_prune.train.data.settings import DataSettings
-from nas_prune.train.loop import Loss, Run, Stage, fit, optimizer_of, task_loss
+from nas_prune.train.loop import Run, Stage, fit, optimizer_of
+from nas_prune.train.objective import Objective, task_loss, task_objective
 from nas_prune.train.settings import SearchSettings
 from nas_prune.train.shapley_ascent import ascend, weighed
 
@@ -79,11 +80,12 @@ def learn(
 ) -> None:
     """Warm-up and joint training: afterwards the scores say what matters."""
     images = images or DataSettings()
-    loss, watch = _with_penalties(gated, penalties, settings), _watching(gated, budget)
+    watch = _watching(gated, budget)
+    objective = Objective(task_loss(settings), penalties=penalties, gated=gated)
     moving = _gate_optimizers(gated, settings)
     gated.backbone.requires_grad_(False)
     warmup = Stage("search-warmup", settings.warmup if moving else 0, settings, images)  # or nothing would learn
-    fit(run, warmup, gated, data, loss, moving, watch=watch)
+    fit(run, warmup, gated, data, objective, moving, watch=watch)
     gated.backbone.requires_grad_(True)
     optimizers = [optimizer_of(gated.backbone, settings), *_gate_optimizers(gated, settings)]
     joint = Stage("search-joint", settings.joint, settings, images)
@@ -92,7 +94,7 @@ def learn(
         if weighed(gated) and epoch >= settings.shapley.start * settings.joint:
             ascend(gated, data, settings.shapley, run, epoch=epoch)
 
-    fit(run, joint, gated, data, loss, optimizers, watch=watch, begin=begin)
+    fit(run, joint, gated, data, objective, optimizers, watch=watch, begin=begin)
 
 
 def settle(
@@ -108,26 +110,13 @@ def settle(
     calmer = settings.model_copy(update={"lr": settings.lr / 4})
     stage = Stage("search-freeze", settings.freeze, calmer, images or DataSettings())
     with gated.fixed(arch):
-        fit(run, stage, gated, data, task_loss(settings), [optimizer_of(gated.backbone, calmer)])
+        fit(run, stage, gated, data, task_objective(settings), [optimizer_of(gated.backbone, calmer)])
 
 
 def _gate_optimizers(gated: GatedModel, settings: SearchSettings) -> list[torch.optim.Optimizer]:
     """Adam for gates that have something to learn by gradient."""
     learning = list(gated.gates.parameters())
     return [torch.optim.Adam(learning, lr=settings.gate_lr)] if learning else []
-
-
-def _with_penalties(gated: GatedModel, penalties: Sequence[nn.Module], settings: SearchSettings) -> Loss:
-    """Task loss + penalties, of the same forward pass."""
-    task = task_loss(settings)
-
-    def loss(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        total = task(model, images, targets)
-        for penalty in penalties:
-            total = total + penalty(gated)
-        return total
-
-    return loss
 
 
 def _watching(gated: GatedModel, budget: Budget) -> Callable[[], dict[str, float]]:

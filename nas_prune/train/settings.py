@@ -7,6 +7,12 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from nas_prune.base.settings import PartSettings, Settings, Share
 
 
+class LossSettings(PartSettings):
+    """What a stage descends, beside penalties and the teacher's share."""
+
+    name: str = Field("cross_entropy", description="a loss, as `nas-prune list losses` shows them")
+
+
 class OptimSettings(Settings):
     """With which timm optimizer and schedule a stage trains."""
 
@@ -16,6 +22,7 @@ class OptimSettings(Settings):
     weight_decay: float = Field(5e-4, ge=0.0, description="weight decay (not on biases and norms)")
     scheduler: str = Field("cosine", description="timm schedule: cosine, step, poly, ...")
     warmup_epochs: float = Field(0.0, ge=0.0, description="epochs of linear warm-up")
+    loss: LossSettings = Field(LossSettings(), description="what the stage descends")
     label_smoothing: Share = Field(0.0, description="label smoothing")
     clip_grad: PositiveFloat | None = Field(None, description="clip the gradient's norm to this")
     ema_decay: Share | None = Field(

@@ -24,7 +24,7 @@ AGAIN = "delete that file to start the stage again"
 
 
 class StageState(BaseModel):
-    """How far a stage has come, and everything that its next step depends on; of a finished one, only the model."""
+    """How far a stage has come, and everything that its next step depends on; of a finished one, what it has learnt."""
 
     model_config = ConfigDict(strict=True, frozen=True, arbitrary_types_allowed=True, protected_namespaces=())
 
@@ -33,6 +33,7 @@ class StageState(BaseModel):
     loss: Tensor | None = None
     identity: str
     model: dict[str, Tensor]
+    objective: dict[str, Tensor]
     optimizers: list[dict[str, Any]] | None = None
     scaler: dict[str, float | int] | None = None
     average: dict[str, Tensor] | None = None
@@ -43,6 +44,7 @@ class Live:
     """What a checkpoint is put back into. ``scaler``: of mixed precision, where there is one."""
 
     model: nn.Module
+    objective: nn.Module
     optimizers: Sequence[Optimizer]
     average: nn.Module | None = None
     scaler: Any = None
@@ -67,6 +69,7 @@ def restore(path: Path, live: Live, length: Length, identity: str) -> StageState
     if problem:
         raise CheckpointError(f"the checkpoint {path} does not fit: {problem}; {AGAIN}")
     live.model.load_state_dict(state.model)
+    live.objective.load_state_dict(state.objective)
     if not done:
         for optimizer, saved in zip(live.optimizers, state.optimizers or [], strict=True):
             optimizer.load_state_dict(saved)
@@ -84,6 +87,7 @@ def _problem(state: StageState, live: Live, length: Length, *, done: bool) -> st
     if state.loss is not None and (state.loss.ndim or not state.loss.is_floating_point()):
         return "its loss is not one number"
     problem = misfit(live.model.state_dict(), state.model)
+    problem = problem or misfit(live.objective.state_dict(), state.objective)
     if problem or done:
         return problem
     if (live.average is None) != (state.average is None) or (live.scaler is None) != (state.scaler is None):

@@ -257,13 +257,14 @@ def live(name: str) -> Live:
     optimizer = create_optimizer_v2(model, opt=name, lr=0.01, weight_decay=1e-4, momentum=0.9)
     model(torch.randn(4, 3, 4, 4)).square().sum().backward()
     optimizer.step()
-    return Live(model, [optimizer])  # type: ignore[list-item]
+    return Live(model, nn.Identity(), [optimizer])  # type: ignore[list-item]
 
 
 def state_of(trained: Live, **changed: Any) -> dict[str, Any]:
     """What a stage saves of it."""
     optimizers = [optimizer.state_dict() for optimizer in trained.optimizers]
-    state = {"epoch": 1, "step": 2, "identity": "it", "model": trained.model.state_dict(), "optimizers": optimizers}
+    state = {"epoch": 1, "step": 2, "identity": "it", "model": trained.model.state_dict()}
+    state |= {"objective": {}, "optimizers": optimizers}
     return state | changed
 
 
@@ -317,7 +318,8 @@ def test_a_checkpoint_of_wrong_content_is_refused(changed: dict[str, Any], tmp_p
 
 def test_a_finished_stage_needs_its_model_only(tmp_path: Path) -> None:
     trained, path = live("adamw"), tmp_path / "stage.ckpt"
-    save_checkpoint(path, {"epoch": 3, "step": 0, "identity": "it", "model": trained.model.state_dict()})
+    state = {"epoch": 3, "step": 0, "identity": "it", "model": trained.model.state_dict(), "objective": {}}
+    save_checkpoint(path, state)
     fresh = live("adamw")
     nn.init.zeros_(fresh.model[3].weight)  # type: ignore[index]
     assert restore(path, fresh, Length(3, 5), "it").epoch == 3

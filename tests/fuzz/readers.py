@@ -27,6 +27,7 @@ from nas_prune.cli.coverage.command import CoverageRow
 from nas_prune.costs import predictors
 from nas_prune.derivation.derive import derive
 from nas_prune.derivation.trace import trace
+from nas_prune.methods.scores_file import read_scores
 from nas_prune.ops.cells.cell_space import CellSpace
 from nas_prune.ops.cells.genotype import check, read_genotype
 from nas_prune.run import files as run_files
@@ -37,7 +38,6 @@ from nas_prune.run.calibration.check import model_of
 from nas_prune.run.calibration.facts import PREDICTOR
 from nas_prune.run.recipe import recipe
 from nas_prune.run.report.page import RunFolder
-from nas_prune.run.scores import read_scores
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace, read_file
 from nas_prune.train import checkpoint, journals
@@ -437,7 +437,7 @@ def _training() -> Live:
         torch.optim.SGD(model[0].parameters(), 0.1, momentum=0.9),
         torch.optim.AdamW([*model[1].parameters(), *model[3].parameters()], 0.1),
     ]
-    live = Live(model, optimizers, copy.deepcopy(model))
+    live = Live(model, nn.Identity(), optimizers, copy.deepcopy(model))
     for _ in range(2):
         _step(live)
     return live
@@ -457,6 +457,7 @@ def _state(live: Live) -> dict[str, Any]:
         "loss": torch.tensor(0.5),
         "identity": "this run",
         "model": dict(live.model.state_dict()),
+        "objective": {},
         "optimizers": [optimizer.state_dict() for optimizer in live.optimizers],
         "scaler": None,
         "average": dict(live.average.state_dict()),

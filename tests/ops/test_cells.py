@@ -14,13 +14,13 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 import nas_prune as npr
+from nas_prune.artifact.cells_entry import register
 from nas_prune.base.errors import ArchError, SpaceError, UnknownNameError
 from nas_prune.base.files.whole import read_json
 from nas_prune.costs import Macs
 from nas_prune.methods.selectors import selectors
 from nas_prune.ops import Choice, Zero
 from nas_prune.ops.cells.cell_space import CellSpace, edge_name
-from nas_prune.ops.cells.entry import register
 from nas_prune.ops.cells.genotype import Genotype, arch_of, check, genotype_from, genotype_of
 from nas_prune.ops.cells.network import CellNetwork
 from nas_prune.run.genotype import write_genotype
@@ -431,7 +431,9 @@ def test_the_network_of_a_genotype_is_an_ordinary_artefact(tmp_path: Path) -> No
 
 
 def test_registering_imports_neither_torch_nor_timm_and_happens_once() -> None:
-    code = "import sys, nas_prune.ops.cells.entry as e; e.default_cfgs; print({'torch', 'timm'} & set(sys.modules))"
+    code = (
+        "import sys, nas_prune.artifact.cells_entry as e; e.default_cfgs; print({'torch', 'timm'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "set()", done.stderr
     register()  # once more, and timm does not warn

@@ -15,8 +15,7 @@ from nas_prune.base.errors import DataError, NasPruneError, RecipeError, Storage
 from nas_prune.run import build, pipeline
 from nas_prune.run.checks import check
 from nas_prune.run.recipe import recipe
-from nas_prune.train import room
-from nas_prune.train.data import decoding
+from nas_prune.train.data import decoding, room
 from nas_prune.train.data import loaders as data
 from nas_prune.train.data.file_images import transform
 from nas_prune.train.data.settings import DataSettings

@@ -8,18 +8,45 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.nn import functional
 
 from nas_prune.base.errors import InterruptedRunError
 from nas_prune.base.files.whole import read_lines
+from nas_prune.methods.losses import Loss, Said
 from nas_prune.train import loop as train
 from nas_prune.train.data import loaders as data
 from nas_prune.train.data.settings import DataSettings
+from nas_prune.train.objective import Objective
 from nas_prune.train.settings import OptimSettings
 from nas_prune.train.track import Track
 
 EPOCHS, STEPS = 2, 3
 IMAGES = DataSettings(name="generated", image_size=8, batch_size=8, mixup=0.2, cutmix=0.2, shift=1)
 HOW = OptimSettings(lr=0.1, optimizer="adamw", ema_decay=0.9, max_steps=STEPS)
+
+
+class Weighing(Loss):
+    """A loss that learns how much each class counts."""
+
+    def __init__(self, smoothing: float, *, classes: int) -> None:
+        super().__init__(smoothing)
+        self.weight = nn.Parameter(torch.zeros(classes))
+
+    def forward(self, said: Said, targets: torch.Tensor) -> torch.Tensor:
+        each = functional.cross_entropy(said.logits * self.weight.exp(), targets, reduction="none")
+        return each.mean() + self.weight.square().sum()
+
+
+class Fading(nn.Module):
+    """A penalty that remembers how often it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("asked", torch.zeros(()))
+
+    def forward(self, gated: object) -> torch.Tensor:  # noqa: ARG002
+        self.asked += 1
+        return 1 / self.asked
 
 
 class Stop:
@@ -43,8 +70,9 @@ def fitted(folder: Path, monkeypatch: pytest.MonkeyPatch, *, stop: int = 0) -> d
     torch.rand(stop)  # whatever the process drew before does not matter
     run = train.Run(Accelerator(cpu=True), 3, folder, Track(folder), identity="test")
     stage = train.Stage("dense", EPOCHS, HOW, IMAGES)
-    train.fit(run, stage, model, loaded, train.task_loss(HOW), [train.optimizer_of(model, HOW)])
-    return model.state_dict()
+    objective = Objective(Weighing(0.1, classes=10), penalties=[Fading()])
+    train.fit(run, stage, model, loaded, objective, [train.optimizer_of(model, HOW)])
+    return {**model.state_dict(), **objective.state_dict()}
 
 
 def rows(folder: Path) -> list[dict[str, object]]:
@@ -82,3 +110,8 @@ def test_a_stage_whose_checkpoint_was_deleted_is_repeated_without_a_trace(tmp_pa
     (tmp_path / "run" / "checkpoints" / "dense.ckpt").unlink()
     torch.testing.assert_close(fitted(tmp_path / "run", monkeypatch), whole[0], rtol=0, atol=0)
     assert rows(tmp_path / "run") == whole[1]
+
+
+def test_what_the_objective_learns_and_remembers_is_trained_and_kept(whole) -> None:
+    assert float(whole[0]["penalties.0.asked"]) == EPOCHS * STEPS
+    assert float(whole[0]["loss.weight"].abs().max()) > 0

@@ -20,8 +20,8 @@ from nas_prune.base.errors import DataError
 from nas_prune.train.data.augment import augment
 from nas_prune.train.data.idx import read_idx
 from nas_prune.train.data.order import seeded
+from nas_prune.train.data.room import memory_of, refuse
 from nas_prune.train.data.settings import DataSettings
-from nas_prune.train.room import memory_of, refuse
 
 Batch = tuple[Tensor, Tensor]
 

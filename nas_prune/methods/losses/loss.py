@@ -1,0 +1,45 @@
+"""What a loss is: what a model said of some images, and what was right -> one number. A module, since it may learn."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from nas_prune.base.registry import Registry
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model said of a batch.
+
+    ``logits`` (b k); ``features``: path of a module -> its output, for the modules that the loss names; ``teacher``:
+    logits (b k) of the dense parent, where there is one.
+    """
+
+    logits: Tensor
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    teacher: Tensor | None = None
+
+
+class Loss(nn.Module, ABC):
+    """``smoothing``: label smoothing of the recipe. A loss's options are keyword-only parameters.
+
+    ``features``: paths of modules of the backbone whose outputs it looks at. What it registers as parameters is trained
+    by the optimizer of the stage; that and its buffers are part of every checkpoint.
+    """
+
+    features: tuple[str, ...] = ()
+
+    def __init__(self, smoothing: float) -> None:
+        super().__init__()
+        self.smoothing = smoothing
+
+    @abstractmethod
+    def forward(self, said: Said, targets: Tensor) -> Tensor:
+        """The loss, (), the mean over a batch; ``targets`` are classes (b), or probabilities (b k) after mixup."""
+
+
+losses: Registry[type[Loss]] = Registry("loss", __package__)

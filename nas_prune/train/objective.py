@@ -1,0 +1,80 @@
+"""What a stage of training descends: the loss of its recipe, the teacher's share in it, and penalties.
+
+All of it is one module, whose parameters the stage trains and whose state is in every checkpoint of the stage.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from torch import Tensor, nn
+
+from nas_prune.base.errors import RecipeError
+from nas_prune.base.registry import hint
+from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.losses import Loss, Said, losses
+from nas_prune.methods.losses.distillation import Distillation
+from nas_prune.train.settings import OptimSettings
+
+Teacher = Callable[[Tensor], Tensor]
+
+
+class Objective(nn.Module):
+    """``objective(model, images, targets)``: the number to descend, ().
+
+    ``share``: of the loss, what imitates the ``teacher`` (images -> logits, without gradients). ``penalties`` look at
+    ``gated`` after the forward pass of the same step.
+    """
+
+    def __init__(
+        self,
+        loss: Loss,
+        *,
+        teacher: Teacher | None = None,
+        share: float = 0.0,
+        temperature: float = 2.0,
+        penalties: Sequence[nn.Module] = (),
+        gated: GatedModel | None = None,
+    ) -> None:
+        super().__init__()
+        self.loss, self.share = loss, share if teacher else 0.0
+        self.imitation = Distillation(temperature=temperature)
+        self.penalties = nn.ModuleList(penalties)
+        self._around = (teacher, gated)  # in a tuple: they are no part of this module
+
+    def forward(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        """Loss + penalties, of one forward pass."""
+        teacher, gated = self._around
+        wanted = teacher(images) if teacher else None
+        with _features(model, self.loss.features) as features:
+            said = Said(model(images), features, wanted)
+        total: Tensor = self.loss(said, targets)
+        if self.share:
+            total = (1 - self.share) * total + self.share * self.imitation(said, targets)
+        for penalty in self.penalties:
+            total = total + penalty(gated)
+        return total
+
+
+def task_objective(settings: OptimSettings) -> Objective:
+    """The loss of a stage alone."""
+    return Objective(task_loss(settings))
+
+
+def task_loss(settings: OptimSettings) -> Loss:
+    """The loss of a stage, as its recipe names it."""
+    return losses[settings.loss.name](settings.label_smoothing, **settings.loss.options)
+
+
+@contextmanager
+def _features(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Outputs of modules in the forward pass inside the block. Raises RecipeError for a module that is not there."""
+    found: dict[str, Tensor] = {}
+    known = {name.removeprefix("module.").removeprefix("model."): part for name, part in model.named_modules()}
+    known |= {name.removeprefix("backbone."): part for name, part in known.items()}
+    with ExitStack() as stack:
+        for path in paths:
+            if path not in known:
+                raise RecipeError(f"the loss looks at the module {path!r}, which the model lacks{hint(path, known)}")
+            handle = known[path].register_forward_hook(lambda _m, _x, y, path=path: found.__setitem__(path, y))
+            stack.callback(handle.remove)
+        yield found

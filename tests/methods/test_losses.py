@@ -1,0 +1,85 @@
+"""Laws of the losses: each is what torch or a loop over the images says, and finite in its gradient."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nas_prune.base.errors import RecipeError
+from nas_prune.methods.losses import Said, losses
+from nas_prune.train.objective import Objective, task_loss
+from nas_prune.train.settings import OptimSettings
+
+LOGITS = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+CLASSES = torch.tensor([0, 1, 2, 3, 4, 0])
+SHARES = LOGITS.flip(0).softmax(1)
+SAID = Said(LOGITS, teacher=LOGITS.flip(1))
+
+
+@pytest.mark.parametrize("targets", [CLASSES, SHARES], ids=["classes", "shares"])
+@pytest.mark.parametrize("name", losses)
+def test_every_loss_is_a_finite_number_with_a_finite_gradient(name: str, targets: torch.Tensor) -> None:
+    logits = LOGITS.clone().requires_grad_()
+    loss = losses[name](0.1)(Said(logits, teacher=SAID.teacher), targets)
+    assert loss.ndim == 0
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert bool(gradient.isfinite().all())
+    assert float(gradient.abs().max()) > 0
+
+
+def test_cross_entropy_by_hand() -> None:
+    by_hand = -sum(
+        (0.9 * (klass == index) + 0.1 / 5) * LOGITS[image].log_softmax(0)[index]
+        for image, klass in enumerate(CLASSES.tolist())
+        for index in range(5)
+    )
+    torch.testing.assert_close(losses["cross_entropy"](0.1)(SAID, CLASSES), by_hand / 6)
+    unsmoothed = -(SHARES * LOGITS.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(losses["cross_entropy"](0.1)(SAID, SHARES), unsmoothed)
+
+
+def test_binary_cross_entropy_by_hand() -> None:
+    present = LOGITS.sigmoid()
+    wanted = 0.9 * F.one_hot(CLASSES, 5) + 0.1 / 5
+    by_hand = -(wanted * present.log() + (1 - wanted) * (1 - present).log()).mean()
+    torch.testing.assert_close(losses["binary_cross_entropy"](0.1)(SAID, CLASSES), by_hand)
+    above = (SHARES > 0.2).double()
+    by_hand = -(above * present.log() + (1 - above) * (1 - present).log()).mean()
+    torch.testing.assert_close(losses["binary_cross_entropy"](0.1, threshold=0.2)(SAID, SHARES), by_hand)
+
+
+def test_distillation_by_hand() -> None:
+    teacher, student = (SAID.teacher / 3).softmax(1), (LOGITS / 3).softmax(1)
+    by_hand = 9 * (teacher * (teacher / student).log()).sum(1).mean()
+    torch.testing.assert_close(losses["distillation"](0.0, temperature=3.0)(SAID, CLASSES), by_hand.float())
+    assert float(losses["distillation"]()(Said(LOGITS, teacher=LOGITS), CLASSES)) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(RecipeError, match="needs a teacher"):
+        losses["distillation"]()(Said(LOGITS), CLASSES)
+
+
+def test_a_loss_sees_the_features_that_it_names() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+
+    class Sparse(losses["cross_entropy"]):  # type: ignore[misc]
+        features = ("1",)
+
+        def forward(self, said: Said, targets: torch.Tensor) -> torch.Tensor:
+            return super().forward(said, targets) + said.features["1"].mean()
+
+    images, classes = torch.randn(8, 3), torch.tensor([0, 1] * 4)
+    plain = F.cross_entropy(net(images), classes)
+    torch.testing.assert_close(Objective(Sparse(0.0))(net, images, classes), plain + net[:2](images).mean())
+    assert not net[1]._forward_hooks
+    Sparse.features = ("7",)
+    with pytest.raises(RecipeError, match="the module '7'"):
+        Objective(Sparse(0.0))(net, images, classes)
+
+
+def test_a_teacher_has_its_share() -> None:
+    net = nn.Linear(3, 5)
+    images, classes = torch.randn(6, 3), CLASSES
+    teacher = Objective(task_loss(OptimSettings()), teacher=lambda _: LOGITS.float(), share=0.3, temperature=2.0)
+    said = Said(net(images), teacher=LOGITS.float())
+    wanted = 0.7 * F.cross_entropy(said.logits, classes) + 0.3 * losses["distillation"](temperature=2.0)(said, classes)
+    torch.testing.assert_close(teacher(net, images, classes), wanted)
+    assert teacher.state_dict() == {}
