@@ -63,8 +63,11 @@ def edit(model: nn.Module, edits: Mapping[str, Tensor]) -> None:
     state = model.state_dict(keep_vars=True)
     for name, value in edits.items():
         if name not in state or state[name].shape != value.shape or not bool(value.isfinite().all()):
-            own = tuple(state[name].shape) if name in state else "no such tensor"
-            raise ArchError(f"an edit of {name} is {tuple(value.shape)}, all finite or not; the model has {own}")
+            own = tuple(state[name].shape) if name in state else "no tensor of that name"
+            finite = "finite" if bool(value.isfinite().all()) else "not finite"
+            raise ArchError(
+                f"an edit of {name} has the shape {tuple(value.shape)} and is {finite}; the model has {own}"
+            )
     with torch.no_grad():
         for name, value in edits.items():
             state[name].copy_(value)

@@ -1,13 +1,14 @@
 """Parts from outside: one file, named in a recipe or declared by a package, is as good as a part of ours."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
 
+import nas_prune
 from nas_prune.base.errors import NasPruneError, RecipeError
 from nas_prune.base.registry import Registry
 from nas_prune.methods.criteria import criteria
@@ -15,85 +16,59 @@ from nas_prune.run import pipeline
 from nas_prune.run.checks import check
 from nas_prune.run.parts import import_parts
 from nas_prune.run.recipe.recipe import Recipe, read
+from nas_prune.tracing.arch import Arch
+from nas_prune.train.checkpoint import load
 
-CRITERION = """
-\"\"\"Spread: a unit matters as much as the weights that make it differ.\"\"\"
-
-from nas_prune.methods.criteria import criteria
-
-
-@criteria.register("{name}")
-def spread(gated, batches, *, power: float = 1.0):
-    return {{name: gated.weights(name)[0].detach().std(1) ** power for name in gated.space.free}}
-"""
-PENALTY_AND_LOSS = """
-\"\"\"A penalty that remembers, and a loss that looks inside.\"\"\"
-
-import torch
-from torch import nn
-
-from nas_prune.methods.losses import losses
-from nas_prune.methods.losses.cross_entropy import CrossEntropy
-from nas_prune.methods.penalties import penalties
+PAGE = (Path(__file__).parents[2] / "docs" / "adding_a_method.md").read_text()
+FILES = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL))
+CHEAP = ["budget.cost=macs", "budget.target=0.6x", "latency.samples=12", "latency.seconds=0.01"]
 
 
-@penalties.register("test_counting")
-class Counting(nn.Module):
-    def __init__(self, budget, *, alpha: float = 1.0) -> None:
-        super().__init__()
-        self.alpha = alpha
-        self.register_buffer("steps", torch.zeros(()))
-
-    def forward(self, gated):
-        self.steps += 1
-        return self.alpha * sum(size.mean() for size in gated.sizes().values())
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """The files of the page, by name."""
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    return {name: str(tmp_path / name) for name in FILES}
 
 
-@losses.register("test_calm")
-class Calm(CrossEntropy):
-    features = ("layer1",)
-
-    def __init__(self, smoothing: float, *, weight: float = 0.1) -> None:
-        super().__init__(smoothing)
-        self.weight = weight
-        self.level = nn.Parameter(torch.zeros(()))
-
-    def forward(self, said, targets):
-        off = said.features["layer1"].square().mean() - self.level
-        return super().forward(said, targets) + self.weight * off.square()
-"""
-
-
-def written(folder: Path, stem: str, text: str, **names: str) -> Path:
+def written(folder: Path, stem: str, text: str) -> Path:
     """A Python file."""
     path = folder / f"{stem}.py"
-    path.write_text(dedent(text).format(**names) if names else dedent(text))
+    path.write_text(text)
     return path
 
 
-def test_a_criterion_in_a_file_is_used_with_its_options(tmp_path: Path) -> None:
-    file = written(tmp_path, "spread", CRITERION, name="test_spread")
-    changes = [f"parts=[{file}]", "search.criterion=test_spread", "--search.criterion.options.power=2.0"]
-    asked = read("smoke/fashion_mnist_resnet18_taylor", [*changes, "budget.cost=macs", "budget.target=0.5x"])
-    assert asked.search.criterion.options == {"power": 2.0}
-    found = pipeline.run(asked, tmp_path / "run", until="search")
-    assert found["arch"]
-    assert read(tmp_path / "run" / "recipe.yaml") == asked
-
-
-def test_a_penalty_and_a_loss_in_a_file_are_used(tmp_path: Path) -> None:
-    file = written(tmp_path, "calm", PENALTY_AND_LOSS)
-    changes = [f"parts=[{file}]", "search.penalties=[budget, {name: test_counting, options: {alpha: 1e-4}}]"]
-    changes += [
-        "--search.loss=test_calm",
-        "--search.loss.options.weight=0.2",
-        "budget.cost=macs",
-        "finetune.loss=test_calm",
-    ]
-    asked = read("smoke/quickstart", [*changes, "budget.target=0.8x", "latency.samples=12", "latency.seconds=0.01"])
+def test_a_criterion_and_a_selector_in_files_are_used_with_their_options(files: dict[str, str], tmp_path: Path) -> None:
+    changes = [f"parts=[{files['spread.py']}, {files['alternating.py']}]", "search.criterion=spread"]
+    changes += ["--search.criterion.options.power=2.0", "search.selector={name: alternating, options: {steps: 32}}"]
+    asked = read("smoke/fashion_mnist_resnet18_taylor", [*changes, *CHEAP])
     results = pipeline.run(asked, tmp_path / "run")
+    assert asked.search.criterion.options == {"power": 2.0}
     assert results["status"] == "met"
-    assert (tmp_path / "run" / "finetuned" / "config.json").is_file()
+    assert read(tmp_path / "run" / "recipe.yaml") == asked
+    arch, axes = Arch.read(tmp_path / "run" / "arch.json"), criteria["spread"]
+    assert len({len(kept) for kept in arch.kept.values()}) < len(arch.kept)
+    assert axes.__module__.startswith("nas_prune_parts_spread")
+
+
+def test_a_gate_a_penalty_and_a_loss_in_files_are_used(files: dict[str, str], tmp_path: Path) -> None:
+    changes = [f"parts=[{files['ramp.py']}, {files['calm.py']}]", "gate={name: ramp, options: {start: 0.8}}"]
+    changes += ["search.penalties=[budget, {name: growing_width, options: {alpha: 1e-4}}]"]
+    changes += ["search.loss=calm", "--search.loss.options.weight=0.2", "finetune.loss=binary_cross_entropy"]
+    results = pipeline.run(read("smoke/quickstart", [*changes, *CHEAP]), tmp_path / "run")
+    assert results["status"] == "met"
+    saved = load(tmp_path / "run" / "checkpoints" / "search-joint.ckpt")["objective"]
+    assert float(saved["penalties.1.steps"]) > 0
+    assert float(saved["loss.level"]) != 0
+
+
+def test_the_page_names_every_kind_of_part() -> None:
+    kinds = {"gates", "criteria", "selectors", "penalties", "losses"}
+    assert kinds == {path.parent.name for path in Path(nas_prune.__path__[0]).glob("methods/*/__init__.py")} - {
+        "shapley"
+    }
+    assert all(f"`methods/{kind}/`" in PAGE for kind in kinds)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +99,7 @@ def test_a_file_that_cannot_be_imported_is_told(tmp_path: Path) -> None:
     file = written(tmp_path, "broken", "import nothing_of_that_name")
     with pytest.raises(RecipeError, match=r"parts.0: .*broken.py cannot be imported: No module named"):
         import_parts([str(file)])
-    twice = written(tmp_path, "twice", CRITERION, name="taylor")
+    twice = written(tmp_path, "twice", FILES["spread.py"].replace('"spread"', '"taylor"'))
     assert "taylor" in criteria
     with pytest.raises(
         RecipeError, match=r"two parts, each a criterion, are called 'taylor': .*taylor.py and .*twice.py"
@@ -141,7 +116,7 @@ def test_two_parts_of_one_name_are_refused() -> None:
 
 @pytest.mark.parametrize("sound", [True, False], ids=["sound", "broken"])
 def test_a_package_declares_its_parts(tmp_path: Path, sound: bool) -> None:
-    written(tmp_path, "their_parts", CRITERION if sound else "import nothing_of_that_name", name="theirs")
+    written(tmp_path, "their_parts", FILES["spread.py"] if sound else "import nothing_of_that_name")
     facts = tmp_path / "their_package-1.0.dist-info"
     facts.mkdir()
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
