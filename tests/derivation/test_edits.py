@@ -24,7 +24,7 @@ def test_derive_makes_the_edits_and_the_certificate_covers_them() -> None:
     assert torch.equal(small.fc.bias, edits["fc.bias"])
     changed = edited(model, edits)
     torch.testing.assert_close(GatedModel(changed, axes, "mask").fixed(arch)(x), small(x), rtol=0, atol=1e-9)
-    assert float((small(x) - derive(model, axes, arch)(x)).abs().max()) > 1e-3
+    assert not torch.allclose(small(x), derive(model, axes, arch)(x), atol=1e-3)
     assert verify(changed, axes, arch, x).max_rel_error <= 1e-9
 
 
@@ -34,6 +34,6 @@ def test_derive_makes_the_edits_and_the_certificate_covers_them() -> None:
 def test_an_edit_that_does_not_fit_is_refused_and_changes_nothing(edit: dict[str, torch.Tensor]) -> None:
     model = timm.create_model("test_resnet", num_classes=4)
     before = model.fc.bias.clone()
-    with pytest.raises(ArchError, match="an edit of fc.bias"):
+    with pytest.raises(ArchError, match=r"an edit of fc\.bias"):
         derive(model, trace(model, torch.randn(2, 3, 32, 32)), Arch(), edits=edit)
     assert torch.equal(model.fc.bias, before)
