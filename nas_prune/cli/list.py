@@ -23,6 +23,8 @@ def listings() -> dict[str, Callable[[], NamedRows]]:
         "operations": _operations,
         "gates": lambda: _parts("gates", "methods.gates"),
         "penalties": lambda: _parts("penalties", "methods.penalties"),
+        "movers": lambda: _parts("movers", "methods.movers"),
+        "schedules": lambda: _parts("schedules", "methods.schedules"),
         "losses": lambda: _parts("losses", "methods.losses"),
         "criteria": lambda: _parts("criteria", "methods.criteria"),
         "selectors": lambda: _parts("selectors", "methods.selectors"),

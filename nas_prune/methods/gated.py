@@ -146,6 +146,15 @@ class GatedModel(nn.Module):
             weight = self._striped(name)
             weight.copy_(self.gate(name).fold(weight))
 
+    @torch.no_grad()
+    def scale(self, name: str, factor: Tensor) -> None:
+        """Multiply the weights that write each unit of an axis by its factor (c), in place."""
+        for index, (tensor, dim, order) in enumerate(self.writers[name]):
+            rows = tensor_of(self.backbone, tensor).movedim(dim, 0)
+            place = slice(None) if order is None else self.get_buffer(_order(name, index))
+            each = factor.repeat_interleave(len(rows[place]) // len(factor)).to(rows)
+            rows[place] = rows[place] * each.reshape(-1, *[1] * (rows.ndim - 1))
+
     def plain(self) -> nn.Module:
         """A copy of the backbone without gates."""
         plain = plain_copy(self.backbone)

@@ -169,7 +169,7 @@ def rehearse(recipe: Recipe, backbone: nn.Module, space: SearchSpace, images: Te
         selector(recipe.search)(Question(trial.scores(), limit.cost, limit.limit, space))
     if recipe.finetune.from_scratch:
         restart(copy.deepcopy(backbone), recipe.seed)
-    for number, term in enumerate(penalty_terms(recipe, limit) if recipe.search.criterion.name is None else ()):
+    for number, term in enumerate(penalty_terms(recipe, limit) if recipe.search.learns else ()):
         with blaming(key := f"search.penalties.{number}.options"), torch.no_grad():
             check_worth(key, term(trial))
 

@@ -24,7 +24,9 @@ from nas_prune.costs.cost import Sizes
 from nas_prune.methods.criteria import criteria
 from nas_prune.methods.gates import Gate, gates
 from nas_prune.methods.losses import losses
+from nas_prune.methods.movers import movers
 from nas_prune.methods.penalties import penalties
+from nas_prune.methods.schedules import schedules
 from nas_prune.methods.selectors import selectors
 from nas_prune.run.parts import bound, import_parts
 from nas_prune.run.recipe.recipe import Recipe
@@ -57,6 +59,10 @@ def check(recipe: Recipe) -> None:
         _check_training(section, settings, epochs[section] or 1)
     if recipe.search.criterion.name is not None:
         bound("search.criterion", criteria, recipe.search.criterion, 2)
+    if recipe.search.mover.name is not None:
+        bound("search.mover", movers, recipe.search.mover, 2)
+    with blaming("search.schedule.options"):
+        bound("search.schedule", schedules, recipe.search.schedule, 2)(0, 1)
     bound("search.selector", selectors, recipe.search.fitting_selector, 1)
 
 

@@ -144,7 +144,7 @@ def _kept(job: Job, path: Path, what: tuple[object, set[str]], measured: Callabl
 
 def trained(recipe: Recipe) -> bool:
     """Whether the weights that units are chosen by have learnt anything."""
-    jointly = recipe.search.joint and recipe.search.criterion.name is None
+    jointly = recipe.search.joint and recipe.search.learns
     return bool(recipe.dense.epochs or recipe.model.pretrained or recipe.model.checkpoint or jointly)
 
 

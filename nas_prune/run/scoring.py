@@ -18,7 +18,7 @@ FILE = "scores.safetensors"
 def scored(job: Job, gated: GatedModel, predictor: Predictor) -> Scores:
     """Scores (c) per axis. Gates are learnt first, unless the recipe names a criterion."""
     recipe, path = job.recipe, job.folder / FILE
-    if recipe.search.criterion.name is None:
+    if recipe.search.learns:
         budget = job.budget(predictor)
         limits = job.limits(predictor)
         joint = Budget("1", Limits([budget, *limits])) if limits else budget

@@ -18,14 +18,15 @@ from timm.utils import ModelEmaV3, distribute_bn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nas_prune.base.errors import DivergedError, InterruptedRunError, RecipeError
+from nas_prune.base.errors import DivergedError, InterruptedRunError
+from nas_prune.methods.movers.mover import Mover, Still
 from nas_prune.train import checkpoint
 from nas_prune.train.data.loaders import Data, check_labels, mixer, set_epoch
 from nas_prune.train.data.order import drawing
 from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.descent import Pace, descend, ready
 from nas_prune.train.evaluate import top1
-from nas_prune.train.objective import Objective
+from nas_prune.train.objective import Objective, beside_the_model
 from nas_prune.train.progress import Bars
 from nas_prune.train.settings import OptimSettings
 from nas_prune.train.stage_file import Length, Live, restore
@@ -89,27 +90,27 @@ def fit(
     optimizers: Sequence[Optimizer],
     *,
     watch: Callable[[], Mapping[str, float]] = dict,
-    begin: Callable[[int], object] = int,
+    mover: Mover | None = None,
 ) -> None:
     """Train ``model`` in place for the epochs of the stage, or for what is left of them.
 
     The first optimizer follows the schedule, and trains what the objective has to learn. ``watch`` adds columns to the
-    journal; ``begin`` is called with an epoch's number. Raises DivergedError when the loss is not finite,
+    journal; ``mover`` moves what no optimizer does. Raises DivergedError when the loss is not finite,
     InterruptedRunError when a signal asks to stop.
     """
     if not stage.epochs:
         return
     trained, loader = ready(run.accelerator, model, run.pace), run.accelerator.prepare_data_loader(data.train)
-    _learn_too(objective, optimizers[0], run)
     steps = min(len(loader), stage.settings.max_steps or len(loader))
     schedule = schedule_of(optimizers[0], stage, steps)
     mix = mixer(stage.images, data.classes, stage.settings.label_smoothing) or _as_they_are
-    memory = _Memory(run, stage, model, objective, optimizers)
+    beside = beside_the_model(objective, mover, optimizers[0], run.accelerator)
+    memory = _Memory(run, stage, model, beside, optimizers)
     position = memory.recall(steps)
     bar = run.bars.bar(stage.name, stage.epochs * steps, position.epoch * steps + position.step, lines=stage.epochs)
     with stop_signals() as stop:
         while position.epoch < stage.epochs:
-            _open_epoch(model, position, begin)
+            _open_epoch(model, position, memory.mover)
             for images, labels in _batches(loader, position, steps, data.classes):
                 schedule.step_update(number := position.epoch * steps + position.step)
                 with drawing(run.seed, stage.name, number):
@@ -122,21 +123,10 @@ def fit(
             memory.stop_if_asked(stop)
 
 
-def _learn_too(objective: Objective, optimizer: Optimizer, run: Run) -> None:
-    """Let the optimizer train what the objective has to learn. Raises RecipeError where several processes train."""
-    learning = list(objective.to(run.accelerator.device).parameters())
-    if learning and run.accelerator.num_processes > 1:
-        raise RecipeError(
-            "a loss with parameters of its own is trained by one process; start one, or choose another loss"
-        )
-    if learning:
-        optimizer.add_param_group({"params": learning})
-
-
-def _open_epoch(model: nn.Module, position: Position, begin: Callable[[int], object]) -> None:
+def _open_epoch(model: nn.Module, position: Position, mover: Still) -> None:
     """What comes before the first step of an epoch; then the model is in training mode."""
     if position.step == 0:
-        begin(position.epoch)
+        mover.begin_epoch(position.epoch)
     model.train()
 
 
@@ -195,16 +185,18 @@ class _Memory:
     """What outlives a step: the average of the weights, the checkpoint, the journal."""
 
     def __init__(
-        self, run: Run, stage: Stage, model: nn.Module, objective: Objective, optimizers: Sequence[Optimizer]
+        self, run: Run, stage: Stage, model: nn.Module, beside: nn.Module, optimizers: Sequence[Optimizer]
     ) -> None:
         self.run, self.stage, self.model = run, stage, model
-        self.objective, self.optimizers = objective, optimizers
+        self.beside, self.optimizers = beside, optimizers
+        self.mover: Still = beside.get_submodule("mover")  # type: ignore[assignment]
         decay = stage.settings.ema_decay
         self.average = None if decay is None else ModelEmaV3(model, decay=decay)
         self.path = None if run.folder is None else run.folder / "checkpoints" / f"{stage.name}.ckpt"
 
     def close_step(self, position: Position, stop: StopRequest) -> None:
-        """Average the weights; if a signal has asked to stop, save and stop."""
+        """Move, average the weights; if a signal has asked to stop, save and stop."""
+        self.mover.after_step()
         if self.average is not None:
             self.average.update(self.model)
         number = self._asked(stop, now=position.step % LOOK_EVERY == 0)
@@ -229,8 +221,9 @@ class _Memory:
         return InterruptedRunError(f"stopped in {self.stage.name}; the same command resumes it", number)
 
     def close_epoch(self, position: Position, watch: Callable[[], Mapping[str, float]], data: Data) -> Position:
-        """Evaluate, write the row to the journal, save; returns where the next epoch begins."""
+        """Move, evaluate, write the row to the journal, save; returns where the next epoch begins."""
         with drawing(self.run.seed, self.stage.name, "end of epoch", position.epoch):
+            self.mover.after_epoch(position.epoch)
             self._journal(position, watch, data)
         following = Position(position.epoch + 1)
         self.keep(following)
@@ -258,7 +251,7 @@ class _Memory:
         state: dict[str, Any] = {
             **vars(position),
             "model": self.model.state_dict(),
-            "objective": self.objective.state_dict(),
+            "beside": self.beside.state_dict(),
             "identity": self.run.identity,
         }
         if not done:
@@ -280,7 +273,7 @@ class _Memory:
         """Put everything back to where ``keep`` found it."""
         average, scaler = None if self.average is None else self.average.module, self.run.accelerator.scaler
         live, length = (
-            Live(self.model, self.objective, self.optimizers, average, scaler),
+            Live(self.model, self.beside, self.optimizers, average, scaler),
             Length(self.stage.epochs, steps),
         )
         state = restore(path, live, length, self.run.identity)

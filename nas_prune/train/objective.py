@@ -6,13 +6,16 @@ All of it is one module, whose parameters the stage trains and whose state is in
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from nas_prune.base.errors import RecipeError
 from nas_prune.base.registry import hint
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.losses import Loss, Said, losses
 from nas_prune.methods.losses.distillation import Distillation
+from nas_prune.methods.movers.mover import Mover, Still
 from nas_prune.train.settings import OptimSettings
 
 Teacher = Callable[[Tensor], Tensor]
@@ -63,6 +66,22 @@ def task_objective(settings: OptimSettings) -> Objective:
 def task_loss(settings: OptimSettings) -> Loss:
     """The loss of a stage, as its recipe names it."""
     return losses[settings.loss.name](settings.label_smoothing, **settings.loss.options)
+
+
+def beside_the_model(
+    objective: Objective, mover: Mover | None, optimizer: Optimizer, accelerator: Accelerator
+) -> nn.Module:
+    """What learns or remembers beside the model, where it trains; the optimizer trains what the objective has to learn.
+
+    Raises RecipeError where several processes would train it.
+    """
+    beside = nn.ModuleDict({"objective": objective, "mover": mover or Still()}).to(accelerator.device)
+    learning = list(objective.parameters())
+    if learning and accelerator.num_processes > 1:
+        raise RecipeError("a loss with parameters of its own is trained by one process; start one, or choose another")
+    if learning:
+        optimizer.add_param_group({"params": learning})
+    return beside
 
 
 @contextmanager

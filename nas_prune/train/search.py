@@ -20,7 +20,9 @@ from torch.utils.data import DataLoader
 from nas_prune.costs import Budget
 from nas_prune.derivation.derive import edit
 from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.movers import Aim, Mover, movers
 from nas_prune.methods.penalties.budget import BudgetPenalty
+from nas_prune.methods.schedules import schedules
 from nas_prune.methods.selectors import Question, selectors
 from nas_prune.tracing.arch import Arch
 from nas_prune.train.choose import meet
@@ -29,7 +31,7 @@ from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.loop import Run, Stage, fit, optimizer_of
 from nas_prune.train.objective import Objective, task_loss, task_objective
 from nas_prune.train.settings import SearchSettings
-from nas_prune.train.shapley_ascent import ascend, weighed
+from nas_prune.train.shapley_ascent import ShapleyAscent, weighed
 
 
 def search(
@@ -90,11 +92,17 @@ def learn(
     optimizers = [optimizer_of(gated.backbone, settings), *_gate_optimizers(gated, settings)]
     joint = Stage("search-joint", settings.joint, settings, images)
 
-    def begin(epoch: int) -> None:
-        if weighed(gated) and epoch >= settings.shapley.start * settings.joint:
-            ascend(gated, data, settings.shapley, run, epoch=epoch)
+    mover = mover_of(gated, data, budget, settings, run)
+    fit(run, joint, gated, data, objective, optimizers, watch=watch, mover=mover)
 
-    fit(run, joint, gated, data, objective, optimizers, watch=watch, begin=begin)
+
+def mover_of(gated: GatedModel, data: Data, budget: Budget, settings: SearchSettings, run: Run) -> Mover | None:
+    """The recipe's mover; gates called ``shapley`` bring their own."""
+    schedule = partial(schedules[settings.schedule.name], **settings.schedule.options)
+    aim = Aim(budget, settings.joint, schedule)
+    if settings.mover.name is not None:
+        return movers[settings.mover.name](gated, aim, **settings.mover.options)
+    return ShapleyAscent(gated, aim, data=data, settings=settings.shapley, run=run) if weighed(gated) else None
 
 
 def settle(

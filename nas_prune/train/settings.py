@@ -59,6 +59,18 @@ class CriterionSettings(PartSettings):
     name: str | None = Field(None, description="a criterion (`nas-prune list criteria`); null: gates learn instead")
 
 
+class MoverSettings(PartSettings):
+    """What moves gates or weights in joint training, beside the optimizers."""
+
+    name: str | None = Field(None, description="a mover, as `nas-prune list movers` shows them; null: none")
+
+
+class ScheduleSettings(PartSettings):
+    """How much a mover closes, and how firmly, epoch by epoch."""
+
+    name: str = Field("ghfp", description="a schedule, as `nas-prune list schedules` shows them")
+
+
 class SelectorSettings(PartSettings):
     """How scores become an architecture that meets the budget."""
 
@@ -92,6 +104,8 @@ class SearchSettings(OptimSettings):
     penalties: list[PenaltySettings] = Field([PenaltySettings()], description="terms added to the task loss")
     shapley: ShapleySettings = Field(ShapleySettings(), description="how gates called shapley are moved")
     selector: SelectorSettings = Field(SelectorSettings(), description="how scores become an architecture")
+    mover: MoverSettings = Field(MoverSettings(), description="what moves gates or weights beside the optimizers")
+    schedule: ScheduleSettings = Field(ScheduleSettings(), description="how much the mover closes, epoch by epoch")
     criterion: CriterionSettings = Field(CriterionSettings(), description="what scores units in one shot")
     criterion_batches: PositiveInt = Field(20, description="training batches that the criterion looks at")
 
@@ -103,8 +117,13 @@ class SearchSettings(OptimSettings):
 
     @property
     def epochs(self) -> int:
-        """Epochs of the three phases together; a criterion scores in one shot, and only the last phase trains."""
-        return self.freeze if self.criterion.name else self.warmup + self.joint + self.freeze
+        """Epochs of the three phases together; those that are learnt in are left out where a criterion scores alone."""
+        return self.warmup * self.learns + self.joint * self.learns + self.freeze
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is joint training: not where a criterion scores in one shot, and nothing is moved."""
+        return self.criterion.name is None or self.mover.name is not None
 
 
 class FinetuneSettings(TrainSettings):

@@ -21,6 +21,7 @@ from nas_prune.base.files.whole import write_lines
 from nas_prune.methods.criteria.shapley import Player, contributions, game_of
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.gates.shapley import Contribution
+from nas_prune.methods.movers import Aim, Mover
 from nas_prune.methods.shapley import EstimatePlan, Processes, ascended, permutations, standardised
 from nas_prune.tracing.graph.capture import evaluating
 from nas_prune.train.data.loaders import Data, FirstBatches
@@ -30,6 +31,20 @@ from nas_prune.train.loop import Run
 from nas_prune.train.settings import ShapleySettings
 
 FILE = "shapley.jsonl"
+
+
+class ShapleyAscent(Mover):
+    """Moves gates called ``shapley`` before every epoch from the share ``start`` of them on."""
+
+    def __init__(self, gated: GatedModel, aim: Aim, *, data: Data, settings: ShapleySettings, run: Run) -> None:
+        super().__init__(gated, aim)
+        self._with = (data, settings, run)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """One step of every gate."""
+        data, settings, run = self._with
+        if epoch >= settings.start * self.aim.epochs:
+            ascend(self.gated, data, settings, run, epoch=epoch)
 
 
 def weighed(gated: GatedModel) -> dict[str, Contribution]:

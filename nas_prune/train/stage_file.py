@@ -33,7 +33,7 @@ class StageState(BaseModel):
     loss: Tensor | None = None
     identity: str
     model: dict[str, Tensor]
-    objective: dict[str, Tensor]
+    beside: dict[str, Tensor]
     optimizers: list[dict[str, Any]] | None = None
     scaler: dict[str, float | int] | None = None
     average: dict[str, Tensor] | None = None
@@ -41,10 +41,13 @@ class StageState(BaseModel):
 
 @dataclass(frozen=True)
 class Live:
-    """What a checkpoint is put back into. ``scaler``: of mixed precision, where there is one."""
+    """What a checkpoint is put back into.
+
+    ``beside``: what else learns or remembers. ``scaler``: of mixed precision, where there is one.
+    """
 
     model: nn.Module
-    objective: nn.Module
+    beside: nn.Module
     optimizers: Sequence[Optimizer]
     average: nn.Module | None = None
     scaler: Any = None
@@ -69,7 +72,7 @@ def restore(path: Path, live: Live, length: Length, identity: str) -> StageState
     if problem:
         raise CheckpointError(f"the checkpoint {path} does not fit: {problem}; {AGAIN}")
     live.model.load_state_dict(state.model)
-    live.objective.load_state_dict(state.objective)
+    live.beside.load_state_dict(state.beside)
     if not done:
         for optimizer, saved in zip(live.optimizers, state.optimizers or [], strict=True):
             optimizer.load_state_dict(saved)
@@ -87,7 +90,7 @@ def _problem(state: StageState, live: Live, length: Length, *, done: bool) -> st
     if state.loss is not None and (state.loss.ndim or not state.loss.is_floating_point()):
         return "its loss is not one number"
     problem = misfit(live.model.state_dict(), state.model)
-    problem = problem or misfit(live.objective.state_dict(), state.objective)
+    problem = problem or misfit(live.beside.state_dict(), state.beside)
     if problem or done:
         return problem
     if (live.average is None) != (state.average is None) or (live.scaler is None) != (state.scaler is None):

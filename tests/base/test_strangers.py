@@ -264,7 +264,7 @@ def state_of(trained: Live, **changed: Any) -> dict[str, Any]:
     """What a stage saves of it."""
     optimizers = [optimizer.state_dict() for optimizer in trained.optimizers]
     state = {"epoch": 1, "step": 2, "identity": "it", "model": trained.model.state_dict()}
-    state |= {"objective": {}, "optimizers": optimizers}
+    state |= {"beside": {}, "optimizers": optimizers}
     return state | changed
 
 
@@ -318,7 +318,7 @@ def test_a_checkpoint_of_wrong_content_is_refused(changed: dict[str, Any], tmp_p
 
 def test_a_finished_stage_needs_its_model_only(tmp_path: Path) -> None:
     trained, path = live("adamw"), tmp_path / "stage.ckpt"
-    state = {"epoch": 3, "step": 0, "identity": "it", "model": trained.model.state_dict(), "objective": {}}
+    state = {"epoch": 3, "step": 0, "identity": "it", "model": trained.model.state_dict(), "beside": {}}
     save_checkpoint(path, state)
     fresh = live("adamw")
     nn.init.zeros_(fresh.model[3].weight)  # type: ignore[index]

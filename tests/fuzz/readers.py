@@ -457,7 +457,7 @@ def _state(live: Live) -> dict[str, Any]:
         "loss": torch.tensor(0.5),
         "identity": "this run",
         "model": dict(live.model.state_dict()),
-        "objective": {},
+        "beside": {},
         "optimizers": [optimizer.state_dict() for optimizer in live.optimizers],
         "scaler": None,
         "average": dict(live.average.state_dict()),

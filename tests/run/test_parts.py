@@ -58,13 +58,24 @@ def test_a_gate_a_penalty_and_a_loss_in_files_are_used(files: dict[str, str], tm
     changes += ["search.loss=calm", "--search.loss.options.weight=0.2", "finetune.loss=binary_cross_entropy"]
     results = pipeline.run(read("smoke/quickstart", [*changes, *CHEAP]), tmp_path / "run")
     assert results["status"] == "met"
-    saved = load(tmp_path / "run" / "checkpoints" / "search-joint.ckpt")["objective"]
-    assert float(saved["penalties.1.steps"]) > 0
-    assert float(saved["loss.level"]) != 0
+    saved = load(tmp_path / "run" / "checkpoints" / "search-joint.ckpt")["beside"]
+    assert float(saved["objective.penalties.1.steps"]) > 0
+    assert float(saved["objective.loss.level"]) != 0
+
+
+def test_a_mover_and_a_schedule_in_a_file_are_used(files: dict[str, str], tmp_path: Path) -> None:
+    changes = [f"parts=[{files['shrinking.py']}]", "gate=mask", "search.schedule=at_the_end", "search.selector=uniform"]
+    changes += ["search.mover={name: shrinking, options: {rate: 0.1}}", "search.criterion=magnitude"]
+    results = pipeline.run(read("smoke/quickstart", [*changes, *CHEAP]), tmp_path / "run")
+    assert results["status"] == "met"
+    saved = load(tmp_path / "run" / "checkpoints" / "search-joint.ckpt")["beside"]
+    arch = Arch.read(tmp_path / "run" / "arch.json")
+    chosen = {name: saved[f"mover.{name.replace('.', '/')}"] for name in arch.kept}
+    assert all(sorted(kept) == (chosen[name] == 1).nonzero().flatten().tolist() for name, kept in arch.kept.items())
 
 
 def test_the_page_names_every_kind_of_part() -> None:
-    kinds = {"gates", "criteria", "selectors", "penalties", "losses"}
+    kinds = {"gates", "criteria", "selectors", "movers", "schedules", "penalties", "losses"}
     assert kinds == {path.parent.name for path in Path(nas_prune.__path__[0]).glob("methods/*/__init__.py")} - {
         "shapley"
     }
@@ -128,3 +139,20 @@ def test_a_package_declares_its_parts(tmp_path: Path, sound: bool) -> None:
     else:
         assert done.returncode == 2, done.stderr
         assert "the parts of the package their-package (their_parts) cannot be imported" in json.dumps(done.stderr)
+
+
+def test_a_run_that_learns_moves_and_scores(tmp_path: Path) -> None:
+    changes = ["gate=mask", "search.mover=soft_filter", "search.schedule=ghfp", "search.criterion=magnitude"]
+    changes += ["search.selector=uniform", "search.warmup=0", "search.joint=3", "search.penalties=[]"]
+    results = pipeline.run(read("smoke/quickstart", [*changes, *CHEAP]), tmp_path / "run")
+    assert results["status"] == "met"
+    arch, weights = (
+        Arch.read(tmp_path / "run" / "arch.json"),
+        load(tmp_path / "run" / "checkpoints" / "search-joint.ckpt"),
+    )
+    closed = {name: value for name, value in weights["model"].items() if name.startswith("gates.")}
+    assert closed
+    assert all(
+        sorted(kept) == value.nonzero().flatten().tolist()
+        for kept, value in zip(arch.kept.values(), closed.values(), strict=True)
+    )

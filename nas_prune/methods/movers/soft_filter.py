@@ -1,0 +1,48 @@
+"""Soft filter pruning: after every epoch the units of least norm are zeroed, and may grow back, or not.
+
+He et al., "Soft Filter Pruning" (IJCAI 2018), and what became of it (see the schedules). One update after each epoch t,
+of the weights W that write a unit:
+
+    W <- W (M + alpha (1 - M) H),   M = 0 for the n_t units of least norm, H = 0 for those closed for good
+
+Ours: a unit is that of an axis, so all convolutions of a residual stage close the same ones; how many go from each axis
+follows from the budget (uniform widths); units that are closed for good have a closed gate, so that neither bias nor
+BatchNorm of theirs is seen; and that set is kept, so it only grows.
+"""
+
+import torch
+
+from nas_prune.base.errors import SpaceError
+from nas_prune.methods.criteria.criterion import norms
+from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.gates.mask import Mask
+from nas_prune.methods.movers.mover import Aim, Mover, movers
+from nas_prune.methods.selectors.uniform import uniform_widths
+
+
+@movers.register("soft_filter")
+class SoftFilter(Mover):
+    """Needs gates called ``mask``, and axes of widths alone. Raises SpaceError for others."""
+
+    def __init__(self, gated: GatedModel, aim: Aim) -> None:
+        super().__init__(gated, aim)
+        odd = [name for name in gated.space.free if name not in gated.writers or not gated.writers[name]]
+        if odd or not all(isinstance(gate, Mask) for gate in gated.gates.values()):
+            raise SpaceError(
+                "soft_filter zeroes the weights of units: set gate.name: mask, and a space of widths alone"
+                f"{' (not ' + ', '.join(odd[:3]) + ')' if odd else ''}"
+            )
+        left = uniform_widths(gated.space, aim.budget.cost, aim.budget.limit)
+        self.gone = {name: axis.size - int(left[name]) for name, axis in gated.space.free.items()}
+
+    @torch.no_grad()
+    def after_epoch(self, epoch: int) -> None:
+        """Zero, shrink or close, as the schedule says."""
+        phase = self.aim.schedule(epoch, self.aim.epochs)
+        for name, gone in self.gone.items():
+            keep, norm = self.gated.gate(name).get_buffer("keep"), norms(self.gated, name)
+            order = torch.where(keep > 0, norm, -1.0).argsort(stable=True)  # what is closed for good comes first
+            closed, hard = order[: int(gone * phase.closed)], order[: int(gone * phase.closed * phase.hard)]
+            factor = torch.ones_like(norm).index_fill(0, closed, phase.soft).index_fill(0, hard, 0.0)
+            self.gated.scale(name, factor)
+            keep.index_fill_(0, hard, 0.0)

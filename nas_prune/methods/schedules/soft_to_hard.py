@@ -1,0 +1,71 @@
+"""From soft to hard: pruned filters that may come back, ever more of them, ever fewer of which may.
+
+SFP (He et al., IJCAI 2018) closes the whole share from the start and lets all of it come back, ASFP (arXiv 1808.07471)
+closes ever more, SRFP and ASRFP (Cai et al., arXiv 2010.09498) shrink weights before they zero them, HFP lets nothing
+come back, and GHFP (Cai et al., arXiv 2011.03170) turns soft into hard little by little. Formulas and constants as in
+the public code of SFP and of the first author of GHFP; of GHFP's own text only the abstract was at hand.
+
+    closed (rising)   1 - (1 - (t + 1) / E)^3, or 1 - exp(-t ln 4 / (D E)) with D = 1/8; 1 from 0.95 E on
+    hard (GHFP)       1 - (1 - (t + 1) / E)^3
+    soft (SRFP)       a exp(-k t), k = -ln(s / (a + 0.01 s)) / E, s = 1e-5; 0 from 0.9 E on
+"""
+
+from math import exp, log
+from typing import Literal
+
+from nas_prune.methods.schedules.schedule import Phase, schedules
+
+Rise = Literal["cubic", "exponential"]
+LAST, ZEROED, SIGMA, KNEE = 0.95, 0.9, 1e-5, 1 / 8  # shares of the epochs; where 3/4 of the exponential rise is done
+
+
+@schedules.register("sfp")
+def sfp(epoch: int, epochs: int) -> Phase:  # noqa: ARG001
+    """All of it from the start, and all of it may come back."""
+    return Phase(1.0, 0.0)
+
+
+@schedules.register("hfp")
+def hfp(epoch: int, epochs: int) -> Phase:  # noqa: ARG001
+    """All of it from the start, for good."""
+    return Phase(1.0, 1.0)
+
+
+@schedules.register("asfp")
+def asfp(epoch: int, epochs: int, *, rise: Rise = "exponential") -> Phase:
+    """More and more, and all of it may come back."""
+    return Phase(risen(epoch, epochs, rise), 0.0)
+
+
+@schedules.register("srfp")
+def srfp(epoch: int, epochs: int, *, start: float = 0.5) -> Phase:
+    """All of it from the start, at first shrunk to ``start`` of its weight, at last zeroed."""
+    return Phase(1.0, 0.0, softness(epoch, epochs, start))
+
+
+@schedules.register("asrfp")
+def asrfp(epoch: int, epochs: int, *, rise: Rise = "exponential", start: float = 0.5) -> Phase:
+    """More and more, and softer at first."""
+    return Phase(risen(epoch, epochs, rise), 0.0, softness(epoch, epochs, start))
+
+
+@schedules.register("ghfp")
+def ghfp(epoch: int, epochs: int, *, rise: Rise = "cubic", start: float = 0.0) -> Phase:
+    """More and more, and more and more of it for good."""
+    return Phase(risen(epoch, epochs, rise), risen(epoch, epochs, "cubic", last=1.0), softness(epoch, epochs, start))
+
+
+def risen(epoch: int, epochs: int, rise: Rise, last: float = LAST) -> float:
+    """Share in [0, 1] that is reached after an epoch."""
+    if epoch >= last * epochs or epoch + 1 >= epochs:
+        return 1.0
+    if rise == "cubic":
+        return 1 - (1 - (epoch + 1) / epochs) ** 3
+    return 1 - exp(-epoch * log(4) / (KNEE * epochs))
+
+
+def softness(epoch: int, epochs: int, start: float) -> float:
+    """What weights are multiplied by after an epoch."""
+    if not start or epoch >= ZEROED * epochs or epoch + 1 >= epochs:
+        return 0.0
+    return start * exp(epoch * log(SIGMA / (start + 0.01 * SIGMA)) / epochs)

@@ -1,0 +1,51 @@
+"""Laws of the schedules, and the numbers that their papers' code gives."""
+
+from itertools import pairwise
+from math import floor
+
+import pytest
+
+from nas_prune.methods.schedules import Phase, schedules
+
+EPOCHS = 200
+
+
+def counts(name: str, epoch: int, **options: object) -> tuple[int, int]:
+    """Of 64 filters, 40 % of which will go: how many are closed, and how many of them for good."""
+    phase = schedules[name](epoch, EPOCHS, **options)
+    return floor(64 * 0.4 * phase.closed), floor(64 * 0.4 * phase.closed * phase.hard)
+
+
+@pytest.mark.parametrize("name", schedules)
+def test_every_schedule_ends_with_all_closed_and_never_lets_go_of_what_is_hard(name: str) -> None:
+    phases = [schedules[name](epoch, EPOCHS) for epoch in range(EPOCHS)]
+    assert phases[-1].closed == 1
+    assert phases[-1].soft == 0
+    assert all(0 <= share <= 1 for phase in phases for share in (phase.closed, phase.hard, phase.soft))
+    hard = [phase.closed * phase.hard for phase in phases]
+    assert all(later >= earlier for earlier, later in pairwise(hard))
+    assert schedules[name](0, 1) == schedules[name](4, 5)  # however short
+
+
+@pytest.mark.parametrize(
+    ("epoch", "cubic", "exponential"),
+    [
+        (24, (8, 2), (18, 6)),
+        (49, (14, 8), (23, 13)),
+        (99, (22, 19), (25, 22)),
+        (149, (25, 24), (25, 25)),
+        (199, (25, 25), (25, 25)),
+    ],
+)
+def test_the_numbers_of_ghfp(epoch: int, cubic: tuple[int, int], exponential: tuple[int, int]) -> None:
+    assert counts("ghfp", epoch) == cubic
+    assert counts("ghfp", epoch, rise="exponential") == exponential
+
+
+def test_three_quarters_of_an_exponential_rise_are_done_after_an_eighth() -> None:
+    assert schedules["asfp"](EPOCHS // 8, EPOCHS).closed == pytest.approx(0.75)
+    assert schedules["sfp"](0, EPOCHS) == Phase(1, 0)
+    assert schedules["hfp"](0, EPOCHS) == Phase(1, 1)
+    assert schedules["srfp"](0, EPOCHS, start=1.0).soft == 1
+    assert schedules["srfp"](EPOCHS - 21, EPOCHS, start=1.0).soft == pytest.approx(1e-5 ** (179 / 200), rel=1e-3)
+    assert schedules["srfp"](180, EPOCHS, start=1.0).soft == 0
