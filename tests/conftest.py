@@ -14,8 +14,9 @@ torch.set_num_threads(1)
 torch.set_warn_always(True)  # a warning that comes once per process would fail whichever test is first
 
 
-def pytest_collection_finish() -> None:
-    """What the imports have made stays: no garbage collection during the tests looks at it again."""
+@pytest.fixture(scope="module", autouse=True)
+def young_heap() -> None:
+    """What imports and earlier modules have made stays: no garbage collection of later tests looks at it again."""
     gc.collect()
     gc.freeze()
 
