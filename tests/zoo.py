@@ -54,9 +54,10 @@ BACKBONES = {
 FEW = ("resnet18", "densenet121", "test_efficientnet", "resnetv2_standardized", "test_vit")
 
 
-def few(names: Iterable[str], by_default: Container[str] = FEW) -> list[Any]:
-    """Parameters of a test: those of ``names`` that repeat its law on further backbones are behind the mark zoo."""
-    return [name if name in by_default else pytest.param(name, marks=pytest.mark.zoo) for name in names]
+def few(cases: Iterable[Any], by_default: Container[Any] = FEW) -> list[Any]:
+    """Parameters of a test, one or a tuple each: those that only repeat its law elsewhere are behind the mark zoo."""
+    several = [(case, case if isinstance(case, tuple) else (case,)) for case in cases]
+    return [pytest.param(*each, marks=() if case in by_default else pytest.mark.zoo) for case, each in several]
 
 
 def build(name: str) -> nn.Module:
