@@ -37,10 +37,6 @@ SPACES = {
 }
 FAST = ("everything", "stripes", "operations")  # the spaces but the one that takes as long as all others
 ONE_EACH = [*((gate, "everything") for gate in gates), *(("weight", space) for space in FAST), ("shapley", FAST[2])]
-    *((gate, "everything") for gate in gates),
-    *(("weight", space) for space in FAST),
-    ("shapley", "operations"),
-]
 COUNTS = [name for name, kind in costs.items() if not issubclass(kind, Predictor)]
 OPTIONS = {"structural": {"layers": {"*": {"kernel": 1}}}}  # penalties that cannot do without
 

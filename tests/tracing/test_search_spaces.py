@@ -8,7 +8,7 @@ import timm
 import torch
 import torch.multiprocessing as mp
 from accelerate import Accelerator
-from processes import joined
+from processes import free_port, joined
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from zoo import Traced, apart, build, few, traced
@@ -275,9 +275,9 @@ def test_shapley_gates_are_moved_by_contribution_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints").exists()
 
 
-def _ascended(rank: int, folder: str, processes: int) -> None:
+def _ascended(rank: int, folder: str, processes: int, port: int) -> None:
     """One step, as one of several processes; writes the architecture weights."""
-    accelerator = joined(rank, processes, port=29511)
+    accelerator = joined(rank, processes, port=port)
     gated, space, data = weighed_by_contribution()
     ascend(gated, data, ShapleySettings(evaluations=40), Run(accelerator, folder=Path(folder)), epoch=0)
     torch.save({name: gated.gate(name).alpha for name in space.choices}, f"{folder}/{processes}-{rank}.pt")
@@ -288,7 +288,7 @@ def _ascended(rank: int, folder: str, processes: int) -> None:
 @pytest.mark.slow
 def test_two_processes_take_the_step_that_one_takes(tmp_path: Path) -> None:
     for processes in (1, 2):
-        mp.spawn(_ascended, (str(tmp_path), processes), nprocs=processes)
+        mp.spawn(_ascended, (str(tmp_path), processes, free_port()), nprocs=processes)
     alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
     for name, alpha in alone.items():
         assert torch.equal(first[name], second[name])
