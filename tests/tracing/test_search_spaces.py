@@ -1,5 +1,6 @@
 """Stripes, operations and depth: exact alone and mixed with widths, counted, chosen, saved; what moves their gates."""
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -56,6 +57,14 @@ OPERATIONS = {
 }
 
 
+def mixed(names: Iterable[str]) -> list[tuple[str, float, float]]:
+    """Each alone, with widths, with widths and depth: the shares that are kept of these."""
+    return [(name, *kept) for name in names for kept in ((1.0, 1.0), (0.5, 1.0), (0.5, 0.5))]
+
+
+MIXED = [*mixed(["test_resnet"]), ("test_vit", 0.5, 0.5)]
+
+
 def backbone(name: str) -> nn.Module:
     """A small member of a family."""
     if name != "swin":
@@ -92,8 +101,7 @@ def one_each(net: Traced, seed: int, keep: float, bits: float) -> Arch:
     return Arch(kept)
 
 
-@pytest.mark.parametrize("name", few(FAMILIES, ("test_resnet", "test_convnext", "test_vit")))
-@pytest.mark.parametrize(("keep", "bits"), [(1.0, 1.0), (0.5, 1.0), (0.5, 0.5)])
+@pytest.mark.parametrize(("name", "keep", "bits"), few(mixed(FAMILIES), MIXED))
 def test_stripes_are_exact_alone_with_widths_and_with_depth(name: str, keep: float, bits: float) -> None:
     net = striped(name)
     assert net.axes.stripes
@@ -123,8 +131,7 @@ def test_work_of_stripes_is_that_of_the_live_ones() -> None:
     assert float(Macs(net.axes)(sizes)) == whole.macs - 2 * saved * height * width
 
 
-@pytest.mark.parametrize("name", few(OPERATIONS, ("test_resnet", "test_vit")))
-@pytest.mark.parametrize(("keep", "bits"), [(1.0, 1.0), (0.5, 1.0), (0.5, 0.5)])
+@pytest.mark.parametrize(("name", "keep", "bits"), few(mixed(OPERATIONS), MIXED))
 def test_operations_are_exact_and_counted(name: str, keep: float, bits: float) -> None:
     net = chosen(name)
     assert net.axes.choices
