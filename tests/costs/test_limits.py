@@ -159,7 +159,6 @@ def counted(model: nn.Module, images: Tensor) -> Iterator[Storages]:
     "name",
     few(
         [
-            "resnet18",
             "test_resnet",
             "mobilenetv2_050",
             "densenet121",
