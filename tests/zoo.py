@@ -51,7 +51,7 @@ BACKBONES = {
 # Between them they and the modules of users below run every line of the package that all of the backbones run: residual
 # branches and max pooling; concatenation; depthwise convolutions and squeeze-and-excite; group norms and standardised
 # weights; patches, class token, attention and layer norms.
-FEW = ("test_resnet", "densenet121", "test_efficientnet", "resnetv2_standardized", "test_vit")
+FEW = ("resnet18", "densenet121", "test_efficientnet", "resnetv2_standardized", "test_vit")
 
 
 def few(cases: Iterable[Any], by_default: Container[Any] = FEW) -> list[Any]:
