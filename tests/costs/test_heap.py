@@ -9,7 +9,7 @@ import pytest
 
 COUNT = """
 import resource, torch
-from nas_prune.costs import heap
+from nas_prune.costs.timing import heap
 def call():
     return sum(float(each[0]) for each in [torch.ones(2**20) for _ in range(12)])  # 4 MiB each, all there at once
 def faults():

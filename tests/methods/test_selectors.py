@@ -12,8 +12,7 @@ from zoo import few, traced
 from nas_prune.base.axis import Axis
 from nas_prune.base.errors import BudgetError, DivergedError
 from nas_prune.costs import Budget, Limits, Macs, Params, Predictor
-from nas_prune.methods.selectors import Scores, optimal, price, ranked, selectors
-from nas_prune.methods.selectors import milp as program
+from nas_prune.methods.selectors import Scores, optimal, price, program, ranked, selectors
 from nas_prune.methods.selectors.ranked import above, best_units
 from nas_prune.methods.selectors.solver.problem import pose, values, widths
 from nas_prune.tracing.arch import Arch
