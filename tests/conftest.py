@@ -3,9 +3,11 @@
 import gc
 import os
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 import torch
+from recorded import recorded
 from zoo import BACKBONES, Traced, few, traced
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start: there is a test process per core already
@@ -14,8 +16,9 @@ torch.set_num_threads(1)
 torch.set_warn_always(True)  # a warning that comes once per process would fail whichever test is first
 
 
-def pytest_collection_finish() -> None:
-    """What the imports have made stays: no garbage collection during the tests looks at it again."""
+@pytest.fixture(scope="module", autouse=True)
+def young_heap() -> None:
+    """What imports and earlier modules have made stays: no garbage collection of later tests looks at it again."""
     gc.collect()
     gc.freeze()
 
@@ -30,3 +33,10 @@ def net(request: pytest.FixtureRequest) -> Traced:
 def same_numbers_every_time() -> None:
     """Every test draws the same random numbers, alone or among others."""
     torch.manual_seed(1234)  # not 0, which made the zoo's weights: gates would be drawn from the same numbers
+
+
+@pytest.fixture
+def recorded_timings() -> Iterator[None]:
+    """Milliseconds are functions of the model: no test that trains fails because the machine is busy."""
+    with recorded():
+        yield

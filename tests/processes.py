@@ -1,6 +1,7 @@
 """A test that is one of several processes."""
 
 import os
+import socket
 
 import torch
 from accelerate import Accelerator
@@ -14,3 +15,10 @@ def joined(rank: int, processes: int, *, port: int) -> Accelerator:
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == processes
     return accelerator
+
+
+def free_port() -> int:
+    """A port at which nobody listens."""
+    with socket.socket() as tried:
+        tried.bind(("127.0.0.1", 0))
+        return int(tried.getsockname()[1])

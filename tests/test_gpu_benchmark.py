@@ -33,7 +33,7 @@ def skipped(tiny):
     raise Skipped("no such thing")
     yield
 
-PARTS = {"hanging": Part(hanging, 5), "broken": Part(broken, 60), "skipped": Part(skipped, 60), "good": Part(good, 60)}
+PARTS = {"hanging": Part(hanging, 2), "broken": Part(broken, 60), "skipped": Part(skipped, 60), "good": Part(good, 60)}
 """
 
 

@@ -1,6 +1,7 @@
 """What the laws are tried on: the smallest sensible member of each family, and modules of a user."""
 
 import copy
+import gc
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -53,9 +54,10 @@ BACKBONES = {
 FEW = ("resnet18", "densenet121", "test_efficientnet", "resnetv2_standardized", "test_vit")
 
 
-def few(names: Iterable[str], by_default: Container[str] = FEW) -> list[Any]:
-    """Parameters of a test: those of ``names`` that repeat its law on further backbones are behind the mark zoo."""
-    return [name if name in by_default else pytest.param(name, marks=pytest.mark.zoo) for name in names]
+def few(cases: Iterable[Any], by_default: Container[Any] = FEW) -> list[Any]:
+    """Parameters of a test, one or a tuple each: those that only repeat its law elsewhere are behind the mark zoo."""
+    several = [(case, case if isinstance(case, tuple) else (case,)) for case in cases]
+    return [pytest.param(*each, marks=() if case in by_default else pytest.mark.zoo) for case, each in several]
 
 
 def build(name: str) -> nn.Module:
@@ -104,7 +106,9 @@ def traced_model(model: nn.Module, images: Tensor) -> Traced:
 def traced(name: str) -> Traced:
     """A backbone, traced once."""
     size = BACKBONES[name].image_size
-    return traced_model(build(name), torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(2)))
+    found = traced_model(build(name), torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(2)))
+    gc.freeze()  # it stays: no garbage collection looks at its graph again
+    return found
 
 
 def apart(expected: Tensor, got: Tensor) -> float:

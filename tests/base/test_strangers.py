@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from hostile import alias_bomb
+from recorded import recorded
 from timm.optim import create_optimizer_v2
 from torch import nn
 
@@ -48,7 +49,8 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A calibration that a run has made."""
     folder = tmp_path_factory.mktemp("calibration")
     asked = recipe.read("smoke/quickstart", ["--latency.samples=12", "--latency.cache=false"])
-    return Path(pipeline.run(asked, folder / "run", until="calibrate")["file"])
+    with recorded():
+        return Path(pipeline.run(asked, folder / "run", until="calibrate")["file"])
 
 
 @pytest.mark.parametrize("merge", [False, True])

@@ -14,7 +14,7 @@ from descriptions import DESCRIPTIONS
 from fake_gpu import FakeGpu
 from torch import Tensor, nn
 from users import READERS, Recurrent
-from zoo import USERS, User, build, traced
+from zoo import USERS, User, build, few, traced
 
 from nas_prune.costs import Budget, Limits, Predictor, costs, predictors
 from nas_prune.derivation.replace import laid_out
@@ -35,6 +35,8 @@ SPACES = {
     "operations": "test_resnet",
     "darts_small": "nas_prune_cells",
 }
+FAST = ("everything", "stripes", "operations")  # the spaces but the one that takes as long as all others
+ONE_EACH = [*((gate, "everything") for gate in gates), *(("weight", space) for space in FAST), ("shapley", FAST[2])]
 COUNTS = [name for name, kind in costs.items() if not issubclass(kind, Predictor)]
 OPTIONS = {"structural": {"layers": {"*": {"kernel": 1}}}}  # penalties that cannot do without
 
@@ -84,8 +86,7 @@ def run(gated: GatedModel, images: Tensor) -> dict[str, Tensor]:
     return found | gated.scores() | gated.gate_values()
 
 
-@pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize("gate", gates)
+@pytest.mark.parametrize(("gate", "space"), few([(gate, space) for gate in gates for space in SPACES], ONE_EACH))
 def test_gates_stay_on_the_device(gate: str, space: str) -> None:
     gpu, gated, images = on_gpu(space, gate)
     with gpu.computing():
@@ -110,12 +111,12 @@ def test_masked_operations_stay_on_the_device(user: type[User]) -> None:
 
 
 def test_every_masked_operation_is_among_them() -> None:
-    walks = [laid(space)[1].axes.walk for space in SPACES] + [masked(user)[1].walk for user in MASKED]
+    walks = [laid(space)[1].axes.walk for space in FAST] + [masked(user)[1].walk for user in MASKED]
     walks.append(traced("resnetv2_standardized").axes.walk)
     assert {site.how for walk in walks for site in walk.sites} == {*FORMS, *FILLS, "stripes"}
 
 
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("space", few(SPACES, FAST))
 def test_penalties_stay_on_the_device(space: str) -> None:
     axes = laid(space)[1].axes
     limits = [Budget("0.5x", costs[name](axes)) for name in COUNTS]
@@ -133,7 +134,7 @@ def test_penalties_stay_on_the_device(space: str) -> None:
         assert away({name: term(gated) for name, term in terms.items()}) == []
 
 
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("space", few(SPACES, FAST))
 def test_costs_stay_where_the_sizes_are(space: str) -> None:
     axes, gpu = laid(space)[1].axes, FakeGpu()
     counted = {name: costs[name](axes) for name in COUNTS}

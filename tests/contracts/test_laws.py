@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from users import READERS, Mappings
-from zoo import USERS, ChannelSum, Tied, Traced, Unused, apart, classifier_width, traced, traced_model
+from zoo import USERS, ChannelSum, Tied, Traced, Unused, apart, classifier_width, few, traced, traced_model
 
 import nas_prune
 from nas_prune.base.errors import ArchError, DeriveError, TraceError
@@ -198,7 +198,8 @@ def test_copies_are_independent_and_fixed_is_reentrant(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["test_resnet", "test_efficientnet", "regnety_002", "test_convnext", "test_vit", "densenet121"]
+    "name",
+    few(["test_resnet", "test_efficientnet", "regnety_002", "test_convnext", "test_vit", "densenet121"]),
 )
 def test_gradient_checkpointing_changes_nothing(name: str) -> None:
     net = traced(name)

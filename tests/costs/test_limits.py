@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from zoo import traced
+from zoo import few, traced
 
 from nas_prune.base.errors import BudgetError
 from nas_prune.costs import Budget, LatencyPredictor, Limits, Macs, Memory, Params, costs
@@ -156,7 +156,17 @@ def counted(model: nn.Module, images: Tensor) -> Iterator[Storages]:
 
 
 @pytest.mark.parametrize(
-    "name", ["test_resnet", "mobilenetv2_050", "densenet121", "resnetv2_standardized", "test_convnext", "test_vit"]
+    "name",
+    few(
+        [
+            "test_resnet",
+            "mobilenetv2_050",
+            "densenet121",
+            "resnetv2_standardized",
+            "test_convnext",
+            "test_vit",
+        ]
+    ),
 )
 @pytest.mark.parametrize("keep", [1.0, 0.5])
 def test_the_peak_is_what_an_eager_run_allocates(name: str, keep: float) -> None:

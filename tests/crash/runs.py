@@ -23,7 +23,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from recorded import MEASURED, recorded
+from brief import brief
+from recorded import MEASURED
 
 from nas_prune.cli import program as cli
 
@@ -41,7 +42,7 @@ class Laboratory:
     @contextmanager
     def open(self) -> Iterator[None]:
         """Runs can be started inside the block: timings are recorded, and a first run has imported and traced all."""
-        with pytest.MonkeyPatch.context() as patch, recorded():
+        with pytest.MonkeyPatch.context() as patch, brief():
             patch.setenv("NAS_PRUNE_CACHE", "cache")
             patch.chdir(self.fresh("warm"))
             with pytest.raises(SystemExit) as left:
@@ -194,7 +195,7 @@ def main(arguments: Sequence[str]) -> int:
     folder = Path(arguments[0]).resolve()
     os.environ["NAS_PRUNE_CACHE"] = "cache"
     torch.set_num_threads(1)
-    with recorded(), contextlib.chdir(folder):
+    with brief(), contextlib.chdir(folder):
         return Laboratory(folder.parent, {}).program(folder, number=0)
 
 

@@ -1,5 +1,6 @@
 """A run that is stopped at any instant, and started again, ends in the bytes of one that was never stopped."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,8 +67,9 @@ def test_in_another_interpreter(laboratory: Laboratory) -> None:
     """With other hashes, another random state, nothing imported and nothing traced before."""
     start = laboratory.fresh("interpreters")
     cases = record(laboratory, start, every(101, killed))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     for case in cases:
-        subprocess.run([sys.executable, runs.__file__, str(case.folder)], check=True, timeout=300)
+        subprocess.run([sys.executable, runs.__file__, str(case.folder)], check=True, timeout=300, env=environment)
     reference = outcome(start)
     assert [f"{case}: {found}" for case in cases if (found := different(case.folder, reference))] == []
 

@@ -11,15 +11,15 @@ import timm
 import torch
 from typer.testing import CliRunner
 
-from nas_prune.artifact.folder import load
 from nas_prune.base.errors import BudgetError, CalibrationError
 from nas_prune.base.files.whole import read_lines
 from nas_prune.cli.program import app
 from nas_prune.costs import Bench
+from nas_prune.costs.operators.staircase import sweeps
+from nas_prune.costs.operators.table import plan
 from nas_prune.costs.operators.timing import Point
 from nas_prune.derivation.replace import laid_out
 from nas_prune.derivation.trace import trace
-from nas_prune.ops.stripes.conv import StripeConv
 from nas_prune.run import pipeline
 from nas_prune.run.calibration import bench
 from nas_prune.run.calibration import file as calibration_file
@@ -28,7 +28,6 @@ from nas_prune.run.calibration.check import check
 from nas_prune.run.calibration.sampling import meeting, sample
 from nas_prune.run.calibration.settings import LatencySettings
 from nas_prune.run.recipe import recipe
-from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace
 
 SETTINGS = LatencySettings(batch_size=2, threads=1, samples=14, seconds=0.01, predictor="additive")
@@ -102,6 +101,7 @@ def test_a_check_times_it_again(made, tmp_path: Path) -> None:
         check(impossible, seconds=0.01)
 
 
+@pytest.mark.usefixtures("recorded_timings")
 def test_a_check_knows_choices_and_stripes(tmp_path: Path) -> None:
     candidates = {"same": {"operation": "convolution"}, "small": {"operation": "convolution", "kernel": 1}}
     rules = [{"kinds": ["channel", "operation", "stripe"]}]
@@ -126,6 +126,7 @@ def test_columns_of_sizes_keep_their_names(made, tmp_path: Path) -> None:
     assert before == after
 
 
+@pytest.mark.usefixtures("recorded_timings")
 def test_the_same_calibration_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NAS_PRUNE_CACHE", str(tmp_path / "cache"))
     asked = recipe.read("smoke/quickstart", ["--latency.samples=12", SMALL])
@@ -158,6 +159,7 @@ def test_samples_reach_corners_and_pairs(made) -> None:
     assert len(widths) > len({w for w, _ in widths})  # not only the diagonal of one ratio
 
 
+@pytest.mark.usefixtures("recorded_timings")
 def test_a_limit_that_nothing_meets_is_named_before_training(tmp_path: Path) -> None:
     tokens = ["--budget.limits={params: 0.9x, macs: 10k}", "--latency.samples=12", SMALL]
     with pytest.raises(BudgetError, match=r"MACs is .*x the limit of 1e[+]04 MACs"):
@@ -175,37 +177,7 @@ def test_calibrate_takes_a_model_of_timm(tmp_path: Path) -> None:
     assert facts["image"] == [3, 64, 64]
 
 
-def test_many_targets_from_one_search(tmp_path: Path) -> None:
-    pipeline.run(recipe.read("smoke/quickstart"), tmp_path / "run", until="search")
-    before = (tmp_path / "run/arch.json").read_bytes()
-    content = pipeline.derive_many(tmp_path / "run", ["0.95x", "0.55x"], tune=False)
-    rows = {row["target"]: row for row in content["targets"]}
-    assert rows["0.55x"]["macs"] <= rows["0.95x"]["macs"]
-    dense = sorted(row["measured_ms"] / row["measured_share"] for row in content["targets"])  # timed in turn with them
-    assert dense[0] <= content["dense"]["measured_ms"] <= dense[1]
-    assert (tmp_path / "run/arch.json").read_bytes() == before
-    for target in ("0.95x", "0.55x"):
-        assert Arch.read(tmp_path / "run" / "targets" / target / "derived" / "arch.json").kept
-    again = pipeline.derive_many(tmp_path / "run", ["0.95x", "0.55x"], tune=False)
-    assert again["targets"] == content["targets"]
-    with pytest.raises(BudgetError, match="cannot be met"):
-        pipeline.derive_many(tmp_path / "run", ["0.01x"], tune=False)
-
-
-def test_many_targets_of_stripes(tmp_path: Path) -> None:
-    pipeline.run(recipe.read("smoke/fashion_mnist_resnet18_filter_skeleton", [SMALL]), tmp_path / "run", until="search")
-    pipeline.derive_many(tmp_path / "run", ["0.9x"], tune=False)
-    folder = tmp_path / "run" / "targets" / "0.9x"
-    rows = json.loads((folder / "stripes.json").read_text())["convolutions"]
-    striped = {
-        path: module.config["form"]
-        for path, module in load(folder / "derived").named_modules()
-        if isinstance(module, StripeConv)
-    }
-    assert {row["module"]: row["form"] for row in rows} == striped
-    assert striped
-
-
+@pytest.mark.usefixtures("recorded_timings")
 def test_operators_and_stairs_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = recipe.read(
         "smoke/quickstart", ["--latency.operators=true", "--latency.staircase=true", "--latency.cache=false", SMALL]
@@ -216,7 +188,8 @@ def test_operators_and_stairs_are_measured_once(tmp_path: Path, monkeypatch: pyt
         planted[point.key] += 1
         return 1e-3 * point.first * math.ceil(point.second / 4)
 
-    monkeypatch.setattr(bench, "time_point", stairs_of_four)
+    for name, own in {"time_point": stairs_of_four, "plan": plan, "sweeps": sweeps}.items():
+        monkeypatch.setattr(bench, name, own)
     first = pipeline.run(asked, tmp_path / "run", until="calibrate")
     assert max(planted.values()) <= 2  # once in the table, once in a sweep
     before = dict(planted)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from recorded import MEASURED, recorded
 from zoo import few
 
 from nas_prune.artifact import folder as artifact
@@ -23,27 +24,25 @@ from nas_prune.train.data import loaders as data
 SMOKE = sorted(name for name in recipe.recipes() if name.startswith("smoke/"))
 
 
-def method(name):
-    """What a smoke recipe tries, on whatever backbone."""
-    asked = recipe.read(name)
-    kinds = sorted((kind, gate.name) for kind, gate in asked.gate.kinds.items())
-    return asked.space, asked.gate.name, *kinds, asked.search.criterion.name, asked.search.selector.name
-
-
-FIRST = {method(name): name for name in reversed(SMOKE)}  # of each method
-QUICK = ["--latency.cache=false", "--latency.batch_size=2"]
+# gates that learn from weights, alone and beside those of operations and of depth; the other methods with -m zoo
+BOTH = ("smoke/fashion_mnist_resnet18_w_gates", "smoke/fashion_mnist_resnet18_shapley_operations")
+FRESH = "--latency.cache=false"
 FIGURES = {"top1", "macs", "params", "predicted_ms", "measured_ms", "measured_ms_spread"}
+
+
+pytestmark = pytest.mark.usefixtures("recorded_timings")
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """One finished run."""
     folder = tmp_path_factory.mktemp("runs") / "quickstart"
-    pipeline.run(recipe.read("smoke/quickstart"), folder)
+    with recorded():
+        pipeline.run(recipe.read("smoke/quickstart"), folder)
     return folder
 
 
-@pytest.mark.parametrize("name", few(SMOKE, FIRST.values()))
+@pytest.mark.parametrize("name", few(SMOKE, BOTH))
 def test_a_smoke_recipe_runs_to_the_end_and_its_artefact_reloads(name, tmp_path):
     asked = recipe.read(name)
     results = pipeline.run(asked, tmp_path / "run")
@@ -80,9 +79,9 @@ def test_an_artefact_that_was_deleted_or_changed_is_made_again(finished, lost, t
 def test_a_run_that_is_killed_twice_ends_in_the_same_bytes(finished, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    for recorded in ("calibration", "rounds.jsonl", "timings.json", "stages.json", "recipe.yaml"):  # timings are inputs
-        source = finished / recorded
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / recorded)
+    for given in ("calibration", "rounds.jsonl", "timings.json", "stages.json", "recipe.yaml"):  # timings are inputs
+        source = finished / given
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / given)
     stopped = [_killed(folder, "search-joint", signal.SIGTERM), _killed(folder, "baseline", signal.SIGKILL)]
     assert all(code != 0 for code in stopped)
     pipeline.run(recipe.read("smoke/quickstart"), folder)
@@ -135,15 +134,18 @@ def test_a_stage_that_is_stopped_between_two_steps_goes_on_there(finished, tmp_p
 
 def test_an_unreachable_budget_is_refused_before_training(tmp_path):
     with pytest.raises(BudgetError, match="smallest network"):
-        pipeline.run(recipe.read("smoke/quickstart", ["--budget.target=0.001x", *QUICK]), tmp_path / "run")
+        pipeline.run(
+            recipe.read("smoke/quickstart", ["--budget.target=0.001x", "--latency.cache=false"]), tmp_path / "run"
+        )
     assert not (tmp_path / "run" / "checkpoints").exists()
-    timings = (tmp_path / "run" / "calibration" / "timings.jsonl").read_bytes()
+    timings, taken = (tmp_path / "run" / "calibration" / "timings.jsonl").read_bytes(), len(MEASURED)
     pipeline.run(
-        recipe.read("smoke/quickstart", ["--budget.target=0.95x", *QUICK]),
+        recipe.read("smoke/quickstart", ["--budget.target=0.95x", FRESH]),
         tmp_path / "run",
         until="calibrate",
     )
     assert (tmp_path / "run" / "calibration" / "timings.jsonl").read_bytes() == timings
+    assert len(MEASURED) == taken
 
 
 @pytest.mark.parametrize(

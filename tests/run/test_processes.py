@@ -1,5 +1,6 @@
 """Several processes: one decides and writes, all train one model, and a stop stops them together."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -12,10 +13,12 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from accelerate import Accelerator
-from processes import joined
+from processes import free_port, joined
+from recorded import recorded
 from torch import nn
 
 from nas_prune.artifact import folder as artifact
+from nas_prune.cli import program as cli
 from nas_prune.run.recipe import recipe
 from nas_prune.train.data import loaders as data
 from nas_prune.train.evaluate import top1
@@ -23,21 +26,8 @@ from nas_prune.train.finetune import recalibrate
 from nas_prune.train.loop import Run
 
 PROGRAM = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nas_prune"]
-LONGER = ["--search.joint=6", "--search.max_steps=25"]
-FIXED = ["--budget.cost=macs", "--budget.target=0.6x"]  # no timing changes what is decided
-
-
-def launched(folder: Path) -> subprocess.Popen[str]:
-    """A run by two processes."""
-    words = [*PROGRAM, "run", "smoke/quickstart", *FIXED, *LONGER, "--out", str(folder)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finished(process: subprocess.Popen[str]) -> str:
-    """What a run that came to its end has said."""
-    out, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return out
+WORDS = ["run", "smoke/quickstart", "--budget.cost=macs", "--budget.target=0.6x"]  # no timing changes what is decided
+LONGER = ["--search.joint=6", "--search.max_steps=25", "--latency.batch_size=2", "--latency.seconds=0.001"]
 
 
 def images() -> data.Data:
@@ -46,15 +36,27 @@ def images() -> data.Data:
     return data.load(asked.data, seed=asked.seed)
 
 
+def _together(rank: int, port: int, folder: str) -> None:
+    """As one of two processes: a run, and BatchNorm statistics of two batches."""
+    accelerator = joined(rank, 2, port=port)
+    norm, known = nn.BatchNorm2d(3), images()
+    recalibrate(norm, known, Run(accelerator), batches=2)
+    torch.save(norm.running_mean, f"{folder}/{rank}.pt")
+    with recorded(), Path(folder, f"{rank}.log").open("w") as said, contextlib.redirect_stdout(said):
+        cli.main([*WORDS, "--out", f"{folder}/run"])
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that two processes have made."""
-    folder = tmp_path_factory.mktemp("processes") / "run"
-    assert finished(launched(folder)).count("run folder:") == 1
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes have made."""
+    folder = tmp_path_factory.mktemp("processes")
+    mp.spawn(_together, (free_port(), str(folder)), nprocs=2)
     return folder
 
 
-def test_one_process_writes_what_all_have_trained(run: Path) -> None:
+def test_one_process_writes_what_all_have_trained(together: Path) -> None:
+    run = together / "run"
+    assert sum((together / f"{rank}.log").read_text().count("run folder:") for rank in range(2)) == 1
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert set(Counter((row["stage"], row["epoch"]) for row in rows).values()) == {1}
     results = json.loads((run / "results.json").read_text())
@@ -62,32 +64,37 @@ def test_one_process_writes_what_all_have_trained(run: Path) -> None:
         assert top1(artifact.load(run / name), images(), Accelerator(cpu=True)) == results[name]["top1"]
 
 
-def test_a_stopped_run_ends_in_the_same_bytes(run: Path, tmp_path: Path) -> None:
-    process, journal = launched(tmp_path / "run"), tmp_path / "run" / "metrics.jsonl"
+def test_statistics_are_of_the_images_of_all_processes(together: Path) -> None:
+    first, second = (torch.load(together / f"{rank}.pt") for rank in (0, 1))
+    batches = torch.cat([batch for batch, _ in data.FirstBatches(images(), 4, torch.device("cpu"))])
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, batches.mean((0, 2, 3)))
+
+
+def launched(folder: Path) -> subprocess.Popen[str]:
+    """A longer run by two processes."""
+    words = [*PROGRAM, *WORDS, *LONGER, "--out", str(folder)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finished(process: subprocess.Popen[str]) -> None:
+    """Wait for a run that comes to its end, and says so once."""
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert out.count("run folder:") == 1
+
+
+@pytest.mark.crash
+def test_a_stopped_run_ends_in_the_same_bytes(tmp_path: Path) -> None:
+    folders = tmp_path / "whole", tmp_path / "run"
+    finished(launched(folders[0]))
+    process, journal = launched(folders[1]), folders[1] / "metrics.jsonl"
     while process.poll() is None and not (journal.exists() and "search-joint" in journal.read_text()):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert "stopped in search-joint; the same command resumes it" in errors
-    assert not (tmp_path / "run" / "arch.json").exists()
-    finished(launched(tmp_path / "run"))
+    assert not (folders[1] / "arch.json").exists()
+    finished(launched(folders[1]))
     for name in ("derived", "finetuned"):
-        weights = (folder / name / "model.safetensors" for folder in (run, tmp_path / "run"))
-        assert len({path.read_bytes() for path in weights}) == 1
-
-
-def _recalibrated(rank: int, folder: str) -> None:
-    """BatchNorm statistics of two batches, as one of two processes."""
-    accelerator = joined(rank, 2, port=29512)
-    norm, known = nn.BatchNorm2d(3), images()
-    recalibrate(norm, known, Run(accelerator), batches=2)
-    torch.save(norm.running_mean, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_statistics_are_of_the_images_of_all_processes(tmp_path: Path) -> None:
-    mp.spawn(_recalibrated, (str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    batches = torch.cat([batch for batch, _ in data.FirstBatches(images(), 4, torch.device("cpu"))])
-    assert torch.equal(first, second)
-    torch.testing.assert_close(first, batches.mean((0, 2, 3)))
+        assert len({(folder / name / "model.safetensors").read_bytes() for folder in folders}) == 1

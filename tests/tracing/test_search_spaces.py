@@ -1,5 +1,6 @@
 """Stripes, operations and depth: exact alone and mixed with widths, counted, chosen, saved; what moves their gates."""
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 import torch.multiprocessing as mp
 from accelerate import Accelerator
 from asked import ask
-from processes import joined
+from processes import free_port, joined
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from zoo import Traced, apart, build, few, traced
@@ -57,6 +58,14 @@ OPERATIONS = {
 }
 
 
+def mixed(names: Iterable[str]) -> list[tuple[str, float, float]]:
+    """Each alone, with widths, with widths and depth: the shares that are kept of these."""
+    return [(name, *kept) for name in names for kept in ((1.0, 1.0), (0.5, 1.0), (0.5, 0.5))]
+
+
+MIXED = [*mixed(["test_resnet"]), ("test_vit", 0.5, 0.5)]
+
+
 def backbone(name: str) -> nn.Module:
     """A small member of a family."""
     if name != "swin":
@@ -93,8 +102,7 @@ def one_each(net: Traced, seed: int, keep: float, bits: float) -> Arch:
     return Arch(kept)
 
 
-@pytest.mark.parametrize("name", few(FAMILIES, ("test_resnet", "test_convnext", "test_vit")))
-@pytest.mark.parametrize(("keep", "bits"), [(1.0, 1.0), (0.5, 1.0), (0.5, 0.5)])
+@pytest.mark.parametrize(("name", "keep", "bits"), few(mixed(FAMILIES), MIXED))
 def test_stripes_are_exact_alone_with_widths_and_with_depth(name: str, keep: float, bits: float) -> None:
     net = striped(name)
     assert net.axes.stripes
@@ -124,8 +132,7 @@ def test_work_of_stripes_is_that_of_the_live_ones() -> None:
     assert float(Macs(net.axes)(sizes)) == whole.macs - 2 * saved * height * width
 
 
-@pytest.mark.parametrize("name", few(OPERATIONS, ("test_resnet", "test_vit")))
-@pytest.mark.parametrize(("keep", "bits"), [(1.0, 1.0), (0.5, 1.0), (0.5, 0.5)])
+@pytest.mark.parametrize(("name", "keep", "bits"), few(mixed(OPERATIONS), MIXED))
 def test_operations_are_exact_and_counted(name: str, keep: float, bits: float) -> None:
     net = chosen(name)
     assert net.axes.choices
@@ -276,9 +283,9 @@ def test_shapley_gates_are_moved_by_contribution_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints").exists()
 
 
-def _ascended(rank: int, folder: str, processes: int) -> None:
+def _ascended(rank: int, folder: str, processes: int, port: int) -> None:
     """One step, as one of several processes; writes the architecture weights."""
-    accelerator = joined(rank, processes, port=29511)
+    accelerator = joined(rank, processes, port=port)
     gated, space, data = weighed_by_contribution()
     ascend(gated, data, ShapleySettings(evaluations=40), Run(accelerator, folder=Path(folder)), epoch=0)
     torch.save({name: gated.gate(name).alpha for name in space.choices}, f"{folder}/{processes}-{rank}.pt")
@@ -289,7 +296,7 @@ def _ascended(rank: int, folder: str, processes: int) -> None:
 @pytest.mark.slow
 def test_two_processes_take_the_step_that_one_takes(tmp_path: Path) -> None:
     for processes in (1, 2):
-        mp.spawn(_ascended, (str(tmp_path), processes), nprocs=processes)
+        mp.spawn(_ascended, (str(tmp_path), processes, free_port()), nprocs=processes)
     alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
     for name, alpha in alone.items():
         assert torch.equal(first[name], second[name])

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from zoo import User, build
+from zoo import User, build, few
 
 from nas_prune.base.errors import RecipeError
 from nas_prune.costs import Budget, Conditions, Macs
@@ -78,7 +78,7 @@ def compiled(gated: GatedModel) -> tuple[object, list[object]]:
     return torch.compile(gated, backend=backend, fullgraph=True), graphs
 
 
-@pytest.mark.parametrize("gate", gates)
+@pytest.mark.parametrize("gate", few(gates, ("weight", "softmax", "hard_concrete")))
 def test_gates_are_compiled_whole_and_once(gate: str) -> None:
     model = Small()
     images = model.example()

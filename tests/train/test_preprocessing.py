@@ -25,6 +25,7 @@ TOKENS = [
     "data.interpolation=bilinear",
     "budget.cost=macs",
     "dense.epochs=2",
+    "dense.baseline=false",
     "track.wandb=disabled",
 ]
 
@@ -44,6 +45,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("recorded_timings")
 def test_plain_timm_sees_what_the_run_saw(root: Path, tmp_path: Path) -> None:
     asked = recipe.read("smoke/quickstart", [*TOKENS, f"data.root={root}"])
     results = pipeline.run(asked, tmp_path / "run")

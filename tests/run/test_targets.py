@@ -1,0 +1,81 @@
+"""Laws of many targets from one search: its gates decide for all of them, and one duration of the dense model holds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recorded import recorded
+
+from nas_prune.artifact.folder import load
+from nas_prune.base.errors import BudgetError
+from nas_prune.ops.stripes.conv import StripeConv
+from nas_prune.run import pipeline
+from nas_prune.run.recipe import recipe
+from nas_prune.tracing.arch import Arch
+
+TARGETS = ["0.95x", "0.55x"]
+
+pytestmark = pytest.mark.usefixtures("recorded_timings")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("targets") / "run"
+    with recorded():
+        pipeline.run(recipe.read("smoke/quickstart"), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def many(run: Path) -> dict[str, Any]:
+    """What is said of two targets, which change nothing of what the run decided."""
+    before = (run / "arch.json").read_bytes()
+    with recorded():
+        content = pipeline.derive_many(run, TARGETS, tune=False)
+    assert (run / "arch.json").read_bytes() == before
+    return content
+
+
+def test_all_milliseconds_of_a_run_are_shares_of_one_duration(run: Path, many: dict[str, Any]) -> None:
+    found = json.loads((run / "results.json").read_text())
+    dense = found["dense"]["measured_ms"]
+    assert dense == json.loads((run / "timings.json").read_text())["dense"]["median_ms"]
+    for name in ("derived", "finetuned"):
+        assert found[name]["measured_ms"] == pytest.approx(found[name]["measured_share"] * dense, rel=1e-12)
+    for name in ("dense", "derived"):
+        assert sum(found["stages"][name].values()) == pytest.approx(found[name]["measured_ms"], rel=1e-9)
+    assert found["target_ms"] == found["budget"]["limit"] == pytest.approx(0.9 * dense)
+    assert found["budget"]["reached"] == found["finetuned"]["measured_ms"]
+    assert all(each["target"] == pytest.approx(0.9 * dense) for each in found["rounds"])
+    assert many["dense"]["measured_ms"] == dense
+    assert [row["target_ms"] for row in many["targets"]] == pytest.approx([0.95 * dense, 0.55 * dense])
+    for row in many["targets"]:
+        assert row["measured_ms"] == pytest.approx(row["measured_share"] * dense)
+
+
+def test_many_targets_from_one_search(run: Path, many: dict[str, Any]) -> None:
+    rows = {row["target"]: row for row in many["targets"]}
+    assert rows["0.55x"]["macs"] <= rows["0.95x"]["macs"]
+    dense = sorted(row["measured_ms"] / row["measured_share"] for row in many["targets"])  # timed in turn with them
+    assert dense[0] <= many["dense"]["measured_ms"] <= dense[1]
+    for target in TARGETS:
+        assert Arch.read(run / "targets" / target / "derived" / "arch.json").kept
+    assert pipeline.derive_many(run, TARGETS, tune=False)["targets"] == many["targets"]
+    with pytest.raises(BudgetError, match="cannot be met"):
+        pipeline.derive_many(run, ["0.01x"], tune=False)
+
+
+def test_many_targets_of_stripes(tmp_path: Path) -> None:
+    pipeline.run(recipe.read("smoke/fashion_mnist_resnet18_filter_skeleton"), tmp_path / "run", until="search")
+    pipeline.derive_many(tmp_path / "run", ["0.9x"], tune=False)
+    folder = tmp_path / "run" / "targets" / "0.9x"
+    rows = json.loads((folder / "stripes.json").read_text())["convolutions"]
+    striped = {
+        path: module.config["form"]
+        for path, module in load(folder / "derived").named_modules()
+        if isinstance(module, StripeConv)
+    }
+    assert {row["module"]: row["form"] for row in rows} == striped
+    assert striped
