@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from nas_prune.artifact import folder as artifact
 from nas_prune.artifact.export import image_shape
-from nas_prune.base.errors import DataError, NasPruneError, UnknownNameError, first_line, shown
+from nas_prune.artifact.timm_models import create_model
+from nas_prune.base.errors import DataError, NasPruneError, UnknownNameError, shown
 from nas_prune.base.registry import MODELS, hint
 from nas_prune.run.recipe import recipe as recipes
 from nas_prune.run.recipe.recipe import Recipe
@@ -63,13 +64,7 @@ def _create(name: str, settings: Mapping[str, Any], img_size: int | None) -> tup
         raise UnknownNameError(f"{shown(name)} is no model of timm, no recipe and no folder{hint(name, known, MODELS)}")
     fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
     arguments = {**({"img_size": img_size} if img_size and fixed else {}), **settings}
-    try:
-        model = timm.create_model(name, pretrained=False, **arguments)
-    except Exception as error:
-        raise NasPruneError(
-            f"timm cannot create {name} with {shown(arguments)}: {first_line(error)}; check --set, --img-size"
-        ) from error
-    assert isinstance(model, nn.Module)
+    model = create_model(name, arguments, NasPruneError, "check --set, --img-size")
     config = getattr(model, "pretrained_cfg", None) or {}
     facts = {"backbone": name, "model_args": arguments, "pretrained_cfg": config}
     return model.eval(), image_shape(facts, img_size)

@@ -7,7 +7,6 @@ timed is a recipe; what an artefact knows about its images and its training are 
 from collections.abc import Iterator
 from pathlib import Path
 
-import timm
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -16,7 +15,8 @@ from torch.nn import functional as F
 from nas_prune.artifact import folder as artifact
 from nas_prune.artifact.config import ARCH
 from nas_prune.artifact.export import image_shape
-from nas_prune.base.errors import DataError, NasPruneError, RecipeError
+from nas_prune.artifact.timm_models import create_model
+from nas_prune.base.errors import DataError, RecipeError
 from nas_prune.cli.timm.recipe import facts_of, folder_of
 from nas_prune.costs import count, measure
 from nas_prune.run import build
@@ -106,14 +106,8 @@ def _created(recipe: Recipe, **arguments: int) -> nn.Module:
     size = recipe.data.image_size
     if facts["pretrained_cfg"].get("fixed_input_size") and size != image_shape(facts)[1]:
         arguments["img_size"] = size
-    try:
-        model = timm.create_model(name, pretrained=recipe.model.pretrained, **{**arguments, **recipe.model.kwargs})
-    except NasPruneError:
-        raise
-    except Exception as error:
-        raise RecipeError(f"timm cannot create {name}: {error}; check the options and model.kwargs") from error
-    assert isinstance(model, nn.Module)
-    return model
+    given, advice = {**arguments, **recipe.model.kwargs}, "check the options and model.kwargs"
+    return create_model(name, given, RecipeError, advice, pretrained=recipe.model.pretrained)
 
 
 def _shape(recipe: Recipe) -> tuple[int, int, int]:
