@@ -16,6 +16,7 @@ from nas_prune.artifact.given_weights import load_given
 from nas_prune.artifact.origin import Origin
 from nas_prune.artifact.timm_models import check_name, create_model
 from nas_prune.base.errors import ArtifactError, RecipeError, RuntimeMissingError, first_line, shown
+from nas_prune.base.random_images import random_images
 from nas_prune.costs import Budget, CostModel, Predictor, costs
 from nas_prune.costs.timing.runtimes import missing
 from nas_prune.methods.criteria import Criterion, criteria
@@ -199,6 +200,5 @@ def criterion(search: SearchSettings) -> Criterion:
 
 def example(recipe: Recipe, data: Data, *, batch: int, device: torch.device | None = None) -> Tensor:
     """Images of the right shape for tracing and timing, the same ones every time."""
-    generator = torch.Generator().manual_seed(recipe.seed)
     size = recipe.data.image_size
-    return torch.randn(batch, data.channels, size, size, generator=generator).to(device or "cpu")
+    return random_images(batch, data.channels, size, size, seed=recipe.seed).to(device or "cpu")

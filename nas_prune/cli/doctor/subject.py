@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from torch import Tensor, nn
 
 from nas_prune.artifact import folder as artifact
 from nas_prune.artifact.export import image_shape
 from nas_prune.artifact.timm_models import create_model
 from nas_prune.base.errors import DataError, NasPruneError, UnknownNameError, shown
+from nas_prune.base.random_images import random_images
 from nas_prune.base.registry import MODELS, hint
 from nas_prune.run.recipe import recipe as recipes
 from nas_prune.run.recipe.recipe import Recipe
@@ -29,6 +29,11 @@ class Subject:
     image: tuple[int, int, int]
     space: str
     note: str | None = None
+
+    @property
+    def images(self) -> Tensor:
+        """One random image (1 c h w)."""
+        return random_images(1, *self.image)
 
 
 def find(word: str, *, img_size: int | None, space: str | None, settings: Mapping[str, Any]) -> Subject:
@@ -50,11 +55,6 @@ def find(word: str, *, img_size: int | None, space: str | None, settings: Mappin
         model, image = _create(recipe.model.name, arguments, img_size or recipe.data.image_size)
         return Subject(f"{word}: {recipe.model.name}", model, image, space or recipe.space, note)
     return Subject(word, *_create(word, settings, img_size), space or "channels")
-
-
-def images_of(subject: Subject) -> Tensor:
-    """One random image (1 c h w)."""
-    return torch.randn(1, *subject.image, generator=torch.Generator().manual_seed(0))
 
 
 def _create(name: str, settings: Mapping[str, Any], img_size: int | None) -> tuple[nn.Module, tuple[int, int, int]]:

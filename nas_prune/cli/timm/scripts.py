@@ -17,6 +17,7 @@ from nas_prune.artifact.config import ARCH
 from nas_prune.artifact.export import image_shape
 from nas_prune.artifact.timm_models import create_model
 from nas_prune.base.errors import DataError, RecipeError
+from nas_prune.base.random_images import random_images
 from nas_prune.cli.timm.recipe import facts_of, folder_of
 from nas_prune.costs import count, measure
 from nas_prune.run import build
@@ -74,7 +75,7 @@ def benchmark(recipe: Recipe) -> Results:
     """Measured throughput of a batch, measured latency of one image."""
     accelerator, how = build.accelerator(recipe), recipe.latency
     model = _created(recipe).to(accelerator.device).eval()
-    images = torch.randn(how.batch_size, *_shape(recipe), device=accelerator.device)
+    images = random_images(how.batch_size, *_shape(recipe)).to(accelerator.device)
     with accelerator.autocast():
         batch, single = (
             measure(model, each, runtime=how.runtime, seconds=how.seconds, threads=how.threads)
