@@ -4,12 +4,11 @@ A model is what ``timm.create_model`` takes: ``local-dir:FOLDER`` of an artefact
 timed is a recipe; what an artefact knows about its images and its training are the defaults of it.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from nas_prune.artifact import folder as artifact
@@ -25,10 +24,10 @@ from nas_prune.run.job import held, identity
 from nas_prune.run.recipe import recipe as recipes
 from nas_prune.run.recipe.recipe import Recipe
 from nas_prune.tracing.arch import Arch
-from nas_prune.tracing.graph.capture import evaluating
 from nas_prune.train.data import loaders as datasets
 from nas_prune.train.data.loaders import Data
 from nas_prune.train.data.preprocessing import tell
+from nas_prune.train.evaluate import answers
 from nas_prune.train.finetune import finetune
 from nas_prune.train.loop import Run
 from nas_prune.train.progress import Bars
@@ -131,22 +130,13 @@ def _check_fit(model: nn.Module, data: Data) -> None:
 def _scores(model: nn.Module, data: Data, accelerator: Accelerator) -> Results:
     """Top-1 and top-5 accuracy in percent, and mean cross-entropy, over the held-out images."""
     hits, loss, images = torch.zeros(2), 0.0, 0
-    for logits, labels in _answers(model, data, accelerator):
+    for logits, labels in answers(model, data, accelerator):
         best = logits.topk(min(5, data.classes), dim=-1).indices == labels[:, None]
         hits += torch.stack([best[:, 0].sum(), best.sum()]).cpu()
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
         images += len(labels)
     top1, top5 = (100 * hits / images).tolist()
     return {"top1": top1, "top5": top5, "loss": loss / images, "images": images}
-
-
-def _answers(model: nn.Module, data: Data, accelerator: Accelerator) -> Iterator[tuple[Tensor, Tensor]]:
-    """(logits (b classes), labels (b)) of every held-out batch."""
-    loader = accelerator.prepare_data_loader(data.evaluation)
-    with torch.inference_mode(), evaluating(model), accelerator.autocast():
-        for images, labels in loader:
-            logits, expected = accelerator.gather_for_metrics((model(images), labels))
-            yield logits.float(), expected
 
 
 def _sizes(recipe: Recipe, model: nn.Module) -> Results:
