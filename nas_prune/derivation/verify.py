@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nas_prune.base.errors import ExactnessError
-from nas_prune.derivation.derive import derive, edited
+from nas_prune.derivation.derive import derive
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.intercept import plain_copy
 from nas_prune.tracing import Axes
@@ -52,22 +52,13 @@ class Certificate:
         return asdict(self)
 
 
-def verify(
-    model: nn.Module,
-    axes: Axes,
-    arch: Arch,
-    example_inputs: Inputs,
-    *,
-    edits: Mapping[str, Tensor] | None = None,
-    seed: int = 0,
-) -> Certificate:
+def verify(model: nn.Module, axes: Axes, arch: Arch, example_inputs: Inputs, *, seed: int = 0) -> Certificate:
     """Compare gated and derived; raise ExactnessError, naming the worst node, if they differ by more than 1e-9
     (1e-6 where the model's own code rounds to float32).
 
-    ``edits``: what the decision makes of the weights first, as in ``derive``. ``model`` is left untouched, whatever the
-    outcome.
+    ``model`` is left untouched, whatever the outcome; a decision's edits are made of it first.
     """
-    double = edited(model, edits or {}).double().eval().cpu()
+    double = plain_copy(model).double().eval().cpu()
     inputs = _doubled(double, axes, example_inputs)
     with nullcontext() if _runs(double, inputs) else _Precise():
         return _verified(double, axes, arch, inputs, seed)

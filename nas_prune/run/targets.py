@@ -12,7 +12,7 @@ from nas_prune.base.errors import CheckpointError
 from nas_prune.base.files.documents import read_document
 from nas_prune.costs import Budget, counted
 from nas_prune.costs.budget import checked_target
-from nas_prune.derivation.derive import derive
+from nas_prune.derivation.derive import derive, edited
 from nas_prune.derivation.verify import verify
 from nas_prune.methods.gated import GatedModel
 from nas_prune.run import build
@@ -73,7 +73,7 @@ def _one(
         small = derive(job.model, job.space.axes, met.arch, edits=met.edits)
         reformed(job, small, job.folder / name)
     images = build.example(job.recipe, job.data, batch=2)
-    certificate = verify(job.model, job.space.axes, met.arch, images, edits=met.edits).as_dict()
+    certificate = verify(edited(job.model, met.edits), job.space.axes, met.arch, images).as_dict()
     recalibrate(small, job.data, job.run, job.recipe.finetune.recalibrate_batches)
     save(job, small, f"{name}/derived", met.arch, certificate)
     dense = derive(job.model, job.space.axes, Arch())  # without gates
