@@ -56,7 +56,7 @@ def verify(model: nn.Module, axes: Axes, arch: Arch, example_inputs: Inputs, *, 
     """Compare gated and derived; raise ExactnessError, naming the worst node, if they differ by more than 1e-9
     (1e-6 where the model's own code rounds to float32).
 
-    ``model`` is left untouched, whatever the outcome; a decision's edits are made of it first.
+    ``model`` is left untouched, whatever the outcome. Of a decision that edits weights, give it the ``edited`` model.
     """
     double = plain_copy(model).double().eval().cpu()
     inputs = _doubled(double, axes, example_inputs)

@@ -100,10 +100,11 @@ def _packed(node: ast.AST) -> str | None:
     statements = [s for s in node.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
     if not statements or not isinstance(statements[0], ast.Assign):
         return None
-    (target,), value = statements[0].targets, statements[0].value
-    pairs = [(target, value)]
-    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
-        pairs = list(zip(target.elts, value.elts, strict=False))
+    pairs: list[tuple[ast.expr, ast.expr]] = []
+    for target in statements[0].targets:
+        side_by_side = isinstance(target, ast.Tuple) and isinstance(statements[0].value, ast.Tuple)
+        here, there = (each.elts if side_by_side else [each] for each in (target, statements[0].value))
+        pairs += zip(here, there, strict=False)
     unpacked = {ast.unparse(what) for into, what in pairs if isinstance(into, ast.Tuple)}
     packed = [arg.arg for arg in parameters(node) if arg.arg in unpacked and _mixed(arg.annotation)]
     return f"{node.name} unpacks {packed[0]}" if packed else None
@@ -206,6 +207,7 @@ def test_every_test_asserts() -> None:
         ("with contextlib.suppress(KeyError):\n    f()", _suppress),
         ('def f(how: tuple[Space, Limits]) -> None:\n    """F."""\n    space, limits = how', _packed),
         ("def f(a: int, how: tuple[Space, Limits]) -> None:\n    b, (space, limits) = a, how", _packed),
+        ("def f(how: tuple[Space, Limits]) -> None:\n    both = (space, limits) = how", _packed),
         ("f(*(a, b), c=c)", _spread),
     ],
 )
