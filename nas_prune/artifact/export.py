@@ -30,6 +30,7 @@ from nas_prune.base.errors import (
     RuntimeMissingError,
     UnknownNameError,
 )
+from nas_prune.base.random_images import random_images
 from nas_prune.base.registry import hint
 from nas_prune.tracing.graph.capture import output_tensors
 
@@ -72,7 +73,7 @@ def export(
     form = _form(target, batch, opset)
     plain = copy.deepcopy(model).cpu().float().eval()
     sizes = TRIED if batch is None else (batch, batch)
-    images = [_images(example_images, size, seed) for seed, size in enumerate(sizes)]
+    images = [random_images(size, *example_images.shape[1:], seed=seed) for seed, size in enumerate(sizes)]
     with torch.no_grad(), _together(target) as (temporary, files):
         expected = _expected(plain, images)
         with _converting(plain, form, dynamic=batch is None):
@@ -125,11 +126,6 @@ def _form(target: Path, batch: int | None, opset: int | None) -> ExportForm:
                 f'exporting to {form.runtime} needs the package {package}; run: pip install "nas_prune[{extra}]"'
             ) from error
     return form
-
-
-def _images(like: Tensor, size: int, seed: int) -> Tensor:
-    """Random images (b c h w)."""
-    return torch.randn(size, *like.shape[1:], generator=torch.Generator().manual_seed(seed))
 
 
 def _expected(model: nn.Module, images: list[Tensor]) -> list[list[Tensor]]:

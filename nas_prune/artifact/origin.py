@@ -15,7 +15,8 @@ import timm
 import torch
 from torch import nn
 
-from nas_prune.base.errors import ArtifactError, first_line, shown
+from nas_prune.artifact.timm_models import create_model
+from nas_prune.base.errors import ArtifactError, shown
 from nas_prune.base.plain import LARGEST, is_moderate, is_plain, tuples
 
 SOURCES = frozenset({"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source"})  # where weights come from
@@ -74,16 +75,9 @@ class Origin:
         """A freshly built model in eval mode; on ``meta`` it has shapes only. Global random state is left untouched."""
         self.check()
         config = {name: tuples(value) for name, value in self.pretrained_cfg.items()}
-        try:
-            with torch.random.fork_rng(devices=[]), torch.device(device):
-                model = timm.create_model(self.architecture, pretrained_cfg=config or None, **self.arguments)
-        except Exception as error:  # a constructor may raise anything when its arguments do not fit
-            arguments = shown(dict(self.arguments), 200)
-            raise ArtifactError(
-                f"timm {timm.__version__} cannot build {self.architecture} with {arguments}: {first_line(error)}"
-            ) from error
-        assert isinstance(model, nn.Module)
-        return model.eval()
+        arguments = {**self.arguments, "pretrained_cfg": config or None}
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            return create_model(self.architecture, arguments, ArtifactError, "check the arguments of the origin").eval()
 
 
 def _widths(model: nn.Module, config: Mapping[str, Any]) -> dict[str, int]:

@@ -93,15 +93,12 @@ def _artefact(folder: Path) -> "tuple[nn.Module, dict[str, Any]]":
 
 
 def _show(exported: "Exported") -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    table.add_column("file", overflow="fold")
-    for label in ("MB", "runtime", "largest difference", "seconds"):
-        table.add_column(label, justify="left" if label == "runtime" else "right")
+    from nas_prune.run.report.terminal import terminal_table
+
+    table = terminal_table("file", "#MB", "runtime", "#largest difference", "#seconds")
     files = "\n".join(map(str, exported.files))
     figures = f"{exported.max_difference:.1e}", f"{exported.seconds:.1f}"
     table.add_row(files, f"{exported.megabytes:.2f}", exported.runtime, *figures)

@@ -1,7 +1,7 @@
 """A budget: a limit in one cost, absolute (``4.0ms``, ``2G``) or relative to the dense model (``0.5x``)."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nas_prune.base.errors import BudgetError
 from nas_prune.costs.cost import CostModel
@@ -11,34 +11,30 @@ SCALE = {"k": 1e3, "M": 1e6, "G": 1e9, "": 1.0}
 
 @dataclass(frozen=True)
 class Budget:
-    """``target`` as text, and the cost model that it limits."""
+    """``target`` as text, and the cost model that it limits.
+
+    ``limit``: in the unit of the cost; ``relative``: whether it is a share of the dense model's cost.
+    """
 
     target: str
     cost: CostModel
+    limit: float = field(init=False)
+    relative: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        if not self.limit > 0:
+        number, unit = parse_target(self.target)
+        if unit != "x" and (unit == "ms") != (self.cost.unit == "ms"):
+            raise BudgetError(f"the budget {self.target!r} is not in {self.cost.unit}; {_FORMS}")
+        scale = float(self.cost({}).detach()) if unit == "x" else SCALE.get(unit, 1.0)
+        if not number * scale > 0:
             raise BudgetError(f"the budget {self.target!r} must be above zero")
-
-    @property
-    def relative(self) -> bool:
-        """Whether the limit is a share of the dense model's cost."""
-        return parse_target(self.target)[1] == "x"
+        object.__setattr__(self, "limit", number * scale)
+        object.__setattr__(self, "relative", unit == "x")
 
     @staticmethod
     def of(limit: float, cost: CostModel) -> "Budget":
         """An absolute limit, in the unit of the cost."""
         return Budget(f"{limit!r}{'ms' if cost.unit == 'ms' else ''}", cost)
-
-    @property
-    def limit(self) -> float:
-        """The limit in the unit of the cost."""
-        number, unit = parse_target(self.target)
-        if unit == "x":
-            return number * float(self.cost({}).detach())
-        if (unit == "ms") != (self.cost.unit == "ms"):
-            raise BudgetError(f"the budget {self.target!r} is not in {self.cost.unit}; {_FORMS}")
-        return number * SCALE.get(unit, 1.0)
 
 
 _FORMS = "write 0.5x (of the dense model), 4.0ms for latency, or 2G, 300M, 25k for MACs and parameters"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nas_prune.costs.cost import Sizes, costs
+from nas_prune.costs.cost import Columns, Sizes, costs
 from nas_prune.tracing import Axes
 from nas_prune.tracing.graph.capture import Inputs, as_tuple, batch_of, evaluating
 from nas_prune.tracing.terms import Term
@@ -88,6 +88,10 @@ class Params:
         """Parameters when the axes have these sizes."""
         return _tensor(sum(product(self.axes.width(t, sizes) for t in dims) for dims in self.tensors))
 
+    def many(self, columns: Columns) -> Tensor:
+        """Parameters (b) for sizes (b) per axis."""
+        return self(columns)
+
 
 @costs.register("macs")
 class Macs:
@@ -105,6 +109,10 @@ class Macs:
         """MACs when the axes have these sizes."""
         total = sum(product(self.axes.width(term, sizes) for term in terms) for terms in self.products)
         return _tensor(total * self.share)
+
+    def many(self, columns: Columns) -> Tensor:
+        """MACs (b) for sizes (b) per axis."""
+        return self(columns)
 
 
 def counted(axes: Axes, sizes: Sizes) -> Count:

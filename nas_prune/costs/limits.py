@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from nas_prune.base.errors import BudgetError
-from nas_prune.costs.batched import Columns, batched
+from nas_prune.costs.batched import batched
 from nas_prune.costs.budget import Budget
-from nas_prune.costs.cost import Sizes
+from nas_prune.costs.cost import Columns, Sizes
 
 
 class Limits:

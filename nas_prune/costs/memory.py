@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from nas_prune.costs.batched import Columns
-from nas_prune.costs.cost import Sizes, costs
+from nas_prune.costs.cost import Columns, Sizes, costs
 from nas_prune.tracing import Axes
 from nas_prune.tracing.graph.capture import batch_of
 from nas_prune.tracing.terms import Cat, Dims, Prod, Term, Var, free, resolve

@@ -16,7 +16,6 @@ from torch.fx import Node
 from nas_prune.base.errors import DeriveError
 from nas_prune.tracing import Axes
 from nas_prune.tracing.arch import Arch
-from nas_prune.tracing.oracle import size_of
 from nas_prune.tracing.walk import operator
 
 WRITERS = {
@@ -35,7 +34,7 @@ def keep_scales(model: nn.Module, axes: Axes, arch: Arch) -> None:
     queries = Queries(axes)
     for node in axes.walk.constants:
         term = axes.walk.of(node.args[0])[-1]
-        new = size_of(axes, arch, term)
+        new = axes.size_of(term, arch)
         if new == term.size:
             continue
         owner = model.get_submodule(axes.walk.captured.owner(node))

@@ -23,7 +23,6 @@ from nas_prune.tracing import Axes
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.graph.capture import each_tensor, evaluating
 from nas_prune.tracing.graph.multihead import close_up
-from nas_prune.tracing.oracle import take
 
 
 def derive(model: nn.Module, axes: Axes, arch: Arch, *, edits: Mapping[str, Tensor] | None = None) -> nn.Module:
@@ -106,7 +105,7 @@ def _slice(model: nn.Module, axes: Axes, arch: Arch) -> None:
             if value is None or full not in axes.tensors:
                 continue
             if id(value) not in replaced:
-                replaced[id(value)] = _smaller(value, take(axes, arch, value.detach(), axes.tensors[full]))
+                replaced[id(value)] = _smaller(value, axes.take(value.detach(), axes.tensors[full], arch))
             setattr(module, name, replaced[id(value)])
 
 

@@ -16,7 +16,6 @@ from torch.fx import Node
 from nas_prune.derivation.source_sizes import forward_names, named_sizes, names_used
 from nas_prune.tracing import Axes
 from nas_prune.tracing.arch import Arch
-from nas_prune.tracing.oracle import size_of
 from nas_prune.tracing.terms import free
 from nas_prune.tracing.walk import Tie, operator
 
@@ -78,7 +77,7 @@ class Evidence:
         self.named: dict[tuple[str, str], set[int]] = {}
         explained = named_sizes(model, axes)
         for named in explained:
-            new = size_of(axes, arch, named.term) * named.over // named.times
+            new = axes.size_of(named.term, arch) * named.over // named.times
             self.named.setdefault((named.module, named.attribute), set()).add(new)
         self.asked = _asked(axes, arch, {(named.node, named.index) for named in explained})
         self.seen, self.through = _seen(axes, arch)
@@ -128,7 +127,7 @@ def _groups(axes: Axes, arch: Arch) -> dict[str, dict[str, int]]:
         name = operator(node).split(".")[0]
         attribute = "groups" if "conv" in name or name.endswith("channel_shuffle") else "num_groups"
         if attribute == "groups" or name == "group_norm":
-            found[axes.walk.captured.owner(node)] = {attribute: size_of(axes, arch, literals[0].sizes[0])}
+            found[axes.walk.captured.owner(node)] = {attribute: axes.size_of(literals[0].sizes[0], arch)}
     return found
 
 
@@ -140,7 +139,7 @@ def _asked(axes: Axes, arch: Arch, explained: set[tuple[Node, int]]) -> Changes:
         for literal in literals:
             given = node.args[literal.arg] if literal.arg < len(node.args) else None
             for index, term in enumerate(literal.sizes):
-                size, asked = size_of(axes, arch, term), not isinstance(given, list | tuple) or given[index] != -1
+                size, asked = axes.size_of(term, arch), not isinstance(given, list | tuple) or given[index] != -1
                 for owner in owners if size != term.size and asked and (node, index) not in explained else ():
                     changes.setdefault(owner, {}).setdefault(term.size, set()).add(size)
     return changes
@@ -162,7 +161,7 @@ def _seen(axes: Axes, arch: Arch) -> tuple[Changes, Changes]:
     for node in axes.walk.captured.graph.nodes:
         stack = list(axes.walk.captured.running(node).values())
         terms = [term for each in (node, *node.all_input_nodes) for term in axes.walk.dims(each)] if stack else []
-        for old, new in {(term.size, size_of(axes, arch, term)) for term in terms if free(term)}:
+        for old, new in {(term.size, axes.size_of(term, arch)) for term in terms if free(term)}:
             seen.setdefault(stack[-1], {}).setdefault(old, set()).add(new)
             for path in stack:
                 through.setdefault(path, {}).setdefault(old, set()).add(new)

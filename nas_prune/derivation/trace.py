@@ -98,13 +98,12 @@ def _deeply(model: nn.Module, axes: Axes) -> Axes:
 
 def _does_without(model: nn.Module, axes: Axes, names: list[str]) -> bool:
     """Whether a copy of the model runs without these branches, on tensors without numbers or else on real ones."""
-    return any(_runs(copied(model), axes, names) for copied in (_without_numbers, _with_numbers))
-
-
-def _runs(copied: tuple[nn.Module, AbstractContextManager[Any]], axes: Axes, names: list[str]) -> bool:
-    small, mode = copied
-    shrink(small, axes, Arch(dict.fromkeys(names, ())))
-    return _ran(small, mode, axes)[0] is None
+    for copied in (_without_numbers, _with_numbers):
+        small, mode = copied(model)
+        shrink(small, axes, Arch(dict.fromkeys(names, ())))
+        if _ran(small, mode, axes)[0] is None:
+            return True
+    return False
 
 
 @dataclass(frozen=True)

@@ -139,6 +139,10 @@ class GatedModel(nn.Module):
         arch.check(self.axes)
         return Fixed(self, arch, mixed=mixed)
 
+    def opened(self, *, requires_grad: bool = False) -> Fixed:
+        """The model with every unit open; ``requires_grad``: gradients reach its ``keep()``, from norms too."""
+        return Fixed(self, Arch.dense(self.axes), requires_grad=requires_grad)
+
     @torch.no_grad()
     def fold(self) -> None:
         """Move what gates of stripes multiply onto weights into the weights, so that a gate is 1 or 0 from here on."""
@@ -221,15 +225,16 @@ class GatedModel(nn.Module):
     def _mask(self, term: Term, how: str, keep: dict[str, Tensor]) -> Tensor | None:
         """The mask of one site; None where a norm is open anyway, so that it computes bit for bit what it did."""
         mask = self.axes.mask(term, keep)
-        needed = how == "mask" or (self.training and mask.requires_grad) or torch.compiler.is_compiling()
+        moves = mask.requires_grad and (self.training or bool(self._fixed))
+        needed = how == "mask" or moves or torch.compiler.is_compiling()
         return mask if needed or not bool((mask == 1).all()) else None
 
 
 class Fixed:
     """A gated model while it computes one architecture. Blocks may be nested; the innermost counts."""
 
-    def __init__(self, gated: GatedModel, arch: Arch, *, mixed: bool = False) -> None:
-        self.gated, self.arch, self.mixed = gated, arch, mixed
+    def __init__(self, gated: GatedModel, arch: Arch, *, mixed: bool = False, requires_grad: bool = False) -> None:
+        self.gated, self.arch, self.mixed, self.requires_grad = gated, arch, mixed, requires_grad
         self._keep: dict[str, Tensor] = {}
 
     def __enter__(self) -> GatedModel:
@@ -256,6 +261,8 @@ class Fixed:
             if self.mixed:
                 said = self.gated.gate_values()
                 self._keep = {name: keep * said[name].detach() for name, keep in self._keep.items()}
+            for keep in self._keep.values():
+                keep.requires_grad_(self.requires_grad)
         return self._keep
 
 

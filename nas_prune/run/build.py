@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from nas_prune.artifact.given_weights import load_given
 from nas_prune.artifact.origin import Origin
-from nas_prune.base.errors import ArtifactError, RecipeError, RuntimeMissingError, UnknownNameError, first_line, shown
-from nas_prune.base.registry import MODELS, hint
+from nas_prune.artifact.timm_models import check_name, create_model
+from nas_prune.base.errors import ArtifactError, RecipeError, RuntimeMissingError, first_line, shown
+from nas_prune.base.random_images import random_images
 from nas_prune.costs import Budget, CostModel, Predictor, costs
 from nas_prune.costs.timing.runtimes import missing
 from nas_prune.methods.criteria import Criterion, criteria
@@ -86,19 +87,11 @@ def model(settings: ModelSettings, data: Data, say: Callable[[str], object] = le
 
     ``say``: is told, in a line, which weights of one's own were found.
     """
-    if not timm.is_model(settings.name):
-        raise UnknownNameError(
-            f"timm has no model {shown(settings.name)}{hint(settings.name, timm.list_models(), MODELS)}"
-        )
+    check_name(settings.name)
     arguments, published = model_kwargs(settings, data), settings.pretrained and settings.checkpoint is None
-    try:
-        created = timm.create_model(settings.name, pretrained=published, **arguments)
-    except Exception as error:
-        own = OVERLAY in arguments
-        what = "its published weights could not be fetched" if published and not own else "check model.kwargs"
-        said = first_line(error) or type(error).__name__
-        raise RecipeError(f"timm cannot create {settings.name} ({what}): {said}") from error
-    assert isinstance(created, nn.Module)
+    fetched = published and OVERLAY not in arguments
+    advice = "its published weights could not be fetched" if fetched else "check model.kwargs"
+    created = create_model(settings.name, arguments, RecipeError, advice, pretrained=published)
     if settings.checkpoint is not None:
         say(load_given(created, Path(settings.checkpoint), head=settings.checkpoint_head))
     tell(created, data.seen)
@@ -207,6 +200,5 @@ def criterion(search: SearchSettings) -> Criterion:
 
 def example(recipe: Recipe, data: Data, *, batch: int, device: torch.device | None = None) -> Tensor:
     """Images of the right shape for tracing and timing, the same ones every time."""
-    generator = torch.Generator().manual_seed(recipe.seed)
     size = recipe.data.image_size
-    return torch.randn(batch, data.channels, size, size, generator=generator).to(device or "cpu")
+    return random_images(batch, data.channels, size, size, seed=recipe.seed).to(device or "cpu")

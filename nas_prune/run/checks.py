@@ -18,7 +18,7 @@ from nas_prune.artifact.origin import SOURCES
 from nas_prune.base.errors import BudgetError, NasPruneError, RecipeError, first_line, shown
 from nas_prune.base.registry import hint
 from nas_prune.base.settings import PartSettings
-from nas_prune.costs import Budget
+from nas_prune.costs import Budget, CostModel
 from nas_prune.costs.budget import checked_target
 from nas_prune.costs.cost import Sizes
 from nas_prune.methods.criteria import criteria
@@ -130,7 +130,7 @@ def _wrong_with(gate: Gate, weight: list[Tensor]) -> str:
     return "" if bool((keep != 0).any()) else "every unit is closed before the first step"
 
 
-class _OneAxis:
+class _OneAxis(CostModel):
     """A cost that needs no model: units of one axis."""
 
     unit = "MACs"

@@ -13,7 +13,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nas_prune.base.axis import Kind, Role
-from nas_prune.base.files.documents import Document, Natural, NotNegative, Number, Positive, Share, Text, Whole
+from nas_prune.base.files.documents import Document, Natural, NotNegative, Number, Positive, Text, Whole
+from nas_prune.base.settings import Share
 
 Seconds = dict[str, NotNegative]
 Stages = dict[Literal["dense", "derived"], dict[str, NotNegative]]

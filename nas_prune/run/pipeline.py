@@ -20,6 +20,7 @@ from nas_prune.base.errors import BudgetError, CheckpointError
 from nas_prune.base.files.documents import read_document
 from nas_prune.base.files.lock import clear
 from nas_prune.base.files.whole import write_json
+from nas_prune.base.random_images import random_images
 from nas_prune.costs import count, measure
 from nas_prune.costs.timing.runtimes import refuse_conditions
 from nas_prune.derivation.derive import derive
@@ -176,7 +177,7 @@ def evaluate(folder: Path) -> dict[str, Any]:
         return run(open_run(folder), folder, until="evaluate")
     facts = artifact.describe(folder)
     model = artifact.load(folder)
-    inputs = torch.randn(1, *image_shape(facts))
+    inputs = random_images(1, *image_shape(facts))
     timing = measure(model, inputs)
     counted = count(model, inputs)
     return {

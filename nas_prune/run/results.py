@@ -114,7 +114,7 @@ def timed(job: Job, models: dict[str, nn.Module], folder: Path) -> Figures:
         times = job.measure(models, seconds=FINAL * job.recipe.latency.seconds)
         return {name: asdict(times[name]) | {"share": times.ratio(name, "dense").median} for name in models}
 
-    return _kept(job, folder / "timings.json", (TimingsFile, set(models)), measured)
+    return _kept(job, folder / "timings.json", TimingsFile, set(models), measured)
 
 
 def _stages(job: Job, models: dict[str, nn.Module], rows: Mapping[str, Any]) -> Figures:
@@ -123,16 +123,15 @@ def _stages(job: Job, models: dict[str, nn.Module], rows: Mapping[str, Any]) -> 
     how, pair = job.recipe.latency, {name: models[name] for name in ("dense", "derived")}
     images = job.images(how.batch_size)
     measured = partial(stage_times, pair, images, seconds=5 * how.seconds, threads=how.threads)
-    found = _kept(job, job.folder / "stages.json", (Stages, set(pair)), measured)
+    found = _kept(job, job.folder / "stages.json", Stages, set(pair), measured)
     if conditions(how).runtime != "eager" or how.precision != "float32" or how.channels_last:
         return found
     scale = {name: rows[name]["measured_ms"] / sum(stages.values()) for name, stages in found.items()}
     return {name: {stage: ms * scale[name] for stage, ms in stages.items()} for name, stages in found.items()}
 
 
-def _kept(job: Job, path: Path, what: tuple[object, set[str]], measured: Callable[[], Figures]) -> Figures:
-    """Figures that are measured once and then kept. ``what``: their kind, and the names of the models."""
-    kind, names = what
+def _kept(job: Job, path: Path, kind: object, names: set[str], measured: Callable[[], Figures]) -> Figures:
+    """Figures of one kind, of the models of these names, that are measured once and then kept."""
     with job.first():
         if not path.exists():
             write_json(path, measured())

@@ -24,7 +24,8 @@ def scored(job: Job, gated: GatedModel, predictor: Predictor) -> Scores:
         joint = Budget("1", Limits([budget, *limits])) if limits else budget
         penalties = build.penalty_terms(recipe, joint)
         learn(
-            *(gated, job.data),
+            gated,
+            job.data,
             budget=budget,
             penalties=penalties,
             settings=recipe.search,

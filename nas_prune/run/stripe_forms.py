@@ -4,13 +4,14 @@ Few multiply-adds do not mean few milliseconds, so both are told: what the live 
 form takes.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nas_prune.base.errors import CheckpointError, shown
+from nas_prune.base.follow import Follow
 from nas_prune.costs import Conditions, measure_together
 from nas_prune.costs.timing.conditions import USUAL
 from nas_prune.ops.stripes.conv import StripeConv
@@ -18,7 +19,6 @@ from nas_prune.ops.stripes.forms import forms
 from nas_prune.tracing.graph.capture import evaluating
 
 FormRow = dict[str, Any]
-Follow = Callable[[Iterable[str], str], Iterable[str]]
 
 
 def reform(
@@ -27,7 +27,7 @@ def reform(
     conditions: Conditions = USUAL,
     *,
     seconds: float = 0.5,
-    follow: Follow = lambda steps, _: steps,
+    follow: Follow[str] = lambda steps, _: steps,
 ) -> list[FormRow]:
     """Choose the form of each dense StripeConv of a model, in place; a row per convolution says why.
 

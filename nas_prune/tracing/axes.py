@@ -12,6 +12,7 @@ from math import prod as product
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 
 from nas_prune.base.axis import Axis, Kind, Member
@@ -125,6 +126,20 @@ class Axes(Mapping[str, Axis]):
         if name is None:
             return float(term.size)
         return sizes[name] if name in sizes else float(self.named[name].dense)
+
+    def size_of(self, term: Term, arch: Arch) -> int:
+        """How many units of a term an architecture leaves."""
+        return round(float(self.width(term, {name: float(len(units)) for name, units in arch.kept.items()})))
+
+    def take(self, tensor: Tensor, dims: tuple[Term, ...], arch: Arch) -> Tensor:
+        """What an architecture leaves of a tensor whose dimensions mean ``dims``."""
+        if isinstance(tensor, FakeTensor):  # it has no numbers to choose from
+            return tensor.new_empty([self.size_of(term, arch) for term in dims])
+        for dim, term in enumerate(dims):
+            kept = self.indices(term, arch)
+            if kept is not None:
+                tensor = tensor.index_select(dim, kept.to(tensor.device))
+        return tensor
 
 
 def find(walk: Walk, *, striped: bool = False) -> Axes:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -118,21 +117,10 @@ def _given(axes: Axes, arch: Arch, node: Node, state: Mapping[str, Tensor], give
             state[captured.tensors[node.name]] if captured.tensors[node.name] in state else captured.values[node.name]
         )
         whole = whole.double() if whole.is_floating_point() else whole
-        return whole, take(axes, arch, whole, axes.walk.terms[node])
+        return whole, axes.take(whole, axes.walk.terms[node], arch)
     value = captured.constants[node.name] if node.name in captured.constants else next(given)
     value = value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
     return value, value
-
-
-def take(axes: Axes, arch: Arch, tensor: Tensor, dims: tuple[Term, ...]) -> Tensor:
-    """What is left of a tensor whose dimensions mean ``dims``."""
-    if isinstance(tensor, FakeTensor):  # it has no numbers to choose from
-        return tensor.new_empty([size_of(axes, arch, term) for term in dims])
-    for dim, term in enumerate(dims):
-        kept = axes.indices(term, arch)
-        if kept is not None:
-            tensor = tensor.index_select(dim, kept.to(tensor.device))
-    return tensor
 
 
 def _arguments(node: Node, values: Values) -> tuple[list[Any], dict[str, Any]]:
@@ -193,21 +181,16 @@ def _run_sliced(axes: Axes, arch: Arch, node: Node, values: Values, closed: Mapp
         args[argument] = args[argument] * factor
     kwargs.update(axes.walk.constants.get(node, {}))
     for literal in axes.walk.literals.get(node, ()):
-        args[literal.arg] = sizes_of(axes, arch, literal.terms)
+        args[literal.arg] = _sizes(axes, arch, literal.terms)
     function = torch.ops.aten.reshape.default if node.target is torch.ops.aten.view.default else node.target
     return function(*args, **kwargs)  # type: ignore[operator]
 
 
-def sizes_of(axes: Axes, arch: Arch, terms: Term | tuple[Term, ...]) -> int | list[int]:
+def _sizes(axes: Axes, arch: Arch, terms: Term | tuple[Term, ...]) -> int | list[int]:
     """The sizes that a literal holds once the architecture is derived."""
     if isinstance(terms, tuple):
-        return [size_of(axes, arch, term) for term in terms]
-    return size_of(axes, arch, terms)
-
-
-def size_of(axes: Axes, arch: Arch, term: Term) -> int:
-    """How many units of a term are left."""
-    return round(float(axes.width(term, {name: float(len(units)) for name, units in arch.kept.items()})))
+        return [axes.size_of(term, arch) for term in terms]
+    return axes.size_of(terms, arch)
 
 
 def _difference(axes: Axes, arch: Arch, node: Node, gated: Any, sliced: Any) -> float:
@@ -215,8 +198,8 @@ def _difference(axes: Axes, arch: Arch, node: Node, gated: Any, sliced: Any) -> 
     terms = axes.walk.terms[node]
     if isinstance(terms, list):
         pairs = [(g, s, t) for g, s, t in zip(gated, sliced, terms, strict=False) if g is not None]
-        return max(_apart(take(axes, arch, g, t), s) for g, s, t in pairs[:1] or pairs)
-    return _apart(take(axes, arch, gated, terms), sliced) if isinstance(gated, Tensor) else 0.0
+        return max(_apart(axes.take(g, t, arch), s) for g, s, t in pairs[:1] or pairs)
+    return _apart(axes.take(gated, terms, arch), sliced) if isinstance(gated, Tensor) else 0.0
 
 
 def _apart(expected: Tensor, got: Tensor) -> float:

@@ -176,7 +176,7 @@ def test_a_hostile_artefact_is_refused_before_the_backbone_is_built(
     folder = Path(shutil.copytree(resnet, tmp_path / "spoiled"))
     signed(folder, within("model_args", {"block_args": {"reduce_first": 9}}))
     monkeypatch.setattr(timm_build, "model_entrypoint", None)
-    with pytest.raises(ArtifactError, match="cannot build test_resnet"):
+    with pytest.raises(ArtifactError, match="cannot create test_resnet"):
         create(folder)
     (folder / "model.safetensors").write_bytes(b"\x80\x04cos\nsystem\n")
     with pytest.raises(ArtifactError, match="SHA-256 does not match"):

@@ -89,7 +89,7 @@ def test_train_gives_other_data_another_head(folder: Path, tmp_path: Path, capsy
         (["benchmark", "--model", "local-dir:/lost"], "there is no artefact in /lost"),
         (["benchmark", "--model", "resnet81"], "timm has no model 'resnet81'; did you mean 'resnet18"),
         (["benchmark", "--model", "."], "write --model local-dir:."),
-        (["benchmark", "--model", "test_resnet", "model.kwargs.depth=3"], "timm cannot create test_resnet"),
+        (["benchmark", "--model", "test_resnet", "model.kwargs.depth=3"], "cannot create test_resnet"),
         (["train", "--model", "{}", "--epoch", "3"], "No such option: --epoch"),
     ],
 )

@@ -18,7 +18,7 @@ from nas_prune.base.folding import fold
 from nas_prune.cli import program as cli
 from nas_prune.cli.doctor import diagnosis
 from nas_prune.cli.doctor.diagnosis import Diagnosis, examine, frozen, groups, kinds, lay, plain, sizes_of
-from nas_prune.cli.doctor.subject import Subject, find, images_of
+from nas_prune.cli.doctor.subject import Subject, find
 from nas_prune.costs import Conditions, Macs, Params, Timing, count
 from nas_prune.derivation import replace as substitute
 from nas_prune.derivation.trace import trace
@@ -126,7 +126,7 @@ def test_reasons_and_kinds_count_every_axis(vit: Diagnosis) -> None:
 
 
 def test_costs_are_those_of_the_dense_and_of_the_smallest_model(vit: Diagnosis) -> None:
-    model, images = vit.subject.model, images_of(vit.subject)
+    model, images = vit.subject.model, vit.subject.images
     least = {name: float(size) for name, size in vit.space.minimum.items()}
     assert vit.failure is None
     assert vit.dense.counted == count(model, images)
@@ -138,7 +138,7 @@ def test_costs_are_those_of_the_dense_and_of_the_smallest_model(vit: Diagnosis) 
 def test_the_model_that_was_derived_is_the_one_that_is_timed(vit: Diagnosis, monkeypatch: pytest.MonkeyPatch) -> None:
     def parameters_as_time(models: Mapping[str, nn.Module], *_: object, **how: object) -> dict[str, Timing]:
         assert isinstance(how["conditions"], Conditions)
-        return {name: Timing(count(model, images_of(vit.subject)).params, 0.0, 5) for name, model in models.items()}
+        return {name: Timing(count(model, vit.subject.images).params, 0.0, 5) for name, model in models.items()}
 
     monkeypatch.setattr(diagnosis, "measure_together", parameters_as_time)
     found = examine(vit.subject, vit.space, runtimes=["eager", "onnxruntime", "eager"])
@@ -194,7 +194,7 @@ def test_a_word_names_a_model_an_artefact_or_a_recipe(tmp_path: Path) -> None:
         find(str(tmp_path / "small"), img_size=None, space=None, settings={"num_classes": 3})
     with pytest.raises(UnknownNameError, match="did you mean 'resnet18'"):
         find("resnet_18", img_size=None, space=None, settings={})
-    with pytest.raises(NasPruneError, match=r"timm cannot create test_vit.*depht"):
+    with pytest.raises(NasPruneError, match=r"cannot create test_vit.*depht"):
         find("test_vit", img_size=None, space=None, settings={"depht": 1})
 
 

@@ -22,7 +22,7 @@ from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.gates import gates
 from nas_prune.methods.intercept import Interceptor, release
 from nas_prune.tracing.arch import Arch
-from nas_prune.tracing.oracle import compare, take
+from nas_prune.tracing.oracle import compare
 
 EXACT = 1e-9  # float64: rounding leaves about 1e-14, the smallest real mistake seen (an attention scale) 7e-5
 SINGLE = 1e-4  # float32
@@ -130,9 +130,9 @@ def test_gradients_of_kept_parameters_agree(net: Traced) -> None:
     largest = max(float(g.abs().max()) for g in whole.values())
     for name, got in kept_gradients(small, images).items():
         dims = net.axes.tensors[name]
-        folded = small.get_parameter(name).detach() / take(net.axes, arch, model.get_parameter(name).detach(), dims)
+        folded = small.get_parameter(name).detach() / net.axes.take(model.get_parameter(name).detach(), dims, arch)
         assert all(any(abs(value - scale) < 1e-12 for scale in scales) for value in folded.unique().tolist())
-        expected = take(net.axes, arch, whole[f"backbone.{name}"], dims)
+        expected = net.axes.take(whole[f"backbone.{name}"], dims, arch)
         assert float((got * folded - expected).abs().max()) <= EXACT * largest, name
 
 

@@ -6,7 +6,17 @@ import torch
 from torch import nn
 
 from nas_prune.base.errors import BudgetError
-from nas_prune.costs import Budget, Conditions, LatencyPredictor, Macs, Params, count, measure, measure_together
+from nas_prune.costs import (
+    Budget,
+    Conditions,
+    CostModel,
+    LatencyPredictor,
+    Macs,
+    Params,
+    count,
+    measure,
+    measure_together,
+)
 from nas_prune.derivation.derive import derive
 from nas_prune.derivation.trace import trace
 from nas_prune.run.calibration.sampling import sample
@@ -34,6 +44,25 @@ def test_an_absolute_budget_has_a_unit(space, target, limit):
 def test_a_budget_that_makes_no_sense_is_refused(space, target):
     with pytest.raises(BudgetError):
         Budget(target, Macs(space.axes))
+
+
+class Counting(CostModel):
+    """A cost that counts how often it is asked."""
+
+    unit = "units"
+    asked = 0
+
+    def __call__(self, sizes):
+        assert not sizes
+        self.asked += 1
+        return torch.tensor(8.0)
+
+
+def test_a_budget_asks_for_the_dense_cost_once():
+    cost = Counting()
+    budget = Budget("0.5x", cost)
+    assert [budget.limit, budget.limit, budget.relative, cost.asked] == [4.0, 4.0, True, 1]
+    assert not Budget.of(3.0, cost).relative
 
 
 class Tabled(nn.Module):

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from zoo import few, traced
 
 from nas_prune.base.errors import BudgetError
-from nas_prune.costs import Budget, LatencyPredictor, Limits, Macs, Memory, Params, costs
+from nas_prune.costs import Budget, CostModel, LatencyPredictor, Limits, Macs, Memory, Params, costs
 from nas_prune.costs.batched import batched
 from nas_prune.derivation.derive import derive
 from nas_prune.derivation.trace import trace
@@ -37,7 +37,7 @@ def columns_of(space: SearchSpace, count: int = 6) -> dict[str, Tensor]:
     }
 
 
-class Once:
+class Once(CostModel):
     """A cost that can only be asked for one architecture at a time."""
 
     unit = "units"

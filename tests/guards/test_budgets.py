@@ -93,6 +93,38 @@ def test_few_parameters() -> None:
     assert many == []
 
 
+def _packed(node: ast.AST) -> str | None:
+    """A parameter of several types in a tuple that is unpacked first of all: an object is missing."""
+    if not isinstance(node, Function):
+        return None
+    statements = [s for s in node.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+    if not statements or not isinstance(statements[0], ast.Assign):
+        return None
+    pairs: list[tuple[ast.expr, ast.expr]] = []
+    for target in statements[0].targets:
+        side_by_side = isinstance(target, ast.Tuple) and isinstance(statements[0].value, ast.Tuple)
+        here, there = (each.elts if side_by_side else [each] for each in (target, statements[0].value))
+        pairs += zip(here, there, strict=False)
+    unpacked = {ast.unparse(what) for into, what in pairs if isinstance(into, ast.Tuple)}
+    packed = [arg.arg for arg in parameters(node) if arg.arg in unpacked and _mixed(arg.annotation)]
+    return f"{node.name} unpacks {packed[0]}" if packed else None
+
+
+def _mixed(annotation: ast.expr | None) -> bool:
+    """Whether a type is a tuple of different things; coordinates and ranges are of one."""
+    parts = getattr(getattr(annotation, "slice", None), "elts", [])
+    return ast.unparse(annotation).startswith("tuple[") and len({ast.unparse(part) for part in parts}) > 1
+
+
+def _spread(node: ast.AST) -> str | None:
+    """``f(*(a, b), c=c)``, which is ``f(a, b, c=c)``; a list of constants may be laid out so."""
+    if not isinstance(node, ast.Call):
+        return None
+    tuples = [arg.value for arg in node.args if isinstance(arg, ast.Starred) and isinstance(arg.value, ast.Tuple)]
+    spread = [each for each in tuples if not all(isinstance(part, ast.Constant) for part in each.elts)]
+    return f"spreads {ast.unparse(spread[0])}" if spread else None
+
+
 OWNERS = {"self"} | {  # classes with a field called data: a Job, a Recipe
     node.name.lower()
     for path in FILES
@@ -134,7 +166,7 @@ def _suppress(node: ast.AST) -> str | None:
     return "suppresses an error" if name == "suppress" else None
 
 
-@pytest.mark.parametrize("look", [_data, _print, _swallow, _suppress])
+@pytest.mark.parametrize("look", [_data, _print, _swallow, _suppress, _packed, _spread])
 def test_nothing_is_hidden(look: Callable[[ast.AST], str | None]) -> None:
     assert found(FILES, look) == []
 
@@ -173,6 +205,10 @@ def test_every_test_asserts() -> None:
         ("try:\n    f()\nexcept KeyError:\n    pass", _swallow),
         ("try:\n    f()\nexcept Exception:\n    g()", _swallow),
         ("with contextlib.suppress(KeyError):\n    f()", _suppress),
+        ('def f(how: tuple[Space, Limits]) -> None:\n    """F."""\n    space, limits = how', _packed),
+        ("def f(a: int, how: tuple[Space, Limits]) -> None:\n    b, (space, limits) = a, how", _packed),
+        ("def f(how: tuple[Space, Limits]) -> None:\n    both = (space, limits) = how", _packed),
+        ("f(*(a, b), c=c)", _spread),
     ],
 )
 def test_the_guards_are_not_blind(source: str, look: Callable[[ast.AST], str | None]) -> None:

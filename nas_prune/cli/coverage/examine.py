@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from nas_prune.artifact import folder as artifact
 from nas_prune.base.errors import ExactnessError
+from nas_prune.base.random_images import random_images
 from nas_prune.costs import Macs, Params, count, counted
 from nas_prune.derivation.derive import derive
 from nas_prune.derivation.trace import trace
@@ -58,7 +59,7 @@ def examine(case: Case) -> dict[str, Any]:
     row: dict[str, Any] = {"module": case.module, "model": case.model, "size": case.size, "problems": {}}
     start = time.monotonic()
     model = timm.create_model(case.model, **case.kwargs).eval()
-    images = torch.randn(2, *case.size)
+    images = random_images(2, *case.size)
     row["params"] = sum(p.numel() for p in model.parameters())
     axes = _timed(row, "trace_s", lambda: trace(model, images))
     row["free"], row["frozen"] = len(axes.free), len(axes) - len(axes.free)

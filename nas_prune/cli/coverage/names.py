@@ -6,7 +6,7 @@ What is derived and proven is the table of modules (``coverage``); here it is as
 import logging
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,12 +20,12 @@ from torch import nn
 from nas_prune.base.errors import one_line
 from nas_prune.base.files.documents import Document, Natural, NotNegative, Text, Whole, read_journal
 from nas_prune.base.files.whole import append_line, atomic_write
+from nas_prune.cli.coverage.command import Examined
 from nas_prune.costs import count, counted
 from nas_prune.derivation.trace import trace
 from nas_prune.run.report.summary import quantity
 from nas_prune.train.progress import Bars
 
-Examined = Mapping[str, Any]  # a row, as plain data
 LIMIT = 1200  # seconds for one name
 FRESH = 40  # names after which a process makes room for another one
 USUAL = (3, 224, 224)  # where a model does not say what it takes

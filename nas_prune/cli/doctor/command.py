@@ -15,11 +15,11 @@ from nas_prune.base.errors import DeriveError, NasPruneError
 from nas_prune.base.files.whole import finite, write_json
 from nas_prune.base.files.yaml_text import parse
 from nas_prune.run.report.summary import milliseconds, quantity
+from nas_prune.run.report.terminal import terminal_table, texts
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
-    from rich.text import Text
 
     from nas_prune.cli.doctor import diagnosis as doctor
     from nas_prune.cli.doctor.diagnosis import Cost, Diagnosis
@@ -147,18 +147,20 @@ def _axes(space: "SearchSpace") -> "Iterable[RenderableType]":
     from nas_prune.base.folding import fold
     from nas_prune.cli.doctor.diagnosis import frozen, groups
 
-    free = _table("Axes that can shrink", "axis, and what it runs through", "#axes", "kind", "#units", "sizes")
+    free = terminal_table(
+        "axis, and what it runs through", "#axes", "kind", "#units", "sizes", title="Axes that can shrink"
+    )
     for group in groups(space):
         if group.frozen is None:
-            name, *figures = _texts(group.name, len(group.names), group.kind, group.size, group.sizes)
+            name, *figures = texts(group.name, len(group.names), group.kind, group.size, group.sizes)
             through = Text(_through(group), style="dim")
             free.add_row(Group(name, Padding(through, (0, 0, 0, 2))), *figures)
     yield free
     reasons = frozen(space.axes.values())
     if reasons:
-        still = _table("Frozen axes", "reason", "#axes", "which")
+        still = terminal_table("reason", "#axes", "which", title="Frozen axes")
         for reason, names in reasons.items():
-            still.add_row(*_texts(reason, len(names), ", ".join(fold(names))))
+            still.add_row(*texts(reason, len(names), ", ".join(fold(names))))
         yield still
 
 
@@ -174,9 +176,9 @@ def _through(group: "doctor.Group") -> str:
 def _kinds(space: "SearchSpace") -> "Table":
     from nas_prune.cli.doctor.diagnosis import kinds
 
-    table = _table("Axes by kind", "kind", "#can shrink", "#frozen", "#units")
+    table = terminal_table("kind", "#can shrink", "#frozen", "#units", title="Axes by kind")
     for kind, row in kinds(space).items():
-        table.add_row(*_texts(kind, row["free"], row["frozen"], row["units"]))
+        table.add_row(*texts(kind, row["free"], row["frozen"], row["units"]))
     return table
 
 
@@ -184,9 +186,11 @@ def _costs(found: "Diagnosis") -> "Iterable[RenderableType]":
     """The dense model and the smallest one; what is measured says so."""
     from rich.text import Text
 
-    table = _table("Cost", "model", "#parameters", "#MACs", *(f"#{name}, ms" for name in found.dense.timings))
-    table.add_row(*_texts("dense", *_cells(found.dense, found.dense)))
-    table.add_row(*_texts("smallest", *_cells(found.smallest, found.dense)))
+    table = terminal_table(
+        "model", "#parameters", "#MACs", *(f"#{name}, ms" for name in found.dense.timings), title="Cost"
+    )
+    table.add_row(*texts("dense", *_cells(found.dense, found.dense)))
+    table.add_row(*texts("smallest", *_cells(found.smallest, found.dense)))
     yield table
     threads = f"{found.threads} thread{'s' if found.threads > 1 else ''}"
     yield Text(
@@ -221,27 +225,7 @@ def _axis(axis: Mapping[str, Any]) -> "Iterable[RenderableType]":
 
     yield Text(f"{axis['name']}: {axis['kind']}, {axis['size']} units", style="bold")
     yield Text(f"frozen: {axis['frozen']}" if axis["frozen"] else f"sizes: {axis['sizes']}")
-    table = _table("Members", "tensor", "#dimension", "role")
+    table = terminal_table("tensor", "#dimension", "role", title="Members")
     for member in axis["members"]:
-        table.add_row(*_texts(member["tensor"], member["dim"], member["role"]))
+        table.add_row(*texts(member["tensor"], member["dim"], member["role"]))
     yield table
-
-
-def _table(title: str, *columns: str) -> "Table":
-    """A table; columns marked by # hold numbers."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE, pad_edge=False)
-    for column in columns:
-        number = column.startswith("#")
-        fixed = number or column in ("kind", "sizes", "role", "model")
-        table.add_column(column.lstrip("#"), justify="right" if number else "left", no_wrap=fixed, overflow="fold")
-    return table
-
-
-def _texts(*values: object) -> "list[Text]":
-    """Cells as they stand, not as markup."""
-    from rich.text import Text
-
-    return [Text(str(value)) for value in values]

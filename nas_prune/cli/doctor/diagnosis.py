@@ -16,7 +16,7 @@ from nas_prune.base.errors import DeriveError, SpaceError, TraceError, UnknownNa
 from nas_prune.base.fingerprint import fingerprint
 from nas_prune.base.folding import fold, pattern, together
 from nas_prune.base.registry import hint
-from nas_prune.cli.doctor.subject import Subject, images_of
+from nas_prune.cli.doctor.subject import Subject
 from nas_prune.costs import Conditions, Count, Macs, Params, Runtime, Timing, count, measure_together
 from nas_prune.derivation.derive import derive
 from nas_prune.derivation.replace import traced
@@ -68,7 +68,7 @@ class Diagnosis:
 def lay(subject: Subject) -> SearchSpace:
     """The search space over the traced axes; TraceError or SpaceError, with the reasons, if nothing can shrink."""
     file = read_file(subject.space)
-    axes = traced(subject.model, images_of(subject), file.replace, stripes=file.stripes)
+    axes = traced(subject.model, subject.images, file.replace, stripes=file.stripes)
     if not axes.free:
         reasons = "; ".join(f"{reason} ({len(names)} axes)" for reason, names in frozen(axes.values()).items())
         raise TraceError(f"nothing of {subject.name} can be pruned: {reasons or 'it has no axis of two units or more'}")
@@ -86,7 +86,7 @@ def lay(subject: Subject) -> SearchSpace:
 
 def examine(subject: Subject, space: SearchSpace, *, runtimes: Sequence[str], seconds: float = 1.0) -> Diagnosis:
     """Count and time the dense model and the smallest one of the space, in turn, for about ``seconds`` each."""
-    images, failure = images_of(subject), None
+    images, failure = subject.images, None
     models = {"dense": subject.model}
     arch = smallest(space)
     try:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from torch import Tensor, nn
 
 from nas_prune.artifact import folder as artifact
 from nas_prune.artifact.export import image_shape
-from nas_prune.base.errors import DataError, NasPruneError, UnknownNameError, first_line, shown
+from nas_prune.artifact.timm_models import create_model
+from nas_prune.base.errors import DataError, NasPruneError, UnknownNameError, shown
+from nas_prune.base.random_images import random_images
 from nas_prune.base.registry import MODELS, hint
 from nas_prune.run.recipe import recipe as recipes
 from nas_prune.run.recipe.recipe import Recipe
@@ -28,6 +29,11 @@ class Subject:
     image: tuple[int, int, int]
     space: str
     note: str | None = None
+
+    @property
+    def images(self) -> Tensor:
+        """One random image (1 c h w)."""
+        return random_images(1, *self.image)
 
 
 def find(word: str, *, img_size: int | None, space: str | None, settings: Mapping[str, Any]) -> Subject:
@@ -51,11 +57,6 @@ def find(word: str, *, img_size: int | None, space: str | None, settings: Mappin
     return Subject(word, *_create(word, settings, img_size), space or "channels")
 
 
-def images_of(subject: Subject) -> Tensor:
-    """One random image (1 c h w)."""
-    return torch.randn(1, *subject.image, generator=torch.Generator().manual_seed(0))
-
-
 def _create(name: str, settings: Mapping[str, Any], img_size: int | None) -> tuple[nn.Module, tuple[int, int, int]]:
     """A model of timm without its published weights, and its images; one of a fixed size is made for that size."""
     if not timm.is_model(name):
@@ -63,13 +64,7 @@ def _create(name: str, settings: Mapping[str, Any], img_size: int | None) -> tup
         raise UnknownNameError(f"{shown(name)} is no model of timm, no recipe and no folder{hint(name, known, MODELS)}")
     fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
     arguments = {**({"img_size": img_size} if img_size and fixed else {}), **settings}
-    try:
-        model = timm.create_model(name, pretrained=False, **arguments)
-    except Exception as error:
-        raise NasPruneError(
-            f"timm cannot create {name} with {shown(arguments)}: {first_line(error)}; check --set, --img-size"
-        ) from error
-    assert isinstance(model, nn.Module)
+    model = create_model(name, arguments, NasPruneError, "check --set, --img-size")
     config = getattr(model, "pretrained_cfg", None) or {}
     facts = {"backbone": name, "model_args": arguments, "pretrained_cfg": config}
     return model.eval(), image_shape(facts, img_size)

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from nas_prune.artifact import folder as artifact
 from nas_prune.artifact.export import image_shape
-from nas_prune.base.errors import RecipeError, UnknownNameError, shown
+from nas_prune.artifact.timm_models import check_name
+from nas_prune.base.errors import RecipeError, UnknownNameError
 from nas_prune.base.files.documents import explained
-from nas_prune.base.registry import MODELS, hint
 from nas_prune.run.checks import check
 from nas_prune.run.recipe import overrides
 from nas_prune.run.recipe import recipe as recipes
@@ -44,8 +44,7 @@ def facts_of(name: str) -> dict[str, Any]:
         return artifact.describe(folder)
     if isdir(name):
         raise UnknownNameError(f"{name} is a folder; write --model {LOCAL}{name}")
-    if not timm.is_model(name.partition(".")[0]):
-        raise UnknownNameError(f"timm has no model {shown(name)}{hint(name, timm.list_models(), MODELS)}")
+    check_name(name)
     config = timm.get_pretrained_cfg(name)
     return {"backbone": name, "model_args": {}, "pretrained_cfg": config.to_dict() if config else {}}
 

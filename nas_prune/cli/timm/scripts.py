@@ -4,19 +4,19 @@ A model is what ``timm.create_model`` takes: ``local-dir:FOLDER`` of an artefact
 timed is a recipe; what an artefact knows about its images and its training are the defaults of it.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import timm
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from nas_prune.artifact import folder as artifact
 from nas_prune.artifact.config import ARCH
 from nas_prune.artifact.export import image_shape
-from nas_prune.base.errors import DataError, NasPruneError, RecipeError
+from nas_prune.artifact.timm_models import create_model
+from nas_prune.base.errors import DataError, RecipeError
+from nas_prune.base.random_images import random_images
 from nas_prune.cli.timm.recipe import facts_of, folder_of
 from nas_prune.costs import count, measure
 from nas_prune.run import build
@@ -24,10 +24,10 @@ from nas_prune.run.job import held, identity
 from nas_prune.run.recipe import recipe as recipes
 from nas_prune.run.recipe.recipe import Recipe
 from nas_prune.tracing.arch import Arch
-from nas_prune.tracing.graph.capture import evaluating
 from nas_prune.train.data import loaders as datasets
 from nas_prune.train.data.loaders import Data
 from nas_prune.train.data.preprocessing import tell
+from nas_prune.train.evaluate import answers
 from nas_prune.train.finetune import finetune
 from nas_prune.train.loop import Run
 from nas_prune.train.progress import Bars
@@ -74,7 +74,7 @@ def benchmark(recipe: Recipe) -> Results:
     """Measured throughput of a batch, measured latency of one image."""
     accelerator, how = build.accelerator(recipe), recipe.latency
     model = _created(recipe).to(accelerator.device).eval()
-    images = torch.randn(how.batch_size, *_shape(recipe), device=accelerator.device)
+    images = random_images(how.batch_size, *_shape(recipe)).to(accelerator.device)
     with accelerator.autocast():
         batch, single = (
             measure(model, each, runtime=how.runtime, seconds=how.seconds, threads=how.threads)
@@ -106,14 +106,8 @@ def _created(recipe: Recipe, **arguments: int) -> nn.Module:
     size = recipe.data.image_size
     if facts["pretrained_cfg"].get("fixed_input_size") and size != image_shape(facts)[1]:
         arguments["img_size"] = size
-    try:
-        model = timm.create_model(name, pretrained=recipe.model.pretrained, **{**arguments, **recipe.model.kwargs})
-    except NasPruneError:
-        raise
-    except Exception as error:
-        raise RecipeError(f"timm cannot create {name}: {error}; check the options and model.kwargs") from error
-    assert isinstance(model, nn.Module)
-    return model
+    given, advice = {**arguments, **recipe.model.kwargs}, "check the options and model.kwargs"
+    return create_model(name, given, RecipeError, advice, pretrained=recipe.model.pretrained)
 
 
 def _shape(recipe: Recipe) -> tuple[int, int, int]:
@@ -136,22 +130,13 @@ def _check_fit(model: nn.Module, data: Data) -> None:
 def _scores(model: nn.Module, data: Data, accelerator: Accelerator) -> Results:
     """Top-1 and top-5 accuracy in percent, and mean cross-entropy, over the held-out images."""
     hits, loss, images = torch.zeros(2), 0.0, 0
-    for logits, labels in _answers(model, data, accelerator):
+    for logits, labels in answers(model, data, accelerator):
         best = logits.topk(min(5, data.classes), dim=-1).indices == labels[:, None]
         hits += torch.stack([best[:, 0].sum(), best.sum()]).cpu()
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
         images += len(labels)
     top1, top5 = (100 * hits / images).tolist()
     return {"top1": top1, "top5": top5, "loss": loss / images, "images": images}
-
-
-def _answers(model: nn.Module, data: Data, accelerator: Accelerator) -> Iterator[tuple[Tensor, Tensor]]:
-    """(logits (b classes), labels (b)) of every held-out batch."""
-    loader = accelerator.prepare_data_loader(data.evaluation)
-    with torch.inference_mode(), evaluating(model), accelerator.autocast():
-        for images, labels in loader:
-            logits, expected = accelerator.gather_for_metrics((model(images), labels))
-            yield logits.float(), expected
 
 
 def _sizes(recipe: Recipe, model: nn.Module) -> Results:

@@ -23,8 +23,6 @@ RISK = 5e-3  # that noise on a straight line passes for stairs, all steps togeth
 NARROW = 64  # channels
 SHARE = 0.25  # of the slope that must be in the stairs: smaller ones are not worth a constraint
 
-Array = NDArray[np.float64]
-
 
 def steps(widths: Sequence[int], ms: Sequence[float]) -> int:
     """Width of the stairs in a sweep of one operator, or 1 for a straight line (and for fewer than six widths).
@@ -106,7 +104,7 @@ def _divisors(axes: Axes, term: Term, step: int) -> Mapping[str, int]:
     return {axes.variables[var]: step // gcd(step, other) for var, other in factors.items() if var in axes.variables}
 
 
-def _fit(width: Array, time: Array, step: int | None) -> tuple[float, float]:
+def _fit(width: NDArray[np.float64], time: NDArray[np.float64], step: int | None) -> tuple[float, float]:
     """Squares left over by a line with stairs, and the share of its slope that the stairs are; nothing may fall."""
     columns = [np.ones_like(width), width]
     if step is not None:

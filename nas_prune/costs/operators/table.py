@@ -7,7 +7,7 @@ would make it do: the mean of the running maximum from below and the running min
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nas_prune.base.errors import ArtifactError
+from nas_prune.base.follow import Follow
 from nas_prune.costs.operators.operator import OperatorShape, operators
 from nas_prune.costs.operators.timing import Bench, Point, time_point
 from nas_prune.tracing import Axes
@@ -23,8 +24,6 @@ from nas_prune.tracing import Axes
 MOST = 8  # points per width: what the buffers of a predictor have room for
 LEAST = 1 / 16  # the smallest width of a grid, as a share of the full one
 LOW, STEP = 8, 16  # the least width of a wide grid and the others are multiples: devices compute in whole blocks
-
-Progress = Callable[[Iterable[Point], str], Iterable[Point]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +91,7 @@ def plan(axes: Axes, *, points: int = 5) -> list[Point]:
 
 
 def measure_table(
-    axes: Axes, bench: Bench, *, points: int = 5, progress: Progress = lambda steps, _: steps
+    axes: Axes, bench: Bench, *, points: int = 5, progress: Follow[Point] = lambda steps, _: steps
 ) -> OperatorTable:
     """Measure all operators of a model here."""
     steps = progress(plan(axes, points=points), "timing operators")

@@ -69,7 +69,7 @@ def module(point: Point, batch: int = 1) -> tuple[nn.Module, tuple[Tensor, ...]]
         return Attention(), tuple(torch.randn(images, point.first, size, point.second) for size in sizes)
     groups, inputs, outputs = _channels(point)
     convolution = CONVOLUTIONS[len(shape.space)](
-        *(inputs, outputs, shape.kernel, shape.stride, shape.padding, shape.dilation, groups, shape.bias)
+        inputs, outputs, shape.kernel, shape.stride, shape.padding, shape.dilation, groups, bias=shape.bias
     )
     return convolution, (torch.randn(images, inputs, *shape.space),)
 

@@ -14,7 +14,7 @@ from scipy.stats import kendalltau, spearmanr
 from torch import Tensor, nn
 
 from nas_prune.base.registry import Registry
-from nas_prune.costs.cost import Sizes
+from nas_prune.costs.cost import Columns, Sizes
 from nas_prune.tracing import Axes
 
 
@@ -52,6 +52,15 @@ class Predictor(nn.Module, ABC):
     def forward(self, sizes: Sizes) -> Tensor:
         """Milliseconds for one architecture, given as the size of each axis; gradients reach the sizes."""
         return self.predict(self.shares([sizes]))[0]
+
+    def many(self, columns: Columns) -> Tensor:
+        """Milliseconds (b) for sizes (b) per axis."""
+        count = len(next(iter(columns.values())))
+        kept = [
+            columns[name] / full if name in columns else torch.full((count,), usual / full)
+            for name, full, usual in zip(self.names, self.full, self.usual, strict=True)
+        ]
+        return self.predict(torch.stack([share.to(self.dense_ms) for share in kept], -1))
 
     def shares(self, architectures: Sequence[Sizes]) -> Tensor:
         """Inputs of the predictor (b n): the share of its units that each axis keeps; an axis left out is dense."""

@@ -19,9 +19,8 @@ from torch.nn import functional as F
 
 from nas_prune.base.errors import DataError, DivergedError
 from nas_prune.methods.criteria.criterion import criteria
-from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.gated import Fixed, GatedModel
 from nas_prune.methods.scores import Batches
-from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.graph.capture import evaluating
 
 
@@ -31,23 +30,22 @@ def taylor(gated: GatedModel, batches: Batches, *, power: Literal[1, 2] = 2) -> 
 
     Raises DataError without a batch, DivergedError where a loss or a gradient is not a number.
     """
-    totals = {name: torch.zeros_like(keep) for name, keep in gated.fixed(Arch.dense(gated.axes)).keep().items()}
+    opened = gated.opened(requires_grad=True)
+    totals = {name: torch.zeros_like(keep) for name, keep in opened.keep().items()}
     count = 0
     with evaluating(gated):
-        gated.training = True  # the gates alone: else norms whose gates are open skip them, and their share is lost
         for images, labels in batches:
             count += 1
-            for name, gradient in _gradients(gated, images, labels).items():
+            for name, gradient in _gradients(opened, images, labels).items():
                 totals[name] += gradient.abs() ** power
     if count == 0:
         raise DataError("Taylor scores need at least one batch of images and labels; there was none")
     return {name: total / count for name, total in totals.items()}
 
 
-def _gradients(gated: GatedModel, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def _gradients(opened: Fixed, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Gradient of the loss with respect to each unit's gate (c), all gates being one."""
-    opened = gated.fixed(Arch.dense(gated.axes))
-    keep = {name: each.requires_grad_() for name, each in opened.keep().items()}
+    keep = opened.keep()
     with torch.enable_grad():
         loss = F.cross_entropy(opened(images), labels)
         gradients = torch.autograd.grad(loss, list(keep.values()), allow_unused=True, materialize_grads=True)

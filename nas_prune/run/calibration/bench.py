@@ -3,7 +3,7 @@
 Each point is journalled when it is timed, so that a run that was stopped goes on where it was.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from nas_prune.base.errors import CheckpointError
 from nas_prune.base.files.documents import read_journal
 from nas_prune.base.files.whole import append_line
+from nas_prune.base.follow import Follow
 from nas_prune.costs import Bench, Conditions, OperatorTable, measured_divisors
 from nas_prune.costs.operators.staircase import sweeps
 from nas_prune.costs.operators.table import plan
@@ -21,8 +22,6 @@ from nas_prune.tracing.space import SearchSpace
 
 MOST = 16  # a measured step above this is noise more often than not, and leaves few widths
 
-Follow = Callable[[Iterable[Point], str], Iterable[Point]]
-
 
 def conditions(settings: LatencySettings) -> Conditions:
     """Under which conditions a recipe wants its latency measured."""
@@ -31,7 +30,7 @@ def conditions(settings: LatencySettings) -> Conditions:
 
 
 def operator_table(
-    space: SearchSpace, settings: LatencySettings, device: str, journal: Path, follow: Follow
+    space: SearchSpace, settings: LatencySettings, device: str, journal: Path, follow: Follow[Point]
 ) -> OperatorTable:
     """Milliseconds of every operator of the model over a grid of both its widths."""
     points = plan(space.axes)
@@ -40,7 +39,9 @@ def operator_table(
     )
 
 
-def staircase(space: SearchSpace, settings: LatencySettings, device: str, journal: Path, follow: Follow) -> SearchSpace:
+def staircase(
+    space: SearchSpace, settings: LatencySettings, device: str, journal: Path, follow: Follow[Point]
+) -> SearchSpace:
     """The space, with the device's own width steps in place of its divisors; heads are left as they are."""
     points = sweeps(space.axes)
     measured = zip(points, _timed(points, _bench(settings, device), journal, follow), strict=True)
@@ -53,7 +54,7 @@ def _bench(settings: LatencySettings, device: str) -> Bench:
     return Bench(conditions(settings), settings.batch_size, device=device)
 
 
-def _timed(points: Sequence[Point], bench: Bench, journal: Path, follow: Follow) -> list[float]:
+def _timed(points: Sequence[Point], bench: Bench, journal: Path, follow: Follow[Point]) -> list[float]:
     """Milliseconds of every point, the missing ones timed now."""
     known = {row["point"]: float(row["ms"]) for row in read_journal(journal, PointRow, CheckpointError)}
     missing = [point for point in points if point.key not in known]

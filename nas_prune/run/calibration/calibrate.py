@@ -6,7 +6,7 @@ on where it was, and one that is finished is read, not repeated.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from nas_prune.base.files.documents import read_journal
 from nas_prune.base.files.tensors import misfit
 from nas_prune.base.files.whole import append_line, write_json, write_lines
 from nas_prune.base.fingerprint import fingerprint
+from nas_prune.base.follow import Follow
 from nas_prune.costs import (
     OperatorTable,
     PredictionError,
@@ -47,7 +48,6 @@ REPEATED = 6  # so many sub-networks are timed again at the end: the noise floor
 FILE = "calibration.safetensors"
 AGAIN = "delete it to have it made again"
 
-Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 TimePair = Callable[[Arch, Mapping[str, float]], tuple[Ratio, float]]
 
 
@@ -84,7 +84,7 @@ def calibrate(
     *,
     about: Mapping[str, Any],
     seed: int = 0,
-    progress: Progress = lambda steps, _: steps,
+    progress: Follow[Any] = lambda steps, _: steps,
 ) -> Calibration:
     """Time ``settings.samples`` sub-networks of ``model`` and fit the best predictor; all of it is kept in ``folder``.
 
@@ -181,7 +181,7 @@ def refuse_unreachable(calibration: Calibration, limit: float, space: SearchSpac
 
 
 def _measured(
-    plan: Sequence[int], arch_of: Callable[[int], Arch], time_pair: TimePair, journal: Path, progress: Progress
+    plan: Sequence[int], arch_of: Callable[[int], Arch], time_pair: TimePair, journal: Path, progress: Follow[int]
 ) -> list[dict[str, Any]]:
     """Every row of the journal, the missing ones timed now; a number that comes again is a repetition."""
     rows = _checked(read_journal(journal, SampleTimed, CalibrationError), plan, arch_of, journal)

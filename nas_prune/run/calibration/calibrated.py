@@ -74,7 +74,11 @@ def _bring(job: Job, folder: Path) -> None:
             atomic_write(folder / FILE, known.read_bytes())
             return
         made = calibrate(
-            *(job.model, job.space, inputs, settings, folder),
+            job.model,
+            job.space,
+            inputs,
+            settings,
+            folder,
             about=about,
             seed=job.recipe.seed,
             progress=job.run.bars.follow,

@@ -11,6 +11,7 @@ from nas_prune.artifact.bounds import Work, bounded
 from nas_prune.artifact.origin import Origin
 from nas_prune.base.errors import CalibrationError, one_line
 from nas_prune.base.fingerprint import fingerprint
+from nas_prune.base.random_images import random_images
 from nas_prune.costs import Conditions, measure_together
 from nas_prune.derivation.derive import derive
 from nas_prune.derivation.replace import substitute
@@ -32,7 +33,7 @@ def check(path: Path, *, seconds: float = 1.0) -> dict[str, Any]:
     tensors, facts = calibration_file.read(path)
     here = {**facts, "device": fingerprint()}
     model = model_of(path, facts)
-    images = torch.randn(facts["batch_size"], *facts["image"], generator=torch.Generator().manual_seed(0))
+    images = random_images(facts["batch_size"], *facts["image"])
     axes = trace(model, images[:1], stripes=facts["stripes"])
     dense = derive(model, axes, Arch())
     known = tensors["share"].tolist()

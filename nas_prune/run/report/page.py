@@ -37,6 +37,7 @@ from nas_prune.run.report.summary import (
     verdict,
 )
 from nas_prune.run.report.targets import pareto_svg, remarks, target_rows, targets_headline
+from nas_prune.run.report.terminal import terminal_table
 from nas_prune.tracing.arch import Arch
 from nas_prune.train import journals
 
@@ -112,11 +113,8 @@ def report(folder: Path) -> Path:
 
 def table(results: Mapping[str, Any]) -> Table:
     """The table of the report for a terminal."""
-    printed = Table(title=_said_first(results), caption=Text(verdict(results)))
-    printed.title_justify = printed.caption_justify = "left"
-    printed.add_column("")
-    for label in columns().values():
-        printed.add_column(label, justify="right")
+    labels = ("", *(f"#{label}" for label in columns().values()))
+    printed = terminal_table(*labels, title=_said_first(results), caption=Text(verdict(results)))
     for label, cells in table_rows(results).items():
         printed.add_row(
             label, *(Text.assemble(cell.text, (cell.change and f"\n{cell.change}", "dim")) for cell in cells)

@@ -5,6 +5,7 @@ target that was missed is drawn where it landed, and marked.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,16 @@ from nas_prune.run.report.curves import Ink, Rows, blank, legend, style, svg
 from nas_prune.run.report.summary import milliseconds, quantity
 
 Content = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a series is named and drawn."""
+
+    label: str
+    ink: Ink
+    marker: str
+
 
 PAPER = {  # the light colours of report.html.j2, for a drawing that has no page around it
     **{"text": "#1c2127", "muted": "#626b76", "line": "#e3e1db", "surface": "#ffffff", "baseline": "#7a4fd0"},
@@ -56,10 +67,10 @@ def pareto_svg(content: Content) -> str | None:
     with style():
         figure, axes = blank("top-1, %", "measured latency of a call, ms", height=4.2)
         tuned = _placed(targets, "top1_finetuned")
-        _series(axes, targets, "top1", ("derived" if tuned else "top-1", Ink.SEARCH, "D"))
-        _series(axes, tuned, "top1_finetuned", ("fine-tuned", Ink.FINETUNE, "o"))
+        _series(axes, targets, "top1", Look("derived" if tuned else "top-1", Ink.SEARCH, "D"))
+        _series(axes, tuned, "top1_finetuned", Look("fine-tuned", Ink.FINETUNE, "o"))
         dense = _placed([{"target": "dense", **(content.get("dense") or {})}], "top1")
-        _dots(axes, dense, "top1", ("dense", Ink.DENSE, "s"))
+        _dots(axes, dense, "top1", Look("dense", Ink.DENSE, "s"))
         for row in [*targets, *dense]:
             height = max(row["top1"], row.get("top1_finetuned") or row["top1"])
             _label(axes, row["target"], (row["measured_ms"], height))
@@ -119,10 +130,9 @@ def _placed(rows: Rows, key: str) -> list[Mapping[str, Any]]:
     return [row for row in rows if row.get("measured_ms") is not None and row.get(key) is not None]
 
 
-def _series(axes: Axes, rows: Rows, key: str, look: tuple[str, Ink, str]) -> None:
+def _series(axes: Axes, rows: Rows, key: str, look: Look) -> None:
     """One line through all points; those that missed their target are crosses."""
-    _, ink, _ = look
-    axes.plot([row["measured_ms"] for row in rows], [row[key] for row in rows], color=ink.value, lw=1.2, alpha=0.5)
+    axes.plot([row["measured_ms"] for row in rows], [row[key] for row in rows], color=look.ink.value, lw=1.2, alpha=0.5)
     missed = [row for row in rows if row["status"] != "met"]
     _dots(axes, [row for row in rows if row["status"] == "met"], key, look)
     if missed:
@@ -132,13 +142,13 @@ def _series(axes: Axes, rows: Rows, key: str, look: tuple[str, Ink, str]) -> Non
         axes.scatter(x, y, marker="x", s=42, color=Ink.BAD.value, linewidths=1.8, zorder=4, label=label)
 
 
-def _dots(axes: Axes, rows: Rows, key: str, look: tuple[str, Ink, str]) -> None:
+def _dots(axes: Axes, rows: Rows, key: str, look: Look) -> None:
     """Points with the spread of their measurement."""
-    label, ink, marker = look
     for first, row in enumerate(rows):
         place, spread = (row["measured_ms"], row[key]), row.get("measured_ms_spread") or 0.0
-        axes.errorbar(*place, xerr=spread, color=ink.value, elinewidth=1, capsize=0, zorder=2)
-        axes.scatter(place[0], place[1], marker=marker, s=36, color=ink.value, zorder=3, label="_" if first else label)
+        label, colour = "_" if first else look.label, look.ink.value
+        axes.errorbar(*place, xerr=spread, color=colour, elinewidth=1, capsize=0, zorder=2)
+        axes.scatter(place[0], place[1], marker=look.marker, s=36, color=colour, zorder=3, label=label)
 
 
 def _label(axes: Axes, text: str, place: tuple[float, float]) -> None:

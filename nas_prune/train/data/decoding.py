@@ -4,7 +4,7 @@ The look is at a file's head, where its format, size and kind of pixels are, and
 not have; only one that does not end as its format does is decoded. What is wrong is raised with the name of the file.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +14,13 @@ from PIL import Image, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from nas_prune.base.errors import DataError, first_line
+from nas_prune.base.follow import Follow
 
 SUFFIXES = (*IMG_EXTENSIONS, ".gif")
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}
 BAD = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)  # of what Pillow cannot read
 THREADS, CHUNK, MANY = 8, 1000, 10_000
 MOST_NAMED = 3
-Follow = Callable[[Iterable[int], str], Iterable[int]]
 ADVICE = "mend or remove what cannot be read, or set data.unreadable: skip"
 
 
@@ -59,7 +59,7 @@ def in_colour(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def unreadable(paths: Sequence[str], follow: Follow) -> dict[int, str]:
+def unreadable(paths: Sequence[str], follow: Follow[int]) -> dict[int, str]:
     """Place -> what is wrong, of every file that cannot be read; the look is a quick one.
 
     ``follow``: shows how far it is, where there are many files.
