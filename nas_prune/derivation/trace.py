@@ -9,7 +9,7 @@ import copy
 import logging
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,6 +33,7 @@ from nas_prune.tracing import Axes, Inputs, capture, find, walk
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.axes import Scale
 from nas_prune.tracing.graph.brought import computed_tensors, parametrized, unwrapped
+from nas_prune.tracing.graph.leaves import asked_for
 from nas_prune.tracing.graph.multihead import has_attention
 from nas_prune.tracing.terms import leaves
 from nas_prune.tracing.walk import Site, Tie, touched
@@ -49,12 +50,14 @@ def trace(
     *,
     freeze: Mapping[tuple[str, int], str] | None = None,
     stripes: bool = False,
+    leaves: Sequence[str] = (),
 ) -> Axes:
     """Every width of ``model`` that can shrink: axes by name, with the record that gates and derives them.
 
     ``example_inputs``: what ``forward`` takes, one tensor or a tuple, e.g. (b 3 h w); only shapes matter.
     ``freeze``: dimensions of parameters that must not change, ``{("fc.weight", 1): "my reason"}``.
-    ``stripes``: whether the stripes of convolutions are axes, too.
+    ``stripes``: whether the stripes of convolutions are axes, too. ``leaves``: paths of modules to leave as they are;
+    what no graph can say is one anyway, if the rest can be captured without it.
     Raises TraceError when the model cannot be captured.
     """
     model = unwrapped(model)
@@ -64,7 +67,8 @@ def trace(
     for tensor, dim in freeze or {}:
         if tensor not in parameters or not 0 <= dim < parameters[tensor].ndim:
             raise TraceError(f"cannot freeze dimension {dim} of {tensor!r}: the model has no such parameter dimension")
-    captured, ties, stops, stay = capture(model, example_inputs), set[Tie](), dict[str, str](), dict[str, str]()
+    captured = capture(model, example_inputs, leaves=asked_for(model, leaves))
+    ties, stops, stay = set[Tie](), dict[str, str](), dict[str, str]()
     trained = in_training(model, captured, example_inputs)
     for _ in range(TRIES):
         solved = walk(captured, freeze_tensors=freeze, freeze_nodes=stops, ties=ties, trained=trained)
