@@ -103,7 +103,8 @@ def _from_weight(module: nn.Module) -> dict[str, Any]:
     """Widths of a layer that its own weight tells."""
     weight = module._parameters.get("weight")
     if isinstance(module, nn.RNNBase):
-        return {"input_size": module._parameters["weight_ih_l0"].shape[1]}  # type: ignore[union-attr]
+        first, state = (module.get_parameter(name) for name in ("weight_ih_l0", "weight_hh_l0"))
+        return {"input_size": first.shape[1]} | ({} if module.proj_size else {"hidden_size": state.shape[1]})
     if weight is None:
         return {}
     if isinstance(module, nn.Linear):

@@ -41,7 +41,7 @@ def edits_of(model: nn.Module, axes: Axes) -> dict[type, Edits]:
     found: dict[type, dict[str, frozenset[Place]]] = {}
     for node, literals in axes.walk.literals.items():
         kind, terms = type(model.get_submodule(axes.walk.captured.owner(node))), literals[0].terms
-        if isinstance(terms, tuple) and isinstance(node.args[1], list | tuple):
+        if isinstance(terms, tuple) and len(node.args) > 1 and isinstance(node.args[1], list | tuple):
             for method, place in _places(kind, node, terms):
                 edits = found.setdefault(kind, {})
                 edits[method] = edits.get(method, frozenset()) | {place}

@@ -25,7 +25,7 @@ from nas_prune.ops import Choice
 from nas_prune.tracing import Axes
 from nas_prune.tracing.graph.brought import bake, computed_tensors, unwrapped
 from nas_prune.tracing.graph.multihead import open_up
-from nas_prune.tracing.masked import FILLS, FORMS, striped
+from nas_prune.tracing.masked import FILLS, FORMS, WEIGHTS
 from nas_prune.tracing.walk import Site
 
 Mix = Callable[[Tensor, Tensor], Tensor]
@@ -135,8 +135,8 @@ class _Interception(TorchFunctionMode):
             site, keep = self.interceptor.sites[index], board.masks[index]
             if keep is None:
                 continue
-            if site.how == "stripes":
-                args[1] = striped(args[1], keep)
+            if site.how in WEIGHTS:
+                WEIGHTS[site.how](args, keep)
                 continue
             if site.how not in FILLS:
                 for outer in board.running[: board.running.index(self)]:
