@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 from torch.fx import Node
 
+from nas_prune.derivation.source_literals import numerals
 from nas_prune.derivation.source_sizes import forward_names, named_sizes, names_used
 from nas_prune.tracing import Axes
 from nas_prune.tracing.arch import Arch
@@ -80,7 +81,13 @@ class Evidence:
         for named in explained:
             new = size_of(axes, arch, named.term) * named.over // named.times
             self.named.setdefault((named.module, named.attribute), set()).add(new)
-        self.asked = _asked(axes, arch, {(named.node, named.index) for named in explained})
+        known = {(named.node, named.index) for named in explained}
+        for node, literals in axes.walk.literals.items():
+            path = axes.walk.captured.owner(node)
+            for numeral in numerals(type(model.get_submodule(path)), node, literals):
+                self.named.setdefault((path, numeral.attribute), set()).add(size_of(axes, arch, numeral.term))
+                known.add((node, numeral.argument))
+        self.asked = _asked(axes, arch, known)
         self.seen, self.through = _seen(axes, arch)
         self.groups = _groups(axes, arch)
         self.read = {path: forward_names(type(module)) for path, module in model.named_modules()}
