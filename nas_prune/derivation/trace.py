@@ -24,7 +24,7 @@ from nas_prune.derivation.derive import shrink
 from nas_prune.derivation.gateable import counting, missed
 from nas_prune.derivation.integers import ambiguous
 from nas_prune.derivation.source_sizes import computed_sizes, frame_of
-from nas_prune.derivation.training_only import in_training
+from nas_prune.derivation.training_only import asking, in_training
 from nas_prune.derivation.trial_runs import Copied, Copy, Trial, cut_elsewhere, tried, with_numbers, without_numbers
 from nas_prune.methods.intercept import plain_copy
 from nas_prune.tracing import Axes, Inputs, capture, find, walk
@@ -65,7 +65,8 @@ def trace(
             raise TraceError(f"cannot freeze dimension {dim} of {tensor!r}: the model has no such parameter dimension")
     captured = capture(model, example_inputs, leaves=asked_for(model, leaves))
     ties, stops, stay = set[Tie](), dict[str, str](), dict[str, str]()
-    trained = in_training(model, captured, example_inputs)
+    asks = asking(model, captured)
+    trained = in_training(model, example_inputs, asks)
     for _ in range(TRIES):
         solved = walk(captured, freeze_tensors=freeze, freeze_nodes=stops, ties=ties, trained=trained)
         axes = _frozen(find(solved, striped=stripes), stay)
@@ -76,7 +77,20 @@ def trace(
             stops |= stop.nodes
         ties |= stop.ties
         stay |= stop.axes
-    return _deeply(model, replace(axes, scales=stop.scales))
+    axes = replace(axes, scales=stop.scales)
+    return _deeply(model, axes if trained else _trainable(model, axes, asks))
+
+
+def _trainable(model: nn.Module, axes: Axes, asks: list[nn.Module]) -> Axes:
+    """The axes, those frozen without which parts that run in training only, and in no graph, would not run."""
+    training = [path for path, module in model.named_modules() if module in asks]
+    for copied in (without_numbers, with_numbers) if asks and axes.free else ():
+        if tried(*copied(model), axes, training).raised is None:
+            arch = _some(axes, alike=False)
+            needed = _raising(axes, arch, partial(copied, model), training)
+            why = "read by a part that runs in training only"
+            return _frozen(axes, dict.fromkeys(needed, why))
+    return axes
 
 
 def _frozen(axes: Axes, reasons: Mapping[str, str]) -> Axes:
@@ -161,7 +175,8 @@ def _stop(model: nn.Module, axes: Axes, arch: Arch) -> Stop:
             if ties or (nodes and len(suspects) > FEW):
                 return Stop(ties, {node.name: why for node in nodes})
             some = Arch({name: arch.kept[name] for name in suspects})
-            return Stop(axes=dict.fromkeys(_raising(axes, some, partial(copied, model)), why))
+            raising = _raising(axes, some, partial(copied, model)) or suspects
+            return Stop(axes=dict.fromkeys(raising, why))
     return Stop()
 
 
@@ -172,15 +187,15 @@ def _meeting(axes: Axes, nodes: list[Node]) -> list[str]:
     return [name for name in axes.free if name in found]
 
 
-def _raising(axes: Axes, arch: Arch, copied: Callable[[], Copy]) -> list[str]:
-    """The axes whose cut makes the code raise, found by halves."""
+def _raising(axes: Axes, arch: Arch, copied: Callable[[], Copy], training: Sequence[str] = ()) -> list[str]:
+    """The axes whose cut makes the code raise, in training at these paths, found by halves."""
 
     def raises(names: list[str]) -> bool:
         small, mode = copied()
         shrink(small, axes, Arch({name: arch.kept[name] for name in names}))
-        return tried(small, mode, axes).raised is not None
+        return tried(small, mode, axes, training).raised is not None
 
-    return _culprits(list(arch.kept), raises) or list(arch.kept)
+    return _culprits(list(arch.kept), raises)
 
 
 def _ungated(axes: Axes, sites: list[Site]) -> Stop | None:

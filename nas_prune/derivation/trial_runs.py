@@ -5,7 +5,7 @@ A trial runs on tensors without numbers: no memory, no arithmetic. Code that loo
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,12 +39,12 @@ class Trial:
     cuts: list[Cut] = field(default_factory=list)
 
 
-def tried(model: nn.Module, mode: AbstractContextManager[Any], axes: Axes) -> Trial:
-    """A run on zeros, in a mode."""
+def tried(model: nn.Module, mode: AbstractContextManager[Any], axes: Axes, training: Iterable[str] = ()) -> Trial:
+    """A run on zeros, in a mode; modules at the paths ``training`` in training."""
     numbers, cuts = Numbers(), _Cuts()
     try:
         with mode, _silent(), numbers, cuts:
-            run_once(model, axes)
+            run_once(model, axes, training)
     except Exception as error:  # whatever the model's own code raises
         return Trial(error, numbers.found, cuts.found)
     return Trial(None, numbers.found, cuts.found)
