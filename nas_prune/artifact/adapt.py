@@ -38,10 +38,11 @@ def adapt(
     typed = {name: value.to(dtypes.get(name, value.dtype)) for name, value in tensors.items()}
     shared = [[name for name in names if name in state] for names in change.shared]
     replace(model, shared, {**typed, **_stored(model, origin, buffers)})
+    repeat(origin, change.rewritten)
+    repeat(model, part_of(change.rewritten, model))
     _set(model, origin, change)
     if unknown:  # a new head on an artefact that has none
         model.reset_classifier(model.num_classes)  # type: ignore[operator]
-    repeat(model, part_of(change.rewritten, model))
 
 
 def true_channels(model: nn.Module) -> None:

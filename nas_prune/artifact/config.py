@@ -27,13 +27,17 @@ FORMAT, VERSION = "nas_prune artefact", 2
 AGAIN = "restore the folder, or make it again with nas_prune.save"
 
 
+Place = Annotated[list[int], Field(min_length=2, max_length=2)]
+
+
 class Rewritten(BaseModel):
-    """A method of which some sizes are -1: the digest of its source, and [which reshape, which of its sizes]."""
+    """A method of which some sizes are -1 or attributes: the digest of its source, and [which call, which size]."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     source: str
-    places: list[Annotated[list[int], Field(min_length=2, max_length=2)]]
+    places: list[Place]
+    attributes: list[Place] = Field(default_factory=list)  # older artefacts have none
 
 
 class Config(BaseModel):

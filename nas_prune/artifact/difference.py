@@ -31,7 +31,7 @@ class Difference:
     """What differs from the origin.
 
     ``swaps``: operations in the place of modules, which comes first; ``shapes``: of tensors; ``shared``: names of one
-    tensor; ``attributes``: new values; ``rewritten``: of classes, the sizes that are -1 now.
+    tensor; ``attributes``: new values; ``rewritten``: of classes, the sizes that are -1 or attributes now.
     """
 
     swaps: Swaps
@@ -42,7 +42,7 @@ class Difference:
 
 
 def difference(origin: nn.Module, model: nn.Module) -> Difference:
-    """What turns ``origin`` into ``model``; the operations of ``model`` are put into ``origin`` on the way.
+    """What turns ``origin`` into ``model``, whose operations and rewritten classes ``origin`` gets on the way.
 
     Raises ArtifactError where the difference is more than operations, tensors and plain values.
     """
@@ -56,6 +56,7 @@ def difference(origin: nn.Module, model: nn.Module) -> Difference:
     for name, value in new.items():
         _fits(name, value, old[name])
     shapes = {name: tuple(value.shape) for name, value in new.items() if value.shape != old[name].shape}
+    repeat(origin, recorded(model))
     changed = {path: _changed(path, module, modules[path]) for path, module in fresh.items()}
     attributes = {path: values for path, values in changed.items() if values}
     return Difference(swaps, shapes, _shared(model), attributes, recorded(model))
@@ -97,8 +98,8 @@ def rebuild(
     _check_shapes(change.shapes, tensors, state)
     _check_shared(change.shared, tensors)
     replace(origin, change.shared, {**tensors, **buffers})
-    _set(origin, change.attributes)
     repeat(origin, change.rewritten)
+    _set(origin, change.attributes)
 
 
 def _swap(origin: nn.Module, swaps: Swaps) -> None:

@@ -75,7 +75,11 @@ class DataError(NasPruneError):
 
 
 class TraceError(NasPruneError):
-    """A model that cannot be captured, or that has nothing to prune."""
+    """A model that cannot be captured, or that has nothing to prune. ``path``: of the module that stands in the way."""
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class ArchError(NasPruneError):

@@ -11,12 +11,12 @@ from math import prod as product
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas_prune.costs.cost import Columns, Sizes, costs
 from nas_prune.tracing import Axes
 from nas_prune.tracing.graph.capture import Inputs, as_tuple, batch_of, evaluating
+from nas_prune.tracing.graph.single_operations import single_operations
 from nas_prune.tracing.terms import Term
 
 
@@ -34,7 +34,7 @@ def count(model: nn.Module, example_inputs: Inputs) -> Count:
     A multiply-add is two of the operations that torch.utils.flop_counter counts.
     """
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), evaluating(model), _frozen(model), _single_operations(), counter:
+    with torch.no_grad(), evaluating(model), _frozen(model), single_operations(), counter:
         model(*as_tuple(example_inputs))
     return Count(counter.get_total_flops() // 2, sum(p.numel() for p in model.parameters()))
 
@@ -50,28 +50,6 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def _single_operations() -> Iterator[None]:
-    """No kernel that does the work of many: the counter knows matrix products and convolutions, and takes for nothing
-    the kernels of attention (on CPUs before torch 2.15), of transformer layers and of recurrent networks.
-    """
-    mha, mkldnn, cudnn = torch.backends.mha, torch.backends.mkldnn, torch.backends.cudnn
-    former = bool(mha.get_fastpath_enabled()), bool(mkldnn.enabled), bool(cudnn.enabled)
-    _allow(False, False, False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        _allow(*former)
-
-
-def _allow(transformer: bool, cpu: bool, gpu: bool) -> None:
-    """Let torch use fused kernels, or not."""
-    torch.backends.mha.set_fastpath_enabled(transformer)
-    torch.backends.mkldnn.enabled = cpu  # type: ignore[assignment]
-    torch.backends.cudnn.enabled = gpu
 
 
 @costs.register("params")

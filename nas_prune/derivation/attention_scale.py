@@ -82,7 +82,7 @@ class Queries:
         """(parameter, its rows) of the one layer that makes the queries, and no others; None if there is none."""
         self.writers.clear()
         self.made.clear()
-        made = self._rows(attention.args[0])
+        made = self._rows(cast(list[Any], attention.args[1])[0] if _name(attention) == "einsum" else attention.args[0])
         if made is None or len(self.writers) != 1:
             return None
         writer, rows = next(iter(self.writers)), torch.unique(made)

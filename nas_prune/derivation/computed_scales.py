@@ -22,28 +22,16 @@ from nas_prune.tracing.walk import operator
 
 TIMES = {"mul", "rmul", "imul", "multiply"}
 OVER = {"div", "truediv", "rtruediv", "itruediv", "divide", "true_divide"}
-OTHERS = {
-    "add",
-    "radd",
-    "iadd",
-    "sub",
-    "rsub",
-    "isub",
-    "subtract",
-    "pow",
-    "rpow",
-    "ipow",
-    "tensor",
-    "full",
-    "full_like",
-}
-OTHERS |= {"new_full", "new_tensor", "addmm", "baddbmm", "addbmm", "addcmul", "addcdiv", "lerp"}
+OTHERS = {"add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "pow", "rpow", "ipow", "addmm", "baddbmm", "addbmm"}
+OTHERS |= {"addcmul", "addcdiv", "lerp", "tensor", "as_tensor", "scalar_tensor", "full", "full_like", "new_full"}
+OTHERS |= {"new_tensor", "arange", "linspace", "logspace"}
 ATTENTION = "scaled_dot_product_attention"
 GivenNumbers = tuple[str, tuple[float, ...]]  # name of a function, and the numbers that it was given
 
 
 class Numbers(TorchFunctionMode):
-    """Lists the numbers that calls of arithmetic are given."""
+    """Lists the numbers that calls of arithmetic are given, and those of other calls that are no whole numbers: a size
+    is one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,8 +39,10 @@ class Numbers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(getattr(func, "__name__", "")).strip("_")
-        if name in TIMES | OVER | OTHERS or name == ATTENTION:
-            given = [*args, *(kwargs or {}).values()] if name != ATTENTION else [(kwargs or {}).get("scale")]
+        given = [*args, *(kwargs or {}).values()] if name != ATTENTION else [(kwargs or {}).get("scale")]
+        if name not in TIMES | OVER | OTHERS | {ATTENTION}:
+            given = [each for each in given if isinstance(each, float)]
+        if given or name == ATTENTION:
             self.found.append((name, _plain(given)))
         return func(*args, **(kwargs or {}))
 
@@ -97,7 +87,7 @@ def _scores(node: Node) -> Node:
     source: Any = node.args[0]
     while isinstance(source, Node) and operator(source).split(".")[0] in MOVES | SAME:
         source = source.args[0]
-    contracts = isinstance(source, Node) and operator(source).split(".")[0] in ("matmul", "bmm", "mm", "baddbmm")
+    contracts = isinstance(source, Node) and operator(source).split(".")[0] in ("matmul", "bmm", "mm", "einsum")
     return source if contracts and operator(node).split(".")[0] != ATTENTION else node
 
 
@@ -121,5 +111,6 @@ def _given(node: Node) -> tuple[float, ...]:
 
 
 def _plain(values: Iterable[Any]) -> tuple[float, ...]:
-    """The numbers among the arguments of a call."""
-    return tuple(float(each) for each in values if isinstance(each, int | float) and not isinstance(each, bool))
+    """The numbers among the arguments of a call, also those in lists."""
+    flat = [each for value in values for each in (value if isinstance(value, list | tuple) else [value])]
+    return tuple(float(each) for each in flat if isinstance(each, int | float) and not isinstance(each, bool))

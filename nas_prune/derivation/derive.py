@@ -6,7 +6,7 @@ their widths (``num_heads``, ``groups``, ``normalized_shape`` ...) to what the g
 branches that are closed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -81,8 +81,11 @@ def shrink(model: nn.Module, axes: Axes, arch: Arch) -> None:
     remove(model, axes, arch)
 
 
-def run_once(model: nn.Module, axes: Axes) -> None:
-    """Run a model on zeros of the traced shapes: shapes that its code cannot express show here, as any exception."""
+def run_once(model: nn.Module, axes: Axes, training: Iterable[str] = ()) -> None:
+    """Run a model on zeros of the traced shapes: shapes that its code cannot express show here, as any exception.
+
+    ``training``: paths of modules that run in training mode.
+    """
     like, given = next(model.parameters()), axes.walk.captured.inputs
     batch = len(given[0]) if isinstance(given[0], Tensor) and given[0].ndim else 0  # of other inputs we do not know it
 
@@ -93,6 +96,8 @@ def run_once(model: nn.Module, axes: Axes) -> None:
 
     inputs = each_tensor(zeros, given)
     with evaluating(model):
+        for path in training:
+            model.get_submodule(path).training = True
         run_and_describe(model, inputs)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 from torch.fx import Node
 
+from nas_prune.derivation.source_literals import numerals
 from nas_prune.derivation.source_sizes import forward_names, named_sizes, names_used
 from nas_prune.tracing import Axes
 from nas_prune.tracing.arch import Arch
@@ -79,7 +80,13 @@ class Evidence:
         for named in explained:
             new = axes.size_of(named.term, arch) * named.over // named.times
             self.named.setdefault((named.module, named.attribute), set()).add(new)
-        self.asked = _asked(axes, arch, {(named.node, named.index) for named in explained})
+        known = {(named.node, named.index) for named in explained}
+        for node, literals in axes.walk.literals.items():
+            path = axes.walk.captured.owner(node)
+            for numeral in numerals(type(model.get_submodule(path)), node, literals):
+                self.named.setdefault((path, numeral.attribute), set()).add(axes.size_of(numeral.term, arch))
+                known.add((node, numeral.argument))
+        self.asked = _asked(axes, arch, known)
         self.seen, self.through = _seen(axes, arch)
         self.groups = _groups(axes, arch)
         self.read = {path: forward_names(type(module)) for path, module in model.named_modules()}
@@ -102,7 +109,8 @@ def _from_weight(module: nn.Module) -> dict[str, Any]:
     """Widths of a layer that its own weight tells."""
     weight = module._parameters.get("weight")
     if isinstance(module, nn.RNNBase):
-        return {"input_size": module._parameters["weight_ih_l0"].shape[1]}  # type: ignore[union-attr]
+        first, state = (module.get_parameter(name) for name in ("weight_ih_l0", "weight_hh_l0"))
+        return {"input_size": first.shape[1]} | ({} if module.proj_size else {"hidden_size": state.shape[1]})
     if weight is None:
         return {}
     if isinstance(module, nn.Linear):

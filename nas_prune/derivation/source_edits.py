@@ -3,7 +3,7 @@
 Some modules write ``x.reshape(B, N, C)`` with C read off their input, although what they reshape is the inside of an
 attention: true of the dense model only. With -1 in place of C the same line serves every width, and still the dense
 one. The record of the trace says which lines those are; a subclass gets a copy of the method with just these sizes
-replaced, and keeps its name.
+replaced, and keeps its name. A width that stands there as a number becomes an attribute in the same way.
 """
 
 import ast
@@ -19,6 +19,7 @@ from torch import nn
 from torch.fx import Node
 
 from nas_prune.base.errors import ArtifactError
+from nas_prune.derivation.source_literals import attribute_of, number, numerals
 from nas_prune.derivation.source_sizes import (
     RESHAPES,
     calls_of,
@@ -31,9 +32,10 @@ from nas_prune.derivation.source_sizes import (
 from nas_prune.tracing import Axes
 from nas_prune.tracing.terms import Term, free
 
-Place = tuple[int, int]  # which reshape of a method, which of its sizes
+Place = tuple[int, int, bool]  # which sizing call of a method, which of its sizes, whether an attribute (or -1)
 Edits = Mapping[str, frozenset[Place]]  # by method
-Record = dict[str, dict[str, dict[str, Any]]]  # class -> method -> {"source": digest, "places": [[reshape, size]]}
+# class -> method -> {"source": digest, "places": [[call, size]] of which are -1, "attributes": [[call, size]]}
+Record = dict[str, dict[str, dict[str, Any]]]
 
 
 def edits_of(model: nn.Module, axes: Axes) -> dict[type, Edits]:
@@ -41,10 +43,12 @@ def edits_of(model: nn.Module, axes: Axes) -> dict[type, Edits]:
     found: dict[type, dict[str, frozenset[Place]]] = {}
     for node, literals in axes.walk.literals.items():
         kind, terms = type(model.get_submodule(axes.walk.captured.owner(node))), literals[0].terms
-        if isinstance(terms, tuple) and isinstance(node.args[1], list | tuple):
-            for method, place in _places(kind, node, terms):
-                edits = found.setdefault(kind, {})
-                edits[method] = edits.get(method, frozenset()) | {place}
+        reshapes = isinstance(terms, tuple) and len(node.args) > 1 and isinstance(node.args[1], list | tuple)
+        places = list(_places(kind, node, terms)) if reshapes and isinstance(terms, tuple) else []
+        places += [(each.method, (each.call, each.size, True)) for each in numerals(kind, node, literals)]
+        for method, place in places:
+            edits = found.setdefault(kind, {})
+            edits[method] = edits.get(method, frozenset()) | {place}
     return dict(found)
 
 
@@ -53,6 +57,8 @@ def rewrite(model: nn.Module, edits: Mapping[type, Edits]) -> None:
     made = {kind: rewritten(kind, edits[kind]) for kind in edits}
     for module in model.modules():
         module.__class__ = made.get(type(module), type(module))
+        for name, value in vars(type(module)).get("__numbers__", {}).items():
+            vars(module).setdefault(name, value)
 
 
 def rewritten(kind: type, edits: Edits) -> type:
@@ -69,7 +75,8 @@ def recorded(model: nn.Module) -> Record:
         base, edits = vars(kind).get("__rewritten__", (kind, ()))
         for name, places in edits:
             method = inspect.getattr_static(base, name)
-            facts = {"source": _digest(method), "places": sorted(map(list, places))}
+            kinds = [sorted([call, size] for call, size, named in places if named is kind) for kind in (False, True)]
+            facts = {"source": _digest(method), "places": kinds[0], "attributes": kinds[1]}
             found.setdefault(_title(base), {})[name] = facts
     return found
 
@@ -89,11 +96,20 @@ def repeat(model: nn.Module, record: Record) -> None:
                     f"{title}.{name} is not the code that the artefact was made with; install the versions it lists"
                 )
             calls = sizing_calls(parsed(known[name]))
-            for call, size in facts["places"]:
-                if not (0 <= call < len(calls) and 0 <= size < len(sizes_of(calls[call]))):
-                    raise ArtifactError(f"{title}.{name} has no size {size} in a reshape {call}")
-        edits[kinds[title]] = {name: frozenset((c, s) for c, s in facts["places"]) for name, facts in methods.items()}
+            for call, size, named in _recorded(facts):
+                sizes = sizes_of(calls[call]) if 0 <= call < len(calls) else []
+                if not 0 <= size < len(sizes) or (named and number(sizes[size]) is None):
+                    raise ArtifactError(
+                        f"{title}.{name} has no {'number' if named else 'size'} {size} in a call {call}"
+                    )
+        edits[kinds[title]] = {name: frozenset(_recorded(facts)) for name, facts in methods.items()}
     rewrite(model, edits)
+
+
+def _recorded(facts: Mapping[str, Any]) -> list[Place]:
+    """The places of a method in a record; older artefacts know no attributes."""
+    named = [(call, size, True) for call, size in facts.get("attributes", ())]
+    return [*((call, size, False) for call, size in facts["places"]), *named]
 
 
 def titles(model: nn.Module) -> dict[str, type]:
@@ -127,9 +143,11 @@ def original(kind: type) -> type:
 @cache
 def _subclass(kind: Any, edits: tuple[tuple[str, frozenset[Place]], ...]) -> type:
     members: dict[str, Any] = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+    members |= {"__rewritten__": (kind, edits), "__reduce_ex__": _reduced, "__numbers__": {}}
     for name, places in edits:
-        members[name] = _edited(inspect.getattr_static(kind, name), places)
-    return type(kind.__name__, (kind,), {**members, "__rewritten__": (kind, edits), "__reduce_ex__": _reduced})
+        members[name], numbers = _edited(inspect.getattr_static(kind, name), places)
+        members["__numbers__"] |= numbers
+    return type(kind.__name__, (kind,), members)
 
 
 def _reduced(module: nn.Module, protocol: int) -> tuple[Any, ...]:  # noqa: ARG001
@@ -145,20 +163,36 @@ def _fresh(kind: type, edits: tuple[tuple[str, frozenset[Place]], ...]) -> nn.Mo
     return module
 
 
-def _edited(method: FunctionType, places: frozenset[Place]) -> FunctionType:
-    """A copy of a method with -1 at these places; line numbers stay, so that tracebacks show the source."""
+def _edited(method: FunctionType, places: frozenset[Place]) -> tuple[FunctionType, dict[str, int]]:
+    """A copy of a method with -1 or attributes at these places, and the numbers that the attributes stand for.
+
+    Line numbers stay, so that tracebacks show the source.
+    """
     tree = copy.deepcopy(parsed(method))
-    calls = sizing_calls(tree)
-    for call, size in places:
-        sizes = sizes_of(calls[call])
-        sizes[size] = ast.copy_location(ast.UnaryOp(ast.USub(), ast.Constant(1)), sizes[size])
-    module = ast.fix_missing_locations(ast.Module([tree], []))
+    calls, taken, numbers = sizing_calls(tree), dict[ast.expr, ast.expr](), dict[str, int]()
+    for call, size, named in places:
+        old, name = sizes_of(calls[call])[size], attribute_of(method.__name__, call, size)
+        new: ast.expr = ast.UnaryOp(ast.USub(), ast.Constant(1))
+        if named:
+            new, numbers[name] = ast.Attribute(ast.Name("self", ast.Load()), name, ast.Load()), number(old) or 0
+        taken[old] = ast.copy_location(new, old)
+    module = ast.fix_missing_locations(ast.Module([_Exchange(taken).visit(tree)], []))
     made: dict[str, Any] = {}
     exec(compile(module, method.__code__.co_filename, "exec"), method.__globals__, made)
     function = made[method.__name__]
     function.__qualname__ = method.__qualname__
     assert isinstance(function, FunctionType)
-    return function
+    return function, numbers
+
+
+class _Exchange(ast.NodeTransformer):
+    """Puts other expressions in the place of some."""
+
+    def __init__(self, taken: Mapping[ast.expr, ast.expr]) -> None:
+        self.taken = taken
+
+    def visit(self, node: ast.AST) -> Any:
+        return self.taken[node] if isinstance(node, ast.expr) and node in self.taken else self.generic_visit(node)
 
 
 def _places(kind: type, node: Node, terms: tuple[Term, ...]) -> Iterator[tuple[str, Place]]:
@@ -166,7 +200,7 @@ def _places(kind: type, node: Node, terms: tuple[Term, ...]) -> Iterator[tuple[s
     for asked in calls_of(kind, node):
         computed = [i for i, size in enumerate(asked.sizes) if free(terms[i]) and is_computed(size)]
         if asked.function in RESHAPES and len(computed) == 1 and not any(map(_minus_one, asked.sizes)):
-            yield asked.method, (asked.index, computed[0])
+            yield asked.method, (asked.index, computed[0], False)
 
 
 def _minus_one(size: ast.expr) -> bool:

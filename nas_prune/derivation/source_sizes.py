@@ -20,6 +20,7 @@ from nas_prune.tracing.terms import Fix, Prod, Term, free, resolve
 from nas_prune.tracing.walk import Tie, operator
 
 RESHAPES, SPLITS = ("reshape", "view"), ("split", "split_with_sizes")
+NAMES = ("split_size_or_sections", "split_size", "split_sizes", "size", "shape")  # where sizes are given by name
 MADE_BY = {**dict.fromkeys(("view", "_unsafe_view", "reshape"), RESHAPES), **dict.fromkeys(SPLITS, SPLITS)}
 
 
@@ -65,16 +66,29 @@ def named_sizes(model: nn.Module, axes: Axes) -> list[Named]:
 def calls_of(kind: type, node: Node) -> Iterator[Asked]:
     """The calls that may have made a node: on its line, or in the methods of the same module that this line calls."""
     functions, given = MADE_BY.get(operator(node).split(".")[0], ()), node.args[1] if len(node.args) > 1 else None
-    methods, frame = dict(methods_of(kind)), frame_of(node)
+    frame = frame_of(node)
+    for name, tree in methods_on(kind, frame) if frame is not None else ():
+        for index, call in enumerate(sizing_calls(tree)):
+            if isinstance(call, ast.Call) and frame is not None:
+                asked = Asked(name, index, _function(call), sizes_of(call))
+                if is_near(tree, call, frame[1]) and asked.function in functions and _matches(asked.sizes, given):
+                    yield asked
+
+
+def methods_on(kind: type, frame: tuple[str, int]) -> Iterator[tuple[str, ast.FunctionDef]]:
+    """The method that a line is in, and those of the same module that this line calls, by name."""
+    methods = dict(methods_of(kind))
     for name, method in methods.items():
-        if frame is not None and method.__code__.co_filename == frame[0] and _covers(method, frame[1]):
+        if method.__code__.co_filename == frame[0] and _covers(method, frame[1]):
             tree = parsed(method)
-            for helper in (name, *sorted(_own_calls(tree, frame[1]) & methods.keys())):
-                for index, call in enumerate(sizing_calls(parsed(methods[helper]))):
-                    asked = Asked(helper, index, _function(call), sizes_of(call))
-                    near = helper != name or _on_line(call, frame[1])
-                    if near and asked.function in functions and _matches(asked.sizes, given):
-                        yield asked
+            for each in (name, *sorted(_own_calls(tree, frame[1]) & methods.keys())):
+                yield each, parsed(methods[each])
+
+
+def is_near(tree: ast.FunctionDef, call: ast.expr, line: int) -> bool:
+    """Whether a call is on a line, or anywhere in a method that this line calls."""
+    inside = tree.lineno <= line <= (tree.end_lineno or tree.lineno)
+    return not inside or _on_line(call, line)
 
 
 def computed_sizes(model: nn.Module, axes: Axes, nodes: Iterable[Node]) -> set[Tie]:
@@ -157,14 +171,21 @@ def parsed(method: FunctionType) -> ast.FunctionDef:
     return ast.increment_lineno(tree, first - 1)
 
 
-def sizing_calls(tree: ast.FunctionDef) -> list[ast.Call]:
-    """The calls in a method that are given sizes."""
-    return [call for call in ast.walk(tree) if isinstance(call, ast.Call) and _function(call) in RESHAPES + SPLITS]
+def sizing_calls(tree: ast.FunctionDef) -> list[ast.Call | ast.Subscript]:
+    """The calls in a method that are given sizes, and then the slices there."""
+    parts = list(ast.walk(tree))
+    calls = [part for part in parts if isinstance(part, ast.Call) and _function(part) in RESHAPES + SPLITS]
+    return [*calls, *(part for part in parts if isinstance(part, ast.Subscript) and sizes_of(part))]
 
 
-def sizes_of(call: ast.Call) -> list[ast.expr]:
-    """The sizes that a call is given, separately or as one sequence."""
+def sizes_of(call: ast.Call | ast.Subscript) -> list[ast.expr]:
+    """The sizes that a call is given, separately or as one sequence; the bounds that slices are given."""
+    if isinstance(call, ast.Subscript):
+        inside = call.slice.elts if isinstance(call.slice, ast.Tuple) else [call.slice]
+        bounds = [bound for each in inside if isinstance(each, ast.Slice) for bound in (each.lower, each.upper)]
+        return [bound for bound in bounds if bound is not None]
     args = call.args[1:] if _is_torchs(call) else call.args
+    args = args or [keyword.value for keyword in call.keywords if keyword.arg in NAMES]
     if _function(call) in SPLITS:
         args = args[:1]
     only = args[0] if len(args) == 1 else None
@@ -232,7 +253,7 @@ def _covers(method: FunctionType, line: int) -> bool:
     return first <= line <= max((at for _, _, at in method.__code__.co_lines() if at is not None), default=first)
 
 
-def _on_line(call: ast.Call, line: int) -> bool:
+def _on_line(call: ast.expr, line: int) -> bool:
     return call.lineno <= line <= (call.end_lineno or call.lineno)
 
 

@@ -64,8 +64,9 @@ def _run(model: Any, inputs: tuple[Any, ...]) -> Tensor | None:
     with torch.no_grad():
         if hasattr(model, "forward_features") and hasattr(model, "forward_head") and hasattr(model, "num_features"):
             features = call(model.forward_features, inputs)
-            model.forward_head(features)
-            return features if isinstance(features, Tensor) else None
+            if isinstance(features, Tensor):
+                model.forward_head(features)
+                return features
         call(model, inputs)
     return None
 

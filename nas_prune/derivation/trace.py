@@ -5,42 +5,39 @@ attribute tells. So a smaller model is tried, on tensors without numbers (no mem
 axes that meet at that very line are frozen, with the line as the reason, and it is tried again.
 """
 
-import copy
-import logging
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Node
 
 from nas_prune.base.axis import BITS
 from nas_prune.base.errors import DeriveError, TraceError
-from nas_prune.derivation.computed_scales import GivenNumbers, Numbers, differing, scales
-from nas_prune.derivation.derive import run_once, shrink
+from nas_prune.derivation.computed_scales import differing, scales
+from nas_prune.derivation.derive import shrink
 from nas_prune.derivation.gateable import counting, missed
 from nas_prune.derivation.integers import ambiguous
 from nas_prune.derivation.source_sizes import computed_sizes, frame_of
-from nas_prune.derivation.training_only import in_training
-from nas_prune.methods.intercept import plain_copy, release
+from nas_prune.derivation.training_only import asking, in_training
+from nas_prune.derivation.trial_runs import Copied, Copy, Trial, cut_elsewhere, tried, with_numbers, without_numbers
+from nas_prune.methods.intercept import plain_copy
 from nas_prune.tracing import Axes, Inputs, capture, find, walk
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.axes import Scale
-from nas_prune.tracing.graph.brought import computed_tensors, parametrized, unwrapped
+from nas_prune.tracing.graph.brought import parametrized, unwrapped
+from nas_prune.tracing.graph.leaves import asked_for
 from nas_prune.tracing.graph.multihead import has_attention
 from nas_prune.tracing.terms import leaves
 from nas_prune.tracing.walk import Site, Tie, touched
 
 TRIES = 64  # places that a model may stop at
 FEW = 8  # axes that meet at a line, of which each is tried
-Copy = tuple[nn.Module, AbstractContextManager[Any]]
-Copied = Callable[[nn.Module], Copy]
 
 
 def trace(
@@ -49,12 +46,14 @@ def trace(
     *,
     freeze: Mapping[tuple[str, int], str] | None = None,
     stripes: bool = False,
+    leaves: Sequence[str] = (),
 ) -> Axes:
     """Every width of ``model`` that can shrink: axes by name, with the record that gates and derives them.
 
     ``example_inputs``: what ``forward`` takes, one tensor or a tuple, e.g. (b 3 h w); only shapes matter.
     ``freeze``: dimensions of parameters that must not change, ``{("fc.weight", 1): "my reason"}``.
-    ``stripes``: whether the stripes of convolutions are axes, too.
+    ``stripes``: whether the stripes of convolutions are axes, too. ``leaves``: paths of modules to leave as they are;
+    what no graph can say is one anyway, if the rest can be captured without it.
     Raises TraceError when the model cannot be captured.
     """
     model = unwrapped(model)
@@ -64,8 +63,10 @@ def trace(
     for tensor, dim in freeze or {}:
         if tensor not in parameters or not 0 <= dim < parameters[tensor].ndim:
             raise TraceError(f"cannot freeze dimension {dim} of {tensor!r}: the model has no such parameter dimension")
-    captured, ties, stops, stay = capture(model, example_inputs), set[Tie](), dict[str, str](), dict[str, str]()
-    trained = in_training(model, captured, example_inputs)
+    captured = capture(model, example_inputs, leaves=asked_for(model, leaves))
+    ties, stops, stay = set[Tie](), dict[str, str](), dict[str, str]()
+    asks = asking(model, captured)
+    trained = in_training(model, example_inputs, asks)
     for _ in range(TRIES):
         solved = walk(captured, freeze_tensors=freeze, freeze_nodes=stops, ties=ties, trained=trained)
         axes = _frozen(find(solved, striped=stripes), stay)
@@ -76,7 +77,20 @@ def trace(
             stops |= stop.nodes
         ties |= stop.ties
         stay |= stop.axes
-    return _deeply(model, replace(axes, scales=stop.scales))
+    axes = replace(axes, scales=stop.scales)
+    return _deeply(model, axes if trained else _trainable(model, axes, asks))
+
+
+def _trainable(model: nn.Module, axes: Axes, asks: list[nn.Module]) -> Axes:
+    """The axes, those frozen without which parts that run in training only, and in no graph, would not run."""
+    training = [path for path, module in model.named_modules() if module in asks]
+    for copied in (without_numbers, with_numbers) if asks and axes.free else ():
+        if tried(*copied(model), axes, training).raised is None:
+            arch = _some(axes, alike=False)
+            needed = _raising(axes, arch, partial(copied, model), training)
+            why = "read by a part that runs in training only"
+            return _frozen(axes, dict.fromkeys(needed, why))
+    return axes
 
 
 def _frozen(axes: Axes, reasons: Mapping[str, str]) -> Axes:
@@ -98,12 +112,13 @@ def _deeply(model: nn.Module, axes: Axes) -> Axes:
 
 def _does_without(model: nn.Module, axes: Axes, names: list[str]) -> bool:
     """Whether a copy of the model runs without these branches, on tensors without numbers or else on real ones."""
-    for copied in (_without_numbers, _with_numbers):
-        small, mode = copied(model)
-        shrink(small, axes, Arch(dict.fromkeys(names, ())))
-        if _ran(small, mode, axes)[0] is None:
-            return True
-    return False
+    return any(_runs(copied(model), axes, names) for copied in (without_numbers, with_numbers))
+
+
+def _runs(copied: tuple[nn.Module, AbstractContextManager[Any]], axes: Axes, names: list[str]) -> bool:
+    small, mode = copied
+    shrink(small, axes, Arch(dict.fromkeys(names, ())))
+    return tried(small, mode, axes).raised is None
 
 
 @dataclass(frozen=True)
@@ -139,18 +154,20 @@ def _stops(model: nn.Module, axes: Axes) -> Stop:
 
 def _stop(model: nn.Module, axes: Axes, arch: Arch) -> Stop:
     """What a smaller model stops at, or does otherwise; nothing, if nothing can be learnt about it."""
-    for copied in (_without_numbers, _with_numbers):  # code that looks at values runs on real numbers only
+    for copied in (without_numbers, with_numbers):  # code that looks at values runs on real numbers only
         small, mode = copied(model)
         try:
             shrink(small, axes, arch)
         except DeriveError as error:
             return Stop(nodes={str(error.node): str(error)})
         with counting(small, axes) as board:
-            raised, numbers = _ran(small, mode, axes)
-        if raised is None:
-            return _ungated(axes, missed(axes, board)) or _renumbered(model, axes, arch, copied, numbers)
-        if _ran(*copied(model), axes)[0] is None:  # as it is, it runs
-            running, nodes, line = _place(small, axes, raised)
+            trial = tried(small, mode, axes)
+        dense = tried(*copied(model), axes)
+        if trial.raised is None:
+            cut = _cut(cut_elsewhere(axes, arch, dense, trial))
+            return _ungated(axes, missed(axes, board)) or cut or _renumbered(model, axes, arch, copied, (dense, trial))
+        if dense.raised is None:  # as it is, it runs
+            running, nodes, line = _place(small, axes, trial.raised)
             ties = {tie for tie in ambiguous(small, axes, arch) if tie[0] in running}
             ties |= computed_sizes(model, axes, nodes)
             why = f"the code of {line or type(model).__name__} cannot express it"
@@ -158,7 +175,8 @@ def _stop(model: nn.Module, axes: Axes, arch: Arch) -> Stop:
             if ties or (nodes and len(suspects) > FEW):
                 return Stop(ties, {node.name: why for node in nodes})
             some = Arch({name: arch.kept[name] for name in suspects})
-            return Stop(axes=dict.fromkeys(_raising(axes, some, partial(copied, model)), why))
+            raising = _raising(axes, some, partial(copied, model)) or suspects
+            return Stop(axes=dict.fromkeys(raising, why))
     return Stop()
 
 
@@ -169,15 +187,15 @@ def _meeting(axes: Axes, nodes: list[Node]) -> list[str]:
     return [name for name in axes.free if name in found]
 
 
-def _raising(axes: Axes, arch: Arch, copied: Callable[[], Copy]) -> list[str]:
-    """The axes whose cut makes the code raise, found by halves."""
+def _raising(axes: Axes, arch: Arch, copied: Callable[[], Copy], training: Sequence[str] = ()) -> list[str]:
+    """The axes whose cut makes the code raise, in training at these paths, found by halves."""
 
     def raises(names: list[str]) -> bool:
         small, mode = copied()
         shrink(small, axes, Arch({name: arch.kept[name] for name in names}))
-        return _ran(small, mode, axes)[0] is not None
+        return tried(small, mode, axes, training).raised is not None
 
-    return _culprits(list(arch.kept), raises) or list(arch.kept)
+    return _culprits(list(arch.kept), raises)
 
 
 def _ungated(axes: Axes, sites: list[Site]) -> Stop | None:
@@ -191,9 +209,19 @@ def _ungated(axes: Axes, sites: list[Site]) -> Stop | None:
     return Stop(nodes=nodes, axes=stay) if sites else None
 
 
-def _renumbered(model: nn.Module, axes: Axes, arch: Arch, copied: Copied, numbers: list[GivenNumbers]) -> Stop:
+def _cut(nodes: list[Node]) -> Stop | None:
+    """What to freeze where code cuts at a number."""
+    reasons = dict[str, str]()
+    for node in nodes:
+        kind = str(next(reversed(node.meta["nn_module_stack"].values()))[1]).rpartition(".")[2]
+        file, line = frame_of(node) or ("", 0)
+        reasons[node.name] = f"the code of {kind} ({Path(file).name}:{line}) cuts it where it always did"
+    return Stop(nodes=reasons) if reasons else None
+
+
+def _renumbered(model: nn.Module, axes: Axes, arch: Arch, copied: Copied, trials: tuple[Trial, Trial]) -> Stop:
     """Numbers that the smaller model computes from its widths; the axes that change them, if they cannot be kept."""
-    dense = _ran(*copied(model), axes)[1]
+    dense, numbers = (trial.numbers for trial in trials)
     changed = differing(dense, numbers)
     kept = scales(axes, dense, changed)
     if len(kept) == len(changed):
@@ -202,7 +230,7 @@ def _renumbered(model: nn.Module, axes: Axes, arch: Arch, copied: Copied, number
     def changes(names: list[str]) -> bool:
         small, mode = copied(model)
         shrink(small, axes, Arch({name: arch.kept[name] for name in names}))
-        return bool(set(differing(dense, _ran(small, mode, axes)[1])) - kept.keys())
+        return bool(set(differing(dense, tried(small, mode, axes).numbers)) - kept.keys())
 
     why = f"the code of {type(model).__name__} computes a number from it"
     return Stop(axes=dict.fromkeys(_culprits(list(arch.kept), changes), why))
@@ -218,32 +246,6 @@ def _culprits(names: list[str], changes: Callable[[list[str]], bool]) -> list[st
     return [*_culprits(names[:half], changes), *_culprits(names[half:], changes)] or names
 
 
-def _ran(
-    model: nn.Module, mode: AbstractContextManager[Any], axes: Axes
-) -> tuple[Exception | None, list[GivenNumbers]]:
-    """What a model raises, if anything, and the numbers that its arithmetic is given."""
-    numbers = Numbers()
-    try:
-        with mode, _silent(), numbers:
-            run_once(model, axes)
-    except Exception as error:  # whatever the model's own code raises
-        return error, numbers.found
-    return None, numbers.found
-
-
-def _without_numbers(model: nn.Module) -> tuple[nn.Module, AbstractContextManager[Any]]:
-    """A copy without our hooks whose tensors have shapes only, and the mode to run it in."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    fake = {id(tensor): mode.from_tensor(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    copied = copy.deepcopy(model, computed_tensors(model) | fake)
-    release(copied)
-    return copied, mode
-
-
-def _with_numbers(model: nn.Module) -> tuple[nn.Module, AbstractContextManager[Any]]:
-    return plain_copy(model), nullcontext()
-
-
 def _some(axes: Axes, *, alike: bool) -> Arch:
     """An architecture in which every axis is cut: those of one size to one size, or to another one each in turn."""
     kept = {}
@@ -255,18 +257,6 @@ def _some(axes: Axes, *, alike: bool) -> Arch:
         kept[name] = range(sizes[0 if alike else (1 + before[axis.size]) * len(sizes) * 5 // 8 % len(sizes)])
         before[axis.size] += 1
     return Arch(kept)
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Errors of the trial are expected: torch need not log them."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _place(small: nn.Module, axes: Axes, error: Exception) -> tuple[set[str], list[Node], str]:

@@ -4,6 +4,8 @@ The model is captured in evaluation, where they leave no trace but parameters th
 them asks whether it is in training, it is captured once more with its answer yes.
 """
 
+from collections.abc import Collection
+
 from torch import nn
 
 from nas_prune.base.errors import TraceError
@@ -12,18 +14,15 @@ from nas_prune.tracing import Inputs, capture
 from nas_prune.tracing.graph.capture import Captured
 
 
-def in_training(model: nn.Module, captured: Captured, inputs: Inputs) -> Captured | None:
+def in_training(model: nn.Module, inputs: Inputs, asking: Collection[nn.Module]) -> Captured | None:
     """The graph in which these parts run too; None if there are none, or if it cannot be captured."""
-    asking = _asking(model, captured)
-    if not asking:
-        return None
     try:
-        return capture(model, inputs, training=asking)
-    except TraceError:  # training takes targets, too, or draws: what runs then is not for us to know
+        return capture(model, inputs, training=asking) if asking else None
+    except TraceError:  # training takes targets, too, or draws
         return None
 
 
-def _asking(model: nn.Module, captured: Captured) -> list[nn.Module]:
+def asking(model: nn.Module, captured: Captured) -> list[nn.Module]:
     """The modules around parameters that evaluation never reads, if any of them asks whether it is in training.
 
     Layers of torch are none of them: it is not their statistics that matter.

@@ -25,7 +25,7 @@ from nas_prune.ops import Choice
 from nas_prune.tracing import Axes
 from nas_prune.tracing.graph.brought import bake, computed_tensors, unwrapped
 from nas_prune.tracing.graph.multihead import open_up
-from nas_prune.tracing.masked import FILLS, FORMS, striped
+from nas_prune.tracing.masked import FILLS, FORMS, WEIGHTS
 from nas_prune.tracing.walk import Site
 
 Mix = Callable[[Tensor, Tensor], Tensor]
@@ -103,6 +103,18 @@ class Interceptor:
             self.board.counted.append((self, mode.call, mode.seen))
 
 
+class Unseen(Interceptor):
+    """Of a leaf, whose calls are none of the record's: they are not counted."""
+
+    def enter(self, module: nn.Module, arguments: Any) -> None:  # noqa: ARG002
+        """Forward pre-hook."""
+        self.board.masking = True
+
+    def leave(self, module: nn.Module, arguments: Any, output: Any) -> None:  # noqa: ARG002
+        """Forward hook, called also when the module raised."""
+        self.board.masking = False
+
+
 class _Interception(TorchFunctionMode):
     """Counts the calls of each kind and gates those that the record names."""
 
@@ -123,8 +135,8 @@ class _Interception(TorchFunctionMode):
             site, keep = self.interceptor.sites[index], board.masks[index]
             if keep is None:
                 continue
-            if site.how == "stripes":
-                args[1] = striped(args[1], keep)
+            if site.how in WEIGHTS:
+                WEIGHTS[site.how](args, keep)
                 continue
             if site.how not in FILLS:
                 for outer in board.running[: board.running.index(self)]:
@@ -176,6 +188,10 @@ def intercept(model: nn.Module, axes: Axes, sites: list[Site], board: Board, mix
         hook = Interceptor(sites, calls, len(runs[owner]), board, mix, inside.get(owner, {}))
         modules[owner].register_forward_pre_hook(hook.enter)
         modules[owner].register_forward_hook(hook.leave, always_call=True)
+    for path in {leaf.path for leaf in axes.walk.captured.leaves}:
+        unseen = Unseen(sites, {}, 1, board, mix, {})
+        modules[path].register_forward_pre_hook(unseen.enter)
+        modules[path].register_forward_hook(unseen.leave, always_call=True)
 
 
 def _runs(axes: Axes) -> dict[str, list[str]]:

@@ -210,7 +210,7 @@ def _kind(members: list[Member]) -> Kind:
 def _name(members: list[Member], kind: Kind) -> str:
     """The module that writes the axis first; heads and head_dim say which of the two they are."""
     first = next((member for member in members if member.role == "write"), members[0])
-    module = first.tensor.removesuffix(".weight").removesuffix(".bias")
+    module = first.tensor.removesuffix(".weight").removesuffix(".bias").removesuffix(".weight_ih_l0")
     return f"{module}.{kind}" if kind in ("head", "head_dim") else module
 
 

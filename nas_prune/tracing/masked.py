@@ -123,6 +123,25 @@ def striped(weight: Tensor, keep: Tensor) -> Tensor:
     return weight * rearrange(keep.to(weight.dtype), "(n i j) -> n 1 i j", i=i, j=j)
 
 
+def _striped(args: list[Any], keep: Tensor) -> None:
+    args[1] = striped(args[1], keep)
+
+
+def _recurrent(args: list[Any], keep: Tensor) -> None:
+    """Close units of the state (h) of a recurrent layer where its weights read it: at each step, and in the next layer.
+
+    ``args``: features, states, weights per layer and direction (features, state, biases), whether there are biases,
+    layers, dropout, training, whether there are two directions.
+    """
+    weights, step, directions = list(args[2]), 4 if args[3] else 2, 2 if args[7] else 1
+    for first in range(0, len(weights), step):
+        weights[first + 1] = weights[first + 1] * keep.to(weights[first + 1].dtype)
+        if first >= step * directions:
+            weights[first] = weights[first] * keep.to(weights[first].dtype).repeat(directions)
+    args[2] = weights
+
+
+WEIGHTS = {"stripes": _striped, "recurrent": _recurrent}  # what becomes of the weights of a call, in place
 FILLS = {"mask": 0.0, "amax": -torch.inf, "amin": torch.inf}  # what a closed unit of an operand is replaced by
 _NORM = {"input": None, "normalized_shape": None, "weight": None, "bias": None, "eps": 1e-5}
 _BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")

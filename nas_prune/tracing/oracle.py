@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.axes import Axes
 from nas_prune.tracing.graph.capture import Inputs, as_tuple
-from nas_prune.tracing.masked import FILLS, FORMS, striped
+from nas_prune.tracing.masked import FILLS, FORMS, WEIGHTS
 from nas_prune.tracing.stripes import alive
 from nas_prune.tracing.terms import Term
 from nas_prune.tracing.walk import Site
@@ -137,10 +137,10 @@ def _run_gated(axes: Axes, node: Node, values: Values, sites: list[Site], keep: 
     for site in sites:
         if site.how in FILLS:
             _close(site, args, axes.mask(site.term, keep))
-        elif site.how == "stripes":
-            args[1] = striped(args[1], axes.mask(site.term, keep))
+        elif site.how in WEIGHTS:
+            WEIGHTS[site.how](args, axes.mask(site.term, keep))
     for site in sites:
-        if site.how not in (*FILLS, "stripes"):
+        if site.how not in (*FILLS, *WEIGHTS):
             return _masked(site, args, kwargs, axes.mask(site.term, keep))
     function = torch.ops.aten.reshape.default if node.target is torch.ops.aten.view.default else node.target
     return function(*args, **kwargs)  # type: ignore[operator]

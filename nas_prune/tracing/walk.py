@@ -29,7 +29,7 @@ class Site:
     """A node that contracts, averages or compares over ``term``: the gate must act here.
 
     ``how``: what becomes of closed units of argument ``arg`` along ``dim`` (a key of ``masked.FILLS``, ``mask`` being
-    zero), or the masked form that takes the operator's place (a key of ``masked.FORMS``); ``stripes``: of the weight.
+    zero), or of its weights (``masked.WEIGHTS``), or the masked form that takes its place (a key of ``masked.FORMS``).
     ``weight``: for a convolution or linear, the term of the weight's input dimension, an equivalent place to gate.
     """
 

@@ -159,3 +159,50 @@ def test_a_derived_model_of_a_rewritten_class_can_be_saved_and_copied(tmp_path: 
     for again in (loaded, copy.copy(small), copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
         assert type(again.attention) is type(small.attention) is not type(model.attention)
         torch.testing.assert_close(again(model.example()), small(model.example()), rtol=0, atol=0)
+
+
+class Drawing(TwoHeads):
+    """In training it draws whether its second head runs: no graph can say it."""
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        middle = self.second(self.first(x).relu()).relu()
+        y = self.head(self.third(middle).relu().mean((2, 3)))
+        if self.training and torch.rand(()).item() < 2:
+            return y, self.extra(middle).mean((2, 3))
+        return y
+
+
+def test_what_is_read_in_training_only_stays_where_training_has_no_graph() -> None:
+    model = Drawing().double().eval()
+    axes = trace(model, IMAGES)
+    assert set(axes.free) == {"first", "third"}
+    assert axes["second"].frozen == "read by a part that runs in training only"
+    arch = Arch.random(axes)
+    verify(model, axes, arch, IMAGES)
+    assert len(derive(model, axes, arch).train()(IMAGES)) == 2
+
+
+class Auxiliary(TwoHeads):
+    """Its features are two, of which its second head reads one: timm's InceptionV3 is like this."""
+
+    num_features = 6
+
+    def forward_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        middle = self.second(self.first(x).relu()).relu()
+        return self.third(middle).relu(), self.extra(middle).mean((2, 3))
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        return self.head(x.mean((2, 3)))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features, extra = self.forward_features(x)
+        return self.forward_head(features), extra
+
+
+def test_features_may_be_more_than_one_tensor() -> None:
+    model = Auxiliary().double().eval()
+    axes = trace(model, IMAGES)
+    assert set(axes.free) == {"first", "second", "third", "extra.0"}
+    arch = Arch.random(axes)
+    verify(model, axes, arch, IMAGES)
+    assert len(derive(model, axes, arch).train()(IMAGES)) == 2

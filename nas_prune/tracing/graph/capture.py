@@ -6,7 +6,7 @@ decomposition table makes the graph functional but keeps conv, linear, norms and
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from inspect import signature
 from typing import Any
 
@@ -21,6 +21,7 @@ from nas_prune.base.errors import TraceError
 from nas_prune.ops.choice import Choice
 from nas_prune.tracing.graph.brought import untouched
 from nas_prune.tracing.graph.exported import exported
+from nas_prune.tracing.graph.leaves import DoesNotRunError, Leaf, stand_in
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -44,7 +45,8 @@ class Captured:
     ``modules``: the same for paths of modules. ``choices``: path of each choice -> the name under which it is decided,
     and its candidates in the order of the sum.
     ``inputs``: what was captured, its tensors without numbers; ``batch``: images in the inputs that the caller gave;
-    ``single``: whether one image was captured, since the code says that there is one.
+    ``single``: whether one image was captured, since the code says that there is one. ``leaves``: calls of modules that
+    no graph can say.
     """
 
     graph: Graph
@@ -58,6 +60,7 @@ class Captured:
     inputs: tuple[Any, ...]
     batch: int
     single: bool
+    leaves: tuple[Leaf, ...] = ()
 
     def batched(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """Example inputs with as many images as the graph can take: two or more, if it can."""
@@ -169,32 +172,69 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def capture(model: nn.Module, inputs: Inputs, *, training: Collection[nn.Module] = ()) -> Captured:
-    """Export the model in eval mode, ``training`` in theirs. Raises TraceError, naming what stopped the export."""
+def capture(
+    model: nn.Module, inputs: Inputs, *, training: Collection[nn.Module] = (), leaves: Mapping[str, str] | None = None
+) -> Captured:
+    """Export the model in eval mode, ``training`` in theirs. Raises TraceError, naming what stopped the export.
+
+    ``leaves``: paths of modules that are left as they are, and why; so are those of the class that stops the export, as
+    long as they hold but a part of the parameters.
+    """
+    leaves = dict(leaves or {})
     given = each_tensor(lambda value: value.to(device_of(model)), arguments_of(model, inputs))
+    stopped: TraceError | None = None
+    while True:
+        try:
+            return _captured_once(model, given, training, leaves)
+        except DoesNotRunError as error:
+            raise stopped or error from None
+        except TraceError as error:
+            stopped = error
+            said = str(error).partition(". Check")[0].removeprefix(type(model).__name__)
+            alike = {path: path + said for path in _alike(model, error.path)}
+            if not alike or alike.keys() <= leaves.keys():
+                raise
+            leaves = alike | leaves
+
+
+def _alike(model: nn.Module, path: str) -> list[str]:
+    """The paths of a module and those of its class, unless all parameters of the model are in them."""
+    kind = type(model.get_submodule(path))
+    alike = [each for each, module in model.named_modules() if type(module) is kind]
+    outside = [name for name, _ in model.named_parameters() if not any(f"{name}.".startswith(f"{a}.") for a in alike)]
+    return alike if path and "" not in alike and outside else []
+
+
+def _captured_once(
+    model: nn.Module, given: tuple[Any, ...], training: Collection[nn.Module], leaves: Mapping[str, str]
+) -> Captured:
+    """Export two images, or one where the code says that there is one."""
     arguments = at_least_two(given)
     try:
-        program, single = _exported(model, arguments, training), False
+        (program, calls), single = _exported(model, arguments, training, leaves), False
     except TraceError:
         if batch_of(given) > 1:
             raise
         try:
-            program, single, arguments = _exported(model, given, training), True, given
+            (program, calls), single, arguments = _exported(model, given, training, leaves), True, given
         except TraceError:
             single = False
         if not single:
             raise
-    return _captured(model, program, arguments, batch_of(given), single)
+    return replace(_captured(model, program, arguments, batch_of(given), single), leaves=tuple(calls))
 
 
-def _exported(model: nn.Module, arguments: tuple[Any, ...], training: Collection[nn.Module]) -> ExportedProgram:
-    """The program of a model, whose outputs are the tensors of what it returns."""
+def _exported(
+    model: nn.Module, arguments: tuple[Any, ...], training: Collection[nn.Module], leaves: Mapping[str, str]
+) -> tuple[ExportedProgram, list[Leaf]]:
+    """The program of a model, whose outputs are the tensors of what it returns, and the calls of its leaves."""
     listed = model.register_forward_hook(lambda _, __, output: tuple(output_tensors(output)))
     try:
         with untouched(model), evaluating(model):
             for module in training:
                 module.training = True
-            return exported(model, *split_arguments(arguments))
+            calls = stand_in(model, leaves, lambda copied: call(copied, arguments))
+            return exported(model, *split_arguments(arguments)), calls
     finally:
         listed.remove()
 

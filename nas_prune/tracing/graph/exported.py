@@ -20,9 +20,12 @@ from torch._export.utils import _collect_all_valid_cia_ops, _get_decomp_for_cia
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.utils._pytree import tree_leaves
 
 from nas_prune.base.errors import TraceError, first_line
 from nas_prune.tracing.ruled import RULES
+
+VALUES = "what it does depends on the values of tensors, which no graph can say"
 
 
 def exported(model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> ExportedProgram:
@@ -34,15 +37,26 @@ def exported(model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, A
             warnings.simplefilter("ignore")
             program = torch.export.export(model, arguments, keywords, strict=False)
             result: ExportedProgram = program.run_decompositions(dict(_compositions()))
-            return result
     except Exception as error:
         what = f"{type(error).__name__}: {first_line(error)}"
         if isinstance(error, GuardOnDataDependentSymNode):
-            what = "what it does depends on the values of tensors, which no graph can say"
-        raise TraceError(
-            f"{type(model).__name__} cannot be captured as a graph{_line(error)}: {what}. "
-            f"Check that `model(example_inputs)` runs in eval mode and does not branch on the values of tensors"
-        ) from error
+            what = VALUES
+        raise _refused(model, *_line(model, error), what) from error
+    for node in result.graph.nodes:
+        sizes = [size for each in tree_leaves(node.meta.get("val")) for size in getattr(each, "shape", ())]
+        if any(isinstance(size, torch.SymInt) for size in sizes):
+            path, kind = next(reversed(node.meta.get("nn_module_stack", {"": ("", "")}).values()))
+            raise _refused(model, f" at {str(kind).rpartition('.')[2]}" if path else "", path, VALUES)
+    return result
+
+
+def _refused(model: nn.Module, where: str, path: str, what: str) -> TraceError:
+    return TraceError(
+        f"{type(model).__name__} cannot be captured as a graph{where}: {what}. "
+        f"Check that `model(example_inputs)` runs in eval mode and does not branch on the values of tensors; "
+        f"a part that does is left as it is, if it is a small module of its own (or named in `leaves`)",
+        path=path,
+    )
 
 
 def _compositions() -> dict[OpOverload, Callable[..., Any]]:
@@ -51,14 +65,16 @@ def _compositions() -> dict[OpOverload, Callable[..., Any]]:
     return {op: _get_decomp_for_cia(op) for op in composed if op.__name__ not in RULES}
 
 
-def _line(error: Exception) -> str:
-    """The line of a module's own code that raised, not one of torch."""
-    where = ""
+def _line(model: nn.Module, error: Exception) -> tuple[str, str]:
+    """The line of a module's own code that raised, not one of torch, and the path of this module."""
+    where, path = "", ""
+    paths = {module: path for path, module in model.named_modules()}
     for frame, line in traceback.walk_tb(error.__traceback__):
         module = frame.f_locals.get((*frame.f_code.co_varnames, "")[0])
         if isinstance(module, nn.Module) and not type(module).__module__.startswith("torch."):
             where = f" at {type(module).__name__} ({Path(frame.f_code.co_filename).name}:{line})"
-    return where
+            path = paths.get(module, "")
+    return where, path
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from nas_prune.tracing.rules import (
     attention,
     elementwise,
+    leaves,
     linear,
     lookups,
     norms,
@@ -15,6 +16,7 @@ from nas_prune.tracing.rules import (
 __all__ = [
     "attention",
     "elementwise",
+    "leaves",
     "linear",
     "lookups",
     "norms",
