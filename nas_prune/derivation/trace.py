@@ -8,11 +8,9 @@ axes that meet at that very line are frozen, with the line as the reason, and it
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 from torch.fx import Node
@@ -112,13 +110,12 @@ def _deeply(model: nn.Module, axes: Axes) -> Axes:
 
 def _does_without(model: nn.Module, axes: Axes, names: list[str]) -> bool:
     """Whether a copy of the model runs without these branches, on tensors without numbers or else on real ones."""
-    return any(_runs(copied(model), axes, names) for copied in (without_numbers, with_numbers))
-
-
-def _runs(copied: tuple[nn.Module, AbstractContextManager[Any]], axes: Axes, names: list[str]) -> bool:
-    small, mode = copied
-    shrink(small, axes, Arch(dict.fromkeys(names, ())))
-    return tried(small, mode, axes).raised is None
+    for copied in (without_numbers, with_numbers):
+        small, mode = copied(model)
+        shrink(small, axes, Arch(dict.fromkeys(names, ())))
+        if tried(small, mode, axes).raised is None:
+            return True
+    return False
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,10 @@ IMPORTED = {  # module.name -> what needs it
     "torch._subclasses.fake_tensor.FakeTensor": "tensors without numbers are told apart",
     "torch._subclasses.fake_tensor.FakeTensorMode": "a smaller model is tried without numbers",
     "torch.utils._python_dispatch.TorchDispatchMode": "memory of a step is counted before the first one",
+    "torch.utils._pytree.TreeSpec": "what a leaf of the graph gives is taken apart",
     "torch.utils._pytree.register_pytree_node": "inputs by keyword are exported",
+    "torch.utils._pytree.tree_flatten": "the same",
+    "torch.utils._pytree.tree_unflatten": "and put together again",
     "torch.utils._pytree.tree_leaves": "tensors are found in nested outputs",
     "torch.utils._pytree.tree_map_only": "and replaced there",
 }
