@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx import Node
 
 from nas_prune.derivation.source_literals import numerals
-from nas_prune.derivation.source_sizes import forward_names, named_sizes, names_used
+from nas_prune.derivation.source_sizes import forward_names, named_sequences, named_sizes, names_used
 from nas_prune.tracing import Axes
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.terms import free
@@ -42,7 +42,10 @@ def repair(model: nn.Module, axes: Axes, arch: Arch) -> None:
     for path, module in model.named_modules():
         certain = _from_weight(module) | (evidence.groups.get(path, {}) if isinstance(module, GROUPED) else {})
         for name, value in list(vars(module).items()):
-            if name not in certain and _is_width(name, value):
+            sequence = evidence.sequence(path, name)
+            if sequence is not None:
+                setattr(module, name, type(value)(sequence))
+            elif name not in certain and _is_width(name, value):
                 setattr(module, name, _renewed(value, evidence.of(path, name, value)))
         for name, value in certain.items():
             setattr(module, name, value)
@@ -58,7 +61,7 @@ def ambiguous(model: nn.Module, axes: Axes, arch: Arch) -> set[Tie]:
     for path, module in model.named_modules():
         used = names_used(type(module))  # type: ignore[arg-type]
         for name, value in vars(module).items():
-            if name in used and _is_width(name, value):
+            if name in used and _is_width(name, value) and evidence.sequence(path, name) is None:
                 known = evidence.of(path, name, value)
                 items = value if isinstance(value, tuple | list) else (value,)
                 found |= {(path, item, item in known[item]) for item in items if len(known.get(item, ())) > 1}
@@ -86,10 +89,20 @@ class Evidence:
             for numeral in numerals(type(model.get_submodule(path)), node, literals):
                 self.named.setdefault((path, numeral.attribute), set()).add(axes.size_of(numeral.term, arch))
                 known.add((node, numeral.argument))
+        self.sequences: dict[tuple[str, str], set[tuple[int, ...]]] = {}
+        for node, path, name, terms in named_sequences(model, axes):
+            new_sizes = tuple(size_of(axes, arch, term) for term in terms)
+            self.sequences.setdefault((path, name), set()).add(new_sizes)
+            known |= {(node, index) for index in range(len(terms))}
         self.asked = _asked(axes, arch, known)
         self.seen, self.through = _seen(axes, arch)
         self.groups = _groups(axes, arch)
         self.read = {path: forward_names(type(module)) for path, module in model.named_modules()}
+
+    def sequence(self, path: str, name: str) -> tuple[int, ...] | None:
+        """What an attribute has become that stands for all sizes of a split, wherever it does so."""
+        found = self.sequences.get((path, name), set())
+        return next(iter(found)) if len(found) == 1 else None
 
     def of(self, path: str, name: str, value: Any) -> dict[int, set[int]]:
         """Old number -> the numbers that it may have become, for one attribute of one module."""

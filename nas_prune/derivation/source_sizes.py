@@ -63,6 +63,21 @@ def named_sizes(model: nn.Module, axes: Axes) -> list[Named]:
     return found
 
 
+def named_sequences(model: nn.Module, axes: Axes) -> Iterator[tuple[Node, str, str, tuple[Term, ...]]]:
+    """Every attribute of a module that stands for all sizes of a split: the node, module, attribute and its terms."""
+    for node, literals in axes.walk.literals.items():
+        path, terms, frame = axes.walk.captured.owner(node), literals[0].terms, frame_of(node)
+        module = model.get_submodule(path)
+        splits = isinstance(terms, tuple) and MADE_BY.get(operator(node).split(".")[0]) == SPLITS
+        for _, tree in methods_on(type(module), frame) if splits and frame is not None else ():
+            for call in sizing_calls(tree):
+                sizes = sizes_of(call) if isinstance(call, ast.Call) and _function(call) in SPLITS else []
+                name = _attribute(sizes[0])[0] if len(sizes) == 1 and frame and is_near(tree, call, frame[1]) else ""
+                value = getattr(module, name, None)
+                if isinstance(value, list | tuple) and list(value) == [term.size for term in literals[0].sizes]:
+                    yield node, path, name, literals[0].sizes
+
+
 def calls_of(kind: type, node: Node) -> Iterator[Asked]:
     """The calls that may have made a node: on its line, or in the methods of the same module that this line calls."""
     functions, given = MADE_BY.get(operator(node).split(".")[0], ()), node.args[1] if len(node.args) > 1 else None

@@ -172,3 +172,30 @@ def test_a_slice_that_does_not_follow_freezes_what_it_cuts(kind: type[User]) -> 
     assert reasons
     assert all(f"the code of {kind.__name__} (test_literals.py:" in why for why in reasons)
     verify(model, axes, Arch.random(axes), model.example())
+
+
+class Listed(User):
+    """Heads of three windows, in a list of which two numbers are one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes, self.first, self.head = [8, 12, 12], nn.Conv2d(3, 32, 3), nn.Linear(32, 4)
+        self.windows = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, groups=width) for width in self.sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = list(torch.split(self.first(x), self.sizes, dim=1))
+        parts = [window(part) for window, part in zip(self.windows, parts, strict=True)]
+        return self.head(torch.cat(parts, 1).mean((2, 3)))
+
+
+def test_a_list_of_sizes_is_repaired_by_position() -> None:
+    torch.manual_seed(0)
+    model = Listed().eval()
+    axes = trace(model, model.example())
+    assert sorted(axis.size for axis in axes.free.values()) == [8, 12, 12]
+    names = [name for name, axis in axes.free.items() if axis.size == 12]
+    arch = Arch({names[0]: range(5), names[1]: range(2, 9)})
+    verify(model, axes, arch, model.example())
+    small = derive(model, axes, arch)
+    assert (small.sizes, model.sizes) == ([8, 5, 7], [8, 12, 12])
+    assert [window.groups for window in small.windows] == [8, 5, 7]
