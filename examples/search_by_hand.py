@@ -6,12 +6,11 @@ from accelerate import Accelerator
 
 import nas_prune as npr
 from nas_prune.costs import Macs
+from nas_prune.settings import DataSettings, FinetuneSettings, SearchSettings
+from nas_prune.train import Run
 from nas_prune.train.data import loaders as data
-from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.evaluate import top1
 from nas_prune.train.finetune import finetune
-from nas_prune.train.loop import Run
-from nas_prune.train.settings import FinetuneSettings, SearchSettings
 
 digits = data.load(DataSettings(name="digits", image_size=32, shift=2), seed=0)
 model = timm.create_model("test_resnet", num_classes=10, in_chans=1)

@@ -91,7 +91,7 @@ class Evidence:
                 known.add((node, numeral.argument))
         self.sequences: dict[tuple[str, str], set[tuple[int, ...]]] = {}
         for node, path, name, terms in named_sequences(model, axes):
-            new_sizes = tuple(size_of(axes, arch, term) for term in terms)
+            new_sizes = tuple(axes.size_of(term, arch) for term in terms)
             self.sequences.setdefault((path, name), set()).add(new_sizes)
             known |= {(node, index) for index in range(len(terms))}
         self.asked = _asked(axes, arch, known)

@@ -26,7 +26,7 @@ from nas_prune.ops import StripeConv, described, operations
 from nas_prune.ops import build as built
 from nas_prune.tracing import Axes
 from nas_prune.tracing.arch import Arch
-from nas_prune.tracing.masked import FILLS, FORMS
+from nas_prune.tracing.masked import FILLS, FORMS, WEIGHTS
 from nas_prune.tracing.space import SearchSpace
 
 SPACES = {
@@ -113,7 +113,7 @@ def test_masked_operations_stay_on_the_device(user: type[User]) -> None:
 def test_every_masked_operation_is_among_them() -> None:
     walks = [laid(space)[1].axes.walk for space in FAST] + [masked(user)[1].walk for user in MASKED]
     walks.append(traced("resnetv2_standardized").axes.walk)
-    assert {site.how for walk in walks for site in walk.sites} == {*FORMS, *FILLS, "stripes"}
+    assert {site.how for walk in walks for site in walk.sites} == {*FORMS, *FILLS, *WEIGHTS}
 
 
 @pytest.mark.parametrize("space", few(SPACES, FAST))

@@ -19,7 +19,7 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]
 
 def test_stopped_here_and_there_in_every_way_a_run_ends_in_the_same_bytes(laboratory: Laboratory) -> None:
     cases, wrong = laws.stopped_in_turn(laboratory, "whole", step=83)
-    assert len({case.how for case in cases}) > 3
+    assert len({case.how for case in cases}) >= 3
     assert wrong == []
     deleted = ["run/derived", "run/checkpoints/search-joint.ckpt"]
     assert laws.lost(laboratory, laboratory.folder / "whole", deleted) == []

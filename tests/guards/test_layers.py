@@ -18,6 +18,7 @@ LAYERS = (
     "artifact",
     "run",
     "cli",
+    "settings",
     "__main__",
 )
 LAYER = {package: number for number, package in enumerate(LAYERS)}
@@ -55,9 +56,9 @@ def upward(file: Path, source: str) -> list[str]:
     ]
 
 
-def test_the_top_holds_packages_only() -> None:
+def test_the_top_holds_packages_and_what_users_import() -> None:
     assert {package_of(file) for file in FILES} == {*LAYERS, "__init__"}
-    assert [str(file) for file in FILES if len(file.parts) == 1] == ["__init__.py", "__main__.py"]
+    assert [str(file) for file in FILES if len(file.parts) == 1] == ["__init__.py", "__main__.py", "settings.py"]
 
 
 def test_a_folder_can_be_looked_over() -> None:

@@ -163,7 +163,8 @@ def test_every_selector_keeps_to_limit_floor_and_divisor(resnet: SearchSpace, na
     for share in (0.2, 0.6):
         limit = share * float(cost({}))
         arch = ask(selectors[name], scores, cost, limit, resnet)
-        assert 0.8 * limit < spent(arch, cost, resnet) <= limit
+        least = 0.7 if name == "uniform" else 0.8  # all widths change at once
+        assert least * limit < spent(arch, cost, resnet) <= limit
         assert arch == ask(selectors[name], scores, cost, limit, resnet)
         for axis in resnet.free.values():
             kept = arch.kept[axis.name]

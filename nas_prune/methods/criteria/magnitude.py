@@ -1,11 +1,13 @@
-"""Magnitude: a unit matters as much as the weights that write it are long (Li et al., arXiv 1608.08710, of L1)."""
+"""Magnitude: a unit matters as much as the weights that write it are long (Li et al., arXiv 1608.08710, of L1).
+
+Ours: of a branch or a candidate, which no weight writes, norms say nothing; it scores as the best unit does, and stays.
+"""
 
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from nas_prune.base.errors import SpaceError
 from nas_prune.methods.criteria.criterion import criteria
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.scores import Batches
@@ -13,13 +15,12 @@ from nas_prune.methods.scores import Batches
 
 @criteria.register("magnitude")
 def magnitude(gated: GatedModel, batches: Batches, *, norm: Literal[1, 2] = 2) -> dict[str, Tensor]:  # noqa: ARG001
-    """Scores (c) per free axis: the norm of all weights that write a unit; batches are not looked at.
-
-    Raises SpaceError for a branch, a candidate or a stripe, which no weight writes.
-    """
-    odd = [name for name in gated.space.free if not gated.weights(name)]
-    if odd:
-        raise SpaceError(
-            f"magnitude cannot score {', '.join(odd[:3])}, which no weight writes; choose another criterion"
-        )
-    return {name: torch.cat(gated.weights(name), 1).detach().norm(norm, dim=1) for name in gated.space.free}
+    """Scores (c) per free axis: the norm of all weights that write a unit together; batches are not looked at."""
+    rows = {name: gated.weights(name) for name in gated.space.free}
+    found = {name: torch.cat(each, 1).detach().norm(norm, dim=1) for name, each in rows.items() if each}
+    best = max((float(score.max()) for score in found.values()), default=1.0)
+    like = next(gated.backbone.parameters())
+    return {
+        name: found[name] if name in found else like.new_full((axis.size,), best).detach()
+        for name, axis in gated.space.free.items()
+    }
