@@ -118,6 +118,7 @@ def test_features_are_those_of_the_derived_model(folder: Path) -> None:
         assert torch.equal(feature, expected[index])
 
 
+@pytest.mark.zoo
 def test_features_where_stages_hand_on_more_than_one_tensor(tmp_path: Path) -> None:
     small, x, _ = derived("pit_ti_224", 32, depth=(1, 1, 1), img_size=32)
     save(small, tmp_path / "pit")

@@ -159,7 +159,15 @@ def test_a_stopped_run_ends_as_its_parent_expects(number: int, code: int) -> Non
 def test_a_run_that_cannot_be_says_so_in_one_message(
     here: Callable[..., Ended], overrides: list[str], code: int, message: str, tmp_path: Path
 ) -> None:
-    result = here("run", "smoke/quickstart", "latency.batch_size=2", *overrides, "--out", str(tmp_path / "run"))
+    result = here(
+        "run",
+        "smoke/quickstart",
+        "latency.batch_size=2",
+        "latency.seconds=0.01",
+        *overrides,
+        "--out",
+        str(tmp_path / "run"),
+    )
     assert result.returncode == code
     assert message in result.stderr
     assert "Traceback" not in result.stderr

@@ -174,6 +174,7 @@ def test_a_planted_sum_is_recovered_without_a_table():
     assert not any(value.requires_grad for value in predictor.parameters())
 
 
+@pytest.mark.zoo
 def test_candidates_that_the_dense_network_lacks_have_a_rate_of_their_own():
     model = timm.create_model("test_resnet").eval()
     space = laid_out(model, torch.randn(1, 3, 64, 64), "operations")

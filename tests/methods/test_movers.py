@@ -3,14 +3,13 @@
 from functools import partial
 
 import pytest
-import timm
 import torch
 from asked import ask
 from torch import nn
+from zoo import traced
 
 from nas_prune.base.errors import BudgetError, SpaceError
 from nas_prune.costs import Budget, Macs
-from nas_prune.derivation.trace import trace
 from nas_prune.methods.criteria import criteria
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.movers import Aim, movers
@@ -24,9 +23,8 @@ EPOCHS = 8
 
 @pytest.fixture
 def gated() -> GatedModel:
-    model = timm.create_model("test_resnet", num_classes=4)
-    axes = trace(model, torch.randn(2, 3, 32, 32))
-    return GatedModel(model, SearchSpace.read("channels", axes), "mask")
+    net = traced("test_resnet")
+    return GatedModel(net.fresh(), SearchSpace.read("channels", net.axes), "mask")
 
 
 def soft_filter(gated: GatedModel, schedule: str, **options: object) -> nn.Module:

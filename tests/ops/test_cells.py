@@ -205,7 +205,7 @@ def test_a_genotype_survives_json_and_the_architecture(space: Any) -> None:
     assert genotype_from(npr.Arch(arch).kept, known) == genotype
 
 
-@pytest.mark.parametrize("space", few(SPACES, SPACES[1:]), ids=["darts", "nas_bench_201", "own"])
+@pytest.mark.parametrize("space", few(SPACES, SPACES[1:2]), ids=["darts", "nas_bench_201", "own"])
 def test_a_genotype_is_derived_exactly_and_is_an_ordinary_artefact(space: Any, tmp_path: Path) -> None:
     layers = 1 if space == "darts" else 3  # one cell, of reductions: tracing three takes a quarter of a minute
     torch.manual_seed(0)

@@ -101,6 +101,7 @@ def test_a_check_times_it_again(made, tmp_path: Path) -> None:
         check(impossible, seconds=0.01)
 
 
+@pytest.mark.zoo
 @pytest.mark.usefixtures("recorded_timings")
 def test_a_check_knows_choices_and_stripes(tmp_path: Path) -> None:
     candidates = {"same": {"operation": "convolution"}, "small": {"operation": "convolution", "kernel": 1}}

@@ -55,6 +55,7 @@ def test_a_stage_that_became_slower_saves_nothing() -> None:
     assert [(row.saved_ms, row.share) for row in rows] == [(2.0, 0.5), (-1.0, None), (2.0, 0.5)]
 
 
+@pytest.mark.usefixtures("recorded_timings")
 def test_a_run_with_a_budget_of_macs_does_not_speak_of_latency_targets(tmp_path) -> None:
     asked = recipe.read("smoke/quickstart", [*SMOKE, *TIMED, "budget.cost=macs", "budget.target=0.6x"])
     found = pipeline.run(asked, tmp_path / "run")

@@ -67,6 +67,7 @@ def test_many_targets_from_one_search(run: Path, many: dict[str, Any]) -> None:
         pipeline.derive_many(run, ["0.01x"], tune=False)
 
 
+@pytest.mark.zoo
 def test_many_targets_of_stripes(tmp_path: Path) -> None:
     pipeline.run(recipe.read("smoke/fashion_mnist_resnet18_filter_skeleton"), tmp_path / "run", until="search")
     pipeline.derive_many(tmp_path / "run", ["0.9x"], tune=False)
