@@ -53,6 +53,7 @@ def test_a_part_that_hangs_or_breaks_takes_no_other_with_it(tmp_path: Path) -> N
     assert "| good | a case | figure 1.5 |  |" in done.stdout
 
 
+@pytest.mark.zoo
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here there is a GPU")
 def test_without_a_gpu_it_says_what_it_skips(tmp_path: Path) -> None:
     words = ["sh", BENCHMARKS / "gpu.sh", tmp_path, "--parts", "environment", "training", "resume"]

@@ -62,6 +62,7 @@ def test_a_family_is_exact_and_small(name: str) -> None:
     assert round(float(macs(arch.sizes(net.axes)))) == count(small, images).macs
 
 
+@pytest.mark.zoo
 def test_a_model_that_lists_its_stages_lists_the_new_widths() -> None:
     model = timm.create_model("efficientvim_m1", embed_dim=(32, 48, 64), state_dim=(9, 9, 9), depths=(1, 1, 1)).eval()
     net = traced_model(model, torch.randn(2, 3, 64, 64))

@@ -32,6 +32,7 @@ def faults() -> list[int]:
     return [int(line) for line in subprocess.check_output(command, text=True, env={**os.environ, **giving}).split()]
 
 
+@pytest.mark.zoo
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's mallopt")
 def test_a_process_that_keeps_its_memory_does_not_fetch_it_anew() -> None:
     pages = 12 * 4 * 2**20 // PAGESIZE

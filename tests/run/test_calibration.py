@@ -168,6 +168,7 @@ def test_a_limit_that_nothing_meets_is_named_before_training(tmp_path: Path) -> 
     assert not (tmp_path / "run/checkpoints").exists()
 
 
+@pytest.mark.zoo
 def test_calibrate_takes_a_model_of_timm(tmp_path: Path) -> None:
     words = ["calibrate", "test_vit", "--data.image_size=64", "--latency.samples=12", "--latency.seconds=0.01"]
     words += ["--latency.batch_size=1", "--latency.predictor=additive", "--model.kwargs={img_size: 64}"]

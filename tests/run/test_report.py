@@ -135,6 +135,7 @@ def words(page: str, section: str) -> str:
     return " ".join(re.sub(r"<[^>]+>", " ", inside).split())
 
 
+@pytest.mark.zoo
 def test_the_page_shows_the_run_in_a_real_browser(tmp_path: Path) -> None:
     page = report(finished_run(tmp_path / "run"))
     seen = browse(page, "--dump-dom")

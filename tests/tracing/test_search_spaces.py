@@ -63,7 +63,7 @@ def mixed(names: Iterable[str]) -> list[tuple[str, float, float]]:
     return [(name, *kept) for name in names for kept in ((1.0, 1.0), (0.5, 1.0), (0.5, 0.5))]
 
 
-MIXED = [("test_resnet", 0.5, 1.0), ("test_resnet", 0.5, 0.5), ("test_vit", 0.5, 0.5)]
+MIXED = [("test_resnet", 0.5, 1.0), ("test_resnet", 0.5, 0.5)]
 
 
 def backbone(name: str) -> nn.Module:
