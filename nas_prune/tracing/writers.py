@@ -21,7 +21,7 @@ def writers(axes: Axes, name: str) -> list[tuple[str, int, Tensor | None]]:
     for member in members:
         unit = _unit_of(axes.tensors[member.tensor][member.dim], variable)
         order = unit.argsort(stable=True)[int((unit < 0).sum()) :]
-        identity = torch.equal(order, torch.arange(axes[name].size))
+        identity = torch.equal(order, torch.arange(len(unit)))  # of a concatenation, the first part is not all rows
         result.append((member.tensor, member.dim, None if identity else order))
     return result
 

@@ -4,10 +4,11 @@ from math import exp
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from zoo import apart, few, traced
 
+from nas_prune.derivation.trace import trace
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.gates import Gate, gates
 from nas_prune.methods.gates.gate import HardStep
@@ -204,3 +205,28 @@ def test_options_of_a_gate_reach_it() -> None:
     gated = GatedModel(net.fresh(), net.axes, "weight", options={"leak": 0.25})
     assert {gate.leak for gate in gated.gates.values()} == {0.25}
     assert all(isinstance(gate, nn.Module) for gate in gated.gates.values())
+
+
+class OntoTwo(nn.Module):
+    """A residual branch that writes two widths at once, side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+        self.branch, self.out = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([self.one(x), self.two(x)], 1)
+        return self.out((y + self.branch(y)).relu())
+
+
+def test_of_a_weight_that_writes_two_axes_each_sees_its_own_rows() -> None:
+    model = OntoTwo()
+    gated = GatedModel(model, trace(model, torch.randn(2, 3, 4, 4)), "weight")
+    (first, second) = (name for name, axis in gated.space.free.items() if axis.size == 4)
+    rows = model.branch.weight.detach().flatten(1)
+    for name, own in ((first, rows[:4]), (second, rows[4:])):
+        assert any(weight.shape == own.shape and torch.equal(weight, own) for weight in gated.weights(name))
+    gated.scale(first, torch.zeros(4))
+    assert not model.branch.weight[:4].any()
+    assert bool(model.branch.weight[4:].any(1).all())
