@@ -117,13 +117,13 @@ def finish(laboratory: Laboratory, folders: Iterable[Path]) -> Iterator[tuple[Pa
     while waiting or at_work:
         while waiting and len(at_work) < workers():
             number, folder = waiting.pop(0)
-            _age(folder)
+            age(folder)
             at_work[laboratory.start(folder, number)] = folder
         process, status = os.wait()
         yield at_work.pop(process), os.waitstatus_to_exitcode(status)
 
 
-def _age(folder: Path) -> None:
+def age(folder: Path) -> None:
     """What was written now was written some hours ago: what a killed process left in the cache is nobody's by then."""
     then = time.time() - 5 * 3600
     for path in folder.rglob("*"):

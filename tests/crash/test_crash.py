@@ -10,7 +10,7 @@ import laws
 import pytest
 import runs
 from cases import every, killed, record
-from runs import Laboratory, different, outcome
+from runs import Laboratory, age, different, outcome
 
 from recipes import MACS, MILLISECONDS, ONCE, OPERATORS, SHAPLEY
 
@@ -69,6 +69,7 @@ def test_in_another_interpreter(laboratory: Laboratory) -> None:
     cases = record(laboratory, start, every(101, killed))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     for case in cases:
+        age(case.folder)
         subprocess.run([sys.executable, runs.__file__, str(case.folder)], check=True, timeout=300, env=environment)
     reference = outcome(start)
     assert [f"{case}: {found}" for case in cases if (found := different(case.folder, reference))] == []
