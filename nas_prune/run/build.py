@@ -16,6 +16,7 @@ from nas_prune.artifact.given_weights import load_given
 from nas_prune.artifact.origin import Origin
 from nas_prune.artifact.timm_models import check_name, create_model
 from nas_prune.base.errors import ArtifactError, RecipeError, RuntimeMissingError, first_line, shown
+from nas_prune.base.parts import bound, typed
 from nas_prune.base.random_images import random_images
 from nas_prune.costs import Budget, CostModel, Predictor, costs
 from nas_prune.costs.timing.runtimes import missing
@@ -25,7 +26,6 @@ from nas_prune.methods.gates import gates
 from nas_prune.methods.penalties import penalties
 from nas_prune.methods.selectors import Question, Selector, selectors
 from nas_prune.run.checks import OVERLAY, blaming, check_worth
-from nas_prune.run.parts import bound, typed
 from nas_prune.run.recipe.recipe import Recipe
 from nas_prune.run.recipe.settings import ModelSettings
 from nas_prune.tracing import Axes

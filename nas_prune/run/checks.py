@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nas_prune.artifact.origin import SOURCES
 from nas_prune.base.errors import BudgetError, NasPruneError, RecipeError, first_line, shown
+from nas_prune.base.parts import bound, import_parts
 from nas_prune.base.registry import hint
 from nas_prune.base.settings import PartSettings
 from nas_prune.costs import Budget, CostModel
@@ -28,7 +29,6 @@ from nas_prune.methods.movers import movers
 from nas_prune.methods.penalties import penalties
 from nas_prune.methods.schedules import schedules
 from nas_prune.methods.selectors import selectors
-from nas_prune.run.parts import bound, import_parts
 from nas_prune.run.recipe.recipe import Recipe
 from nas_prune.run.recipe.settings import ModelSettings
 from nas_prune.train.data.order import drawing

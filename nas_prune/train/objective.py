@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nas_prune.base.errors import RecipeError
+from nas_prune.base.parts import bound
 from nas_prune.base.registry import hint
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.losses import Loss, Said, losses
@@ -65,7 +66,8 @@ def task_objective(settings: OptimSettings) -> Objective:
 
 def task_loss(settings: OptimSettings) -> Loss:
     """The loss of a stage, as its recipe names it."""
-    return losses[settings.loss.name](settings.label_smoothing, **settings.loss.options)
+    loss: Loss = bound("loss", losses, settings.loss, 1)(settings.label_smoothing)
+    return loss
 
 
 def beside_the_model(
@@ -88,7 +90,8 @@ def beside_the_model(
 def _features(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Outputs of modules in the forward pass inside the block. Raises RecipeError for a module that is not there."""
     found: dict[str, Tensor] = {}
-    known = {name.removeprefix("module.").removeprefix("model."): part for name, part in model.named_modules()}
+    modules = model.named_modules() if paths else ()  # most losses look at none, and this is in every step
+    known = {name.removeprefix("module.").removeprefix("model."): part for name, part in modules}
     known |= {name.removeprefix("backbone."): part for name, part in known.items()}
     with ExitStack() as stack:
         for path in paths:

@@ -9,7 +9,6 @@ The phases are those of W-Gates (arXiv 2007.02066) as far as it tells; the choic
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
+from nas_prune.base.parts import bound
 from nas_prune.costs import Budget
 from nas_prune.derivation.derive import edit
 from nas_prune.methods.gated import GatedModel
@@ -57,8 +57,7 @@ def search(
     scores = gated.scores()
     gated.fold()
     question = Question(scores, budget.cost, budget.limit, gated.space, gated=gated, seed=run.seed)
-    fitting = settings.fitting_selector
-    met = meet(question, partial(selectors[str(fitting.name)], **fitting.options), predicted)
+    met = meet(question, bound("search.selector", selectors, settings.fitting_selector, 1), predicted)
     edit(gated.backbone, met.edits)
     settle(gated, met.arch, data, settings=settings, run=run)
     return met.arch
@@ -91,17 +90,16 @@ def learn(
     gated.backbone.requires_grad_(True)
     optimizers = [optimizer_of(gated.backbone, settings), *_gate_optimizers(gated, settings)]
     joint = Stage("search-joint", settings.joint, settings, images)
-
     mover = mover_of(gated, data, budget, settings, run)
     fit(run, joint, gated, data, objective, optimizers, watch=watch, mover=mover)
 
 
 def mover_of(gated: GatedModel, data: Data, budget: Budget, settings: SearchSettings, run: Run) -> Mover | None:
     """The recipe's mover; gates called ``shapley`` bring their own."""
-    schedule = partial(schedules[settings.schedule.name], **settings.schedule.options)
-    aim = Aim(budget, settings.joint, schedule)
+    aim = Aim(budget, settings.joint, bound("search.schedule", schedules, settings.schedule, 2))
     if settings.mover.name is not None:
-        return movers[settings.mover.name](gated, aim, **settings.mover.options)
+        made: Mover = bound("search.mover", movers, settings.mover, 2)(gated, aim)
+        return made
     return ShapleyAscent(gated, aim, data=data, settings=settings.shapley, run=run) if weighed(gated) else None
 
 

@@ -9,11 +9,11 @@ import pytest
 
 import nas_prune
 from nas_prune.base.errors import NasPruneError, RecipeError
+from nas_prune.base.parts import import_parts
 from nas_prune.base.registry import Registry, import_declared
 from nas_prune.methods.criteria import criteria
 from nas_prune.run import pipeline
 from nas_prune.run.checks import check
-from nas_prune.run.parts import import_parts
 from nas_prune.run.recipe.recipe import Recipe, read
 from nas_prune.tracing.arch import Arch
 from nas_prune.train.checkpoint import load

@@ -46,10 +46,10 @@ def price(question: Question) -> Decision:
     For scores of gates, open where they are >= 0. Raises BudgetError where even the highest price leaves too much, and
     DivergedError where a score is not a finite number.
     """
-    space, cost, limit = question.space, question.cost, question.limit
+    space, limit = question.space, question.limit
     exact = finite({name: question.scores[name] for name in space.free})
     worth = _worth(exact, space)
-    at = _at(worth, cost, space)
+    at = _at(worth, question)
     own, smallest = at(1.0), at(HIGHEST)
     if CLOSE * limit <= question.spent(own) <= limit:
         return Decision(best_units(exact, own))
@@ -71,11 +71,12 @@ def _worth(scores: Scores, space: SearchSpace) -> dict[str, Tensor]:
     return {name: F.softplus(scores[name] / scale[axis.kind]) / log(2) for name, axis in space.free.items()}
 
 
-def _at(worth: Scores, cost: CostModel, space: SearchSpace) -> Callable[[float], FloatSizes]:
+def _at(worth: Scores, question: Question) -> Callable[[float], FloatSizes]:
     """What is left of every axis, by price."""
+    space = question.space
     own = above(worth, 1.0, space)
-    costs = [_costs_of(names, cost, own) for names in space.choices.values()]
-    least = LEAST * _spent(cost, own)  # where no candidate costs anything, the best one stays
+    costs = [_costs_of(names, question.cost, own) for names in space.choices.values()]
+    least = LEAST * question.spent(own)  # where no candidate costs anything, the best one stays
 
     def at(price: float) -> FloatSizes:
         sizes = above(worth, price, space)
@@ -109,7 +110,3 @@ def _filled(sizes: FloatSizes, worth: Scores, question: Question) -> FloatSizes:
             break
         sizes = fitting
     return sizes
-
-
-def _spent(cost: CostModel, sizes: FloatSizes) -> float:
-    return float(cost(sizes).detach())

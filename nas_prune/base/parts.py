@@ -7,6 +7,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from inspect import signature
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -52,7 +53,7 @@ def import_parts(files: Sequence[str]) -> None:
     """Import Python files whose parts a recipe names, each once. Raises RecipeError, naming the file that cannot be."""
     for number, file in enumerate(files):
         path = Path(file).resolve()
-        name = f"nas_prune_parts_{path.stem}_{abs(hash(str(path))):x}"
+        name = f"nas_prune_parts_{path.stem}_{crc32(str(path).encode()):x}"  # the same one in every process
         if name in sys.modules:
             continue
         spec = spec_from_file_location(name, path)
