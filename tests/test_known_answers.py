@@ -18,10 +18,12 @@ from nas_prune.methods.penalties.budget import BudgetPenalty
 from nas_prune.methods.selectors.ranked import ranked
 from nas_prune.tracing.arch import Arch
 from nas_prune.train.data.loaders import from_loaders
-from nas_prune.train.loop import Run, Stage, fit, optimizer_of
+from nas_prune.train.loop import Run, fit
 from nas_prune.train.objective import task_objective
+from nas_prune.train.optimizers import optimizer_of
 from nas_prune.train.search import learn, search
 from nas_prune.train.settings import SearchSettings
+from nas_prune.train.stage import Stage
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SETTINGS = SearchSettings(optimizer="adamw", lr=1e-2, weight_decay=0.0, gate_lr=0.1, warmup=0, joint=7, freeze=0)

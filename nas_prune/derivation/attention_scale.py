@@ -85,7 +85,7 @@ class Queries:
         made = self._rows(cast(list[Any], attention.args[1])[0] if _name(attention) == "einsum" else attention.args[0])
         if made is None or len(self.writers) != 1:
             return None
-        writer, rows = next(iter(self.writers)), torch.unique(made)
+        writer, rows = next(iter(self.writers)), _marked(made).nonzero().flatten()
         if self._read_elsewhere(attention, rows):
             return None
         weight = WRITERS[_name(writer)][1]
@@ -114,9 +114,9 @@ class Queries:
     def _read_elsewhere(self, attention: Node, rows: Tensor) -> bool:
         """Whether anything but this attention reads the queries."""
         known = {*self.made, attention}
-        queries = [
-            node for node, made in self.made.items() if isinstance(made, Tensor) and torch.isin(made, rows).all()
-        ]
+        made = {node: each for node, each in self.made.items() if isinstance(each, Tensor)}
+        ours = _marked(rows, max(int(each.max()) for each in made.values()) + 1)
+        queries = [node for node, each in made.items() if bool(ours[each].all())]
         return any(user not in known and user.users for node in queries for user in node.users)
 
     def _rows(self, node: Any) -> Any:
@@ -159,6 +159,13 @@ class Queries:
         shape = tuple(int(size) for size in (value[0] if isinstance(value, tuple | list) else value).shape)
         rows = torch.arange(shape[dim]).reshape([-1 if d == dim % len(shape) else 1 for d in range(len(shape))])
         return rows.expand(shape)
+
+
+def _marked(rows: Tensor, size: int = 0) -> Tensor:
+    """Whether each row number is there (bool); there are as many entries as activations, so nothing is sorted."""
+    marked = torch.zeros(max(size, int(rows.max()) + 1), dtype=torch.bool)
+    marked[rows.flatten()] = True
+    return marked
 
 
 def _name(value: Any) -> str:

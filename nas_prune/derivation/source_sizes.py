@@ -9,8 +9,9 @@ import inspect
 import textwrap
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from types import FunctionType
+from typing import Any, cast
 
 from torch import nn
 from torch.fx import Node
@@ -67,9 +68,9 @@ def named_sequences(model: nn.Module, axes: Axes) -> Iterator[tuple[Node, str, s
     """Every attribute of a module that stands for all sizes of a split: the node, module, attribute and its terms."""
     for node, literals in axes.walk.literals.items():
         path, terms, frame = axes.walk.captured.owner(node), literals[0].terms, frame_of(node)
-        module = model.get_submodule(path)
+        module, kind = model.get_submodule(path), cast(Hashable, type(model.get_submodule(path)))
         splits = isinstance(terms, tuple) and MADE_BY.get(operator(node).split(".")[0]) == SPLITS
-        for _, tree in methods_on(type(module), frame) if splits and frame is not None else ():
+        for _, tree in methods_on(kind, frame) if splits and frame is not None else ():
             for call in sizing_calls(tree):
                 sizes = sizes_of(call) if isinstance(call, ast.Call) and _function(call) in SPLITS else []
                 name = _attribute(sizes[0])[0] if len(sizes) == 1 and frame and is_near(tree, call, frame[1]) else ""
@@ -90,14 +91,16 @@ def calls_of(kind: type, node: Node) -> Iterator[Asked]:
                     yield asked
 
 
-def methods_on(kind: type, frame: tuple[str, int]) -> Iterator[tuple[str, ast.FunctionDef]]:
+@lru_cache(4096)
+def methods_on(kind: Any, frame: tuple[str, int]) -> list[tuple[str, ast.FunctionDef]]:
     """The method that a line is in, and those of the same module that this line calls, by name."""
-    methods = dict(methods_of(kind))
+    methods, found = dict(methods_of(kind)), list[tuple[str, ast.FunctionDef]]()
     for name, method in methods.items():
         if method.__code__.co_filename == frame[0] and _covers(method, frame[1]):
             tree = parsed(method)
-            for each in (name, *sorted(_own_calls(tree, frame[1]) & methods.keys())):
-                yield each, parsed(methods[each])
+            called = (name, *sorted(_own_calls(tree, frame[1]) & methods.keys()))
+            found += [(each, parsed(methods[each])) for each in called]
+    return found
 
 
 def is_near(tree: ast.FunctionDef, call: ast.expr, line: int) -> bool:
@@ -186,6 +189,7 @@ def parsed(method: FunctionType) -> ast.FunctionDef:
     return ast.increment_lineno(tree, first - 1)
 
 
+@cache
 def sizing_calls(tree: ast.FunctionDef) -> list[ast.Call | ast.Subscript]:
     """The calls in a method that are given sizes, and then the slices there."""
     parts = list(ast.walk(tree))

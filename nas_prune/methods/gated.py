@@ -25,14 +25,15 @@ from nas_prune.tracing.graph.brought import tensor_of, unwrapped
 from nas_prune.tracing.graph.multihead import close_up, open_up
 from nas_prune.tracing.space import SearchSpace
 from nas_prune.tracing.terms import Term, leaves
-from nas_prune.tracing.writers import writers
+from nas_prune.tracing.writers import unit_rows, writers
 
 
 class GatedModel(nn.Module):
     """``model`` with a gate on every free axis of ``space``.
 
     ``gate``: a registered name or a Gate class; ``options``: the gate's keyword options; or both per kind of axis,
-    ``kinds={"operation": ("softmax", {})}``. The candidates of a choice share one gate.
+    ``kinds={"operation": ("softmax", {})}``; or the gates themselves, by axis. The candidates of a choice share one.
+    ``settled``: sizes of axes that are not gated any more, by name, for those who ask for all sizes.
     The model is gated in place (hooks on its modules, which replace those of an earlier GatedModel); ``plain()`` gives
     a copy without gates.
     """
@@ -41,12 +42,14 @@ class GatedModel(nn.Module):
         self,
         model: nn.Module,
         space: SearchSpace | Axes,
-        gate: str | type[Gate] = "mask",
+        gate: str | type[Gate] | Mapping[str, Gate] = "mask",
         *,
         options: Mapping[str, Any] | None = None,
         kinds: Mapping[Kind, tuple[str | type[Gate], Mapping[str, Any]]] | None = None,
+        settled: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
+        self.settled = {name: torch.tensor(float(size)) for name, size in (settled or {}).items()}
         self.space = space if isinstance(space, SearchSpace) else SearchSpace.all(space)
         if not self.space.free:
             raise SpaceError("there is nothing to gate: every axis is frozen. `axes[name].frozen` says why")
@@ -61,12 +64,15 @@ class GatedModel(nn.Module):
         self.deciders = self.space.choices | {name: (name,) for name in self.space.alone}
         self.gates = nn.ModuleDict()
         for name, members in self.deciders.items():
-            own, extra = (kinds or {}).get(self.axes[members[0]].kind, (gate, options or {}))
-            kind = gates[own] if isinstance(own, str) else own
+            kind = self.axes[members[0]].kind
+            if isinstance(gate, Mapping):
+                self.gates[_key(name)] = gate[name]
+                continue
+            own, extra = (kinds or {}).get(kind, (gate, options or {}))
             size, fan_in = sum(self.axes[member].size for member in members), [w.shape[1] for w in self.weights(name)]
-            made = kind.on(self.axes[members[0]].kind, size, fan_in, striped=bool(self._stripes(name)), **extra)
-            self.gates[_key(name)] = made
-        mix = (gates[gate] if isinstance(gate, str) else gate).mix
+            made = gates[own] if isinstance(own, str) else own
+            self.gates[_key(name)] = made.on(kind, size, fan_in, striped=bool(self._stripes(name)), **extra)
+        mix = self.gate(next(iter(self.deciders))).mix
         self._fixed: list[Fixed] = []
         self._board = Board()
         self._sites = [site for site in self.axes.walk.sites if self._touches(site.term)]
@@ -120,7 +126,7 @@ class GatedModel(nn.Module):
         def counted(name: str, keep: Tensor) -> Tensor:
             return keep.abs().clamp(max=1) if self.axes[name].kind == "stripe" else keep  # a skeleton may exceed one
 
-        return {name: counted(name, keep).sum() for name, keep in self._board.keep.items()}
+        return self.settled | {name: counted(name, keep).sum() for name, keep in self._board.keep.items()}
 
     def arch(self) -> Arch:
         """The architecture that the gates have decided on."""
@@ -165,23 +171,30 @@ class GatedModel(nn.Module):
         close_up(plain)
         return plain
 
-    def weights(self, name: str) -> list[Tensor]:
+    def weights(self, name: str, keep: Mapping[str, Tensor] | None = None) -> list[Tensor]:
         """The weights that write an axis, one matrix (c n) per member, row u holding all that belongs to unit u.
 
-        For a gate ``of_stripes``, what the gates of the stripes say.
+        ``keep``: values (c) of the other axes, with which what the weights read is multiplied. For a gate
+        ``of_stripes``, what the gates of the stripes say.
         """
         if _key(name) in self.gates and self.gate(name).of_stripes:
             found = [self.gate(stripes).forward([]) for stripes in self._stripes(name)]
             return [keep.reshape(self.axes[name].size, -1) for keep in found]
         if name in self.axes and self.axes[name].kind == "stripe":
             return [rearrange(self._striped(name), "n c i j -> (n i j) c")]
-        result = []
+        units, result = self.axes[name].size if name in self.axes else 0, []
         for index, (tensor, dim, order) in enumerate(self.writers.get(name, ())):
-            rows = tensor_of(self.backbone, tensor).movedim(dim, 0).flatten(1)
-            size = self.space.axes[name].size
-            ordered = rows if order is None else rows[self.get_buffer(_order(name, index))]
-            result.append(ordered.reshape(size, -1))
+            place = None if order is None else self.get_buffer(_order(name, index))
+            result.append(unit_rows(self._reading(tensor, dim, keep or {}), dim, place, units))
         return result
+
+    def _reading(self, name: str, written: int, keep: Mapping[str, Tensor]) -> Tensor:
+        """A weight, in all dimensions but the one that it writes multiplied with what is kept of them."""
+        tensor = tensor_of(self.backbone, name)
+        for dim, term in enumerate(self.axes.tensors[name]) if keep else ():
+            shape = [-1 if each == dim else 1 for each in range(tensor.ndim)]
+            tensor = tensor if dim == written else tensor * self.axes.mask(term, keep).reshape(shape)
+        return tensor
 
     def _compute_live(self) -> None:
         """Choices compute only what the architecture keeps of them, while there is one."""

@@ -20,6 +20,7 @@ from nas_prune.base.parts import bound, typed
 from nas_prune.base.random_images import random_images
 from nas_prune.costs import Budget, CostModel, Predictor, costs
 from nas_prune.costs.timing.runtimes import missing
+from nas_prune.derivation.removal import irremovable
 from nas_prune.methods.criteria import Criterion, criteria
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.gates import gates
@@ -160,6 +161,9 @@ def rehearse(recipe: Recipe, backbone: nn.Module, space: SearchSpace, images: Te
     limit = Budget("0.5x", costs["macs"](space.axes))
     if recipe.search.fitting_selector.name == "genotype":  # others fit any space, and take their time
         selector(recipe.search)(Question(trial.scores(), limit.cost, limit.limit, space))
+    why = irremovable(backbone, space) if recipe.search.rounds > 1 else None
+    if why is not None:
+        raise RecipeError(f"search.rounds: what a round has closed cannot be removed: {why}; set search.rounds: 1")
     if recipe.finetune.from_scratch:
         restart(copy.deepcopy(backbone), recipe.seed)
     for number, term in enumerate(penalty_terms(recipe, limit) if recipe.search.learns else ()):

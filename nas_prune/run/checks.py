@@ -32,8 +32,9 @@ from nas_prune.methods.selectors import selectors
 from nas_prune.run.recipe.recipe import Recipe
 from nas_prune.run.recipe.settings import ModelSettings
 from nas_prune.train.data.order import drawing
-from nas_prune.train.loop import SCHEDULES, Stage, optimizer_of, schedule_of
+from nas_prune.train.optimizers import SCHEDULES, optimizer_of, schedule_of
 from nas_prune.train.settings import OptimSettings
+from nas_prune.train.stage import Stage
 
 OVERLAY = "pretrained_cfg_overlay"
 MOMENTS = 16  # of a stage, at which its schedule is asked

@@ -48,8 +48,8 @@ from nas_prune.train.data.order import drawing
 from nas_prune.train.data.room import check_images, check_room
 from nas_prune.train.finetune import finetune
 from nas_prune.train.loop import Run
-from nas_prune.train.progress import Bars
-from nas_prune.train.track import Track, open_track
+from nas_prune.train.record.progress import Bars
+from nas_prune.train.record.track import Track, open_track
 
 __all__ = ["evaluate", "open_run", "report", "run"]
 

@@ -1,48 +1,37 @@
 """The scores of a run: learnt by gates, or given by a criterion in one shot. Kept, so that many targets share them."""
 
+from pathlib import Path
+
 from safetensors.torch import save
 
 from nas_prune.base.files.whole import atomic_write
-from nas_prune.costs import Budget, Limits, Predictor
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.scores import Scores
 from nas_prune.methods.scores_file import read_scores
 from nas_prune.run import build
 from nas_prune.run.job import Job
 from nas_prune.train.data.loaders import FirstBatches
-from nas_prune.train.search import learn
+from nas_prune.train.rounds import Round
 
 FILE = "scores.safetensors"
 
 
-def scored(job: Job, gated: GatedModel, predictor: Predictor) -> Scores:
-    """Scores (c) per axis. Gates are learnt first, unless the recipe names a criterion."""
-    recipe, path = job.recipe, job.folder / FILE
-    if recipe.search.learns:
-        budget = job.budget(predictor)
-        limits = job.limits(predictor)
-        joint = Budget("1", Limits([budget, *limits])) if limits else budget
-        penalties = build.penalty_terms(recipe, joint)
-        learn(
-            gated,
-            job.data,
-            budget=budget,
-            penalties=penalties,
-            settings=recipe.search,
-            run=job.run,
-            images=recipe.data,
-        )
-    learnt = gated.scores()
-    gated.fold()
+def scored(job: Job, gated: GatedModel, each: Round) -> Scores:
+    """Scores (c) per axis of a round: the recipe's criterion gives them, or the gates have learnt them. Kept."""
+    path = job.folder / f"scores{each.name}.safetensors"
     with job.first():
         if not path.exists():
-            scores = _by_criterion(job, gated) if recipe.search.criterion.name else learnt
-            atomic_write(path, save({name: score.cpu().contiguous() for name, score in scores.items()}))
-    return kept(job)
+            write(path, _by_criterion(job, gated) if job.recipe.search.criterion.name else gated.scores())
+    return read_scores(path, gated.space)
+
+
+def write(path: Path, scores: Scores) -> None:
+    """A file of scores, whole or not at all."""
+    atomic_write(path, save({name: score.cpu().contiguous() for name, score in scores.items()}))
 
 
 def kept(job: Job) -> Scores:
-    """The scores of a search that is done."""
+    """The scores of a search that is done, of all units that it began with."""
     return read_scores(job.folder / FILE, job.space)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from nas_prune.artifact import folder as artifact
 from nas_prune.base.errors import CheckpointError
 from nas_prune.base.files.documents import read_document
 from nas_prune.base.files.whole import write_json
-from nas_prune.costs import Budget, CostModel
-from nas_prune.derivation.derive import derive, edit
+from nas_prune.costs import Budget, CostModel, Limits
+from nas_prune.derivation.derive import derive
 from nas_prune.derivation.verify import verify
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.scores import Scores
@@ -25,14 +26,18 @@ from nas_prune.run.files import CertificateFile, StripesFile
 from nas_prune.run.genotype import write_genotype
 from nas_prune.run.job import Job
 from nas_prune.run.recipe import recipe as recipes
-from nas_prune.run.scoring import scored
+from nas_prune.run.scoring import FILE, scored, write
 from nas_prune.run.stripe_forms import reform, take_forms
 from nas_prune.tracing.arch import Arch
 from nas_prune.train.choose import Met, meet
 from nas_prune.train.data.loaders import FirstBatches
-from nas_prune.train.loop import Stage, fit, optimizer_of
+from nas_prune.train.loop import fit
 from nas_prune.train.objective import task_objective
-from nas_prune.train.search import settle
+from nas_prune.train.optimizers import optimizer_of
+from nas_prune.train.rounds import Alive
+from nas_prune.train.search import Parts
+from nas_prune.train.search import searched as search
+from nas_prune.train.stage import Stage
 
 ROUND = 5  # a round of the search is timed so many times longer than a sample of the calibration
 
@@ -57,32 +62,52 @@ def baseline(job: Job, parent: nn.Module) -> nn.Module:
 
 
 def searched(job: Job, gated: GatedModel, calibration: Calibration) -> Met:
-    """The search: score the units, meet the budget as measured, settle; the architecture in arch.json."""
-    recipe = job.recipe
-    scores, budget = scored(job, gated, calibration.predictor), job.budget(calibration.predictor)
-    learnt = None if recipe.search.criterion.name else float(budget.cost(gated.arch().sizes(job.space.free)).detach())
-    with job.first():
-        met = replace(within(job, question(job, gated, scores, budget), calibration), gates=learnt)
-        met.arch.write(job.folder / "arch.json")
-        write_genotype(job.folder / "genotype.json", met.arch.kept, recipe.space)
-    edit(gated.backbone, met.edits)
-    settle(gated, met.arch, job.data, settings=recipe.search, run=job.run, images=recipe.data)
-    return met
+    """The search: learn, score, select; the architecture, which meets the budget as measured, goes to arch.json."""
+    recipe, predictor = job.recipe, calibration.predictor
+    budget, limits = job.budget(predictor), job.limits(predictor)
+
+    def decide(alive: Alive, scores: Scores) -> Met:
+        learnt = float(alive.cost(budget.cost)(alive.gated.arch().sizes(alive.gated.space.free)).detach())
+        with job.first():
+            if alive.gated is not gated and not (job.folder / FILE).exists():
+                write(job.folder / FILE, alive.scores(scores))
+            asked = alive.question(scores, budget, batches=_batches(job), seed=recipe.seed)
+            met = within(job, alive, asked, calibration)
+            whole = alive.arch(met.arch)
+            whole.write(job.folder / "arch.json")
+            write_genotype(job.folder / "genotype.json", whole.kept, recipe.space)
+        return replace(met, gates=None if recipe.search.criterion.name else learnt)
+
+    parts = Parts(
+        budget,
+        Budget("1", Limits([budget, *limits])) if limits else budget,
+        partial(build.penalty_terms, recipe),
+        partial(scored, job),
+        build.selector(recipe.search),
+        decide,
+        _batches(job),
+    )
+    return search(gated, job.data, parts, settings=recipe.search, run=job.run, images=recipe.data)
 
 
 def question(job: Job, gated: GatedModel, scores: Scores, budget: Budget) -> Question:
-    """What the recipe's selector is asked."""
-    batches = FirstBatches(job.data, job.recipe.search.criterion_batches, job.run.accelerator.device)
-    return Question(scores, budget.cost, budget.limit, job.space, gated=gated, batches=batches, seed=job.recipe.seed)
+    """What the recipe's selector is asked about the whole network."""
+    return Alive.all(gated).question(scores, budget, batches=_batches(job), seed=job.recipe.seed)
 
 
-def within(job: Job, asked: Question, calibration: Calibration, *, journal: Path | None = None) -> Met:
+def _batches(job: Job) -> FirstBatches:
+    return FirstBatches(job.data, job.recipe.search.criterion_batches, job.run.accelerator.device)
+
+
+def within(job: Job, alive: Alive, asked: Question, calibration: Calibration, *, journal: Path | None = None) -> Met:
     """The decision of the recipe's selector that meets the limit as measured, and the other limits of the recipe."""
+    limits = [Budget.of(each.limit, alive.cost(each.cost)) for each in job.limits(calibration.predictor)]
+    cost = _costing(job, calibration, asked.cost)
     return meet(
         asked,
         build.selector(job.recipe.search),
-        _costing(job, calibration, asked.cost),
-        limits=job.limits(calibration.predictor),
+        lambda arch: cost(alive.arch(arch)),
+        limits=limits,
         rounds=job.recipe.budget.rounds,
         journal=journal or job.folder / "rounds.jsonl",
     )

@@ -28,6 +28,7 @@ from nas_prune.run.steps import baseline, question, reformed, save, saved, searc
 from nas_prune.tracing.arch import Arch
 from nas_prune.train.evaluate import top1
 from nas_prune.train.finetune import finetune, recalibrate
+from nas_prune.train.rounds import Alive
 
 
 def derive_targets(job: Job, targets: Sequence[str], *, tune: bool) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def _one(
         return row
     with job.first():
         asked = question(job, gated, kept(job), limit)
-        met = within(job, asked, calibration, journal=job.folder / name / "rounds.jsonl")
+        met = within(job, Alive.all(gated), asked, calibration, journal=job.folder / name / "rounds.jsonl")
         small = derive(job.model, job.space.axes, met.arch, edits=met.edits)
         reformed(job, small, job.folder / name)
     images = build.example(job.recipe, job.data, batch=2)

@@ -87,6 +87,13 @@ class Arch:
         """Width of every axis, the dense ones included."""
         return {name: len(self.kept[name]) if name in self.kept else axis.dense for name, axis in axes.items()}
 
+    def within(self, kept: Arch) -> Arch:
+        """This architecture of what ``kept`` left of a network, in the units of that network."""
+        known = {
+            name: [kept.kept[name][unit] for unit in units] for name, units in self.kept.items() if name in kept.kept
+        }
+        return Arch({**kept.kept, **self.kept, **known})
+
     def keep(self, axis: Axis) -> Tensor:
         """Keep vector (c) of an axis, 0 and 1 in float64."""
         units = torch.tensor(self.kept.get(axis.name, range(axis.dense)), dtype=torch.long)

@@ -7,7 +7,7 @@ behind it, from which masks, kept indices and derived sizes are read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod as product
 
 import torch
@@ -88,6 +88,14 @@ class Axes(Mapping[str, Axis]):
     def free(self) -> dict[str, Axis]:
         """The axes that may change."""
         return {name: axis for name, axis in self.named.items() if axis.frozen is None}
+
+    def renamed(self, names: Mapping[str, str]) -> Axes:
+        """The same axes by these names; one that is left out keeps its own."""
+        called = {name: names.get(name, name) for name in self.named}
+        named = {called[name]: replace(axis, name=called[name]) for name, axis in self.named.items()}
+        variables = {var: called[name] for var, name in self.variables.items()}
+        branches = tuple(replace(each, name=called[each.name]) for each in self.branches)
+        return replace(self, named=named, variables=variables, branches=branches)
 
     def mask(self, term: Term, keep: Mapping[str, Tensor]) -> Tensor:
         """Keep vector (n) of a term: concatenation of its parts', outer product of its factors'; 1 where fixed."""

@@ -158,6 +158,17 @@ class SearchSpace:
             )
         return SearchSpace(str(name), replace(axes, named=named), minimum, tuple(file.replace))
 
+    def narrowed(self, axes: Axes) -> SearchSpace:
+        """This space over what is left of its axes: with its divisors, its least widths and its reasons to freeze."""
+        named, minimum = dict[str, Axis](), dict[str, int]()
+        for name, axis in axes.items():
+            known = self.axes.get(name)
+            why = axis.frozen or (known.frozen if known else "what is left of an axis that was frozen")
+            named[name] = replace(axis, frozen=why, divisor=known.divisor if known else 1)
+            if why is None:
+                minimum[name] = min(axis.size, self.minimum[name])
+        return replace(self, axes=replace(axes, named=named), minimum=minimum)
+
     def stepped(self, steps: Mapping[str, int]) -> SearchSpace:
         """The same axes with other divisors, halved until an axis has two widths; the least widths follow."""
         named, minimum = dict(self.axes.named), dict(self.minimum)

@@ -26,6 +26,12 @@ def writers(axes: Axes, name: str) -> list[tuple[str, int, Tensor | None]]:
     return result
 
 
+def unit_rows(tensor: Tensor, dim: int, order: Tensor | None, units: int) -> Tensor:
+    """A weight as a matrix (c n), row u holding all that belongs to unit u of an axis that it writes."""
+    rows = tensor.movedim(dim, 0).flatten(1)
+    return (rows if order is None else rows[order]).reshape(units, -1)
+
+
 def _unit_of(term: Term, variable: Var) -> Tensor:
     """For each index of a term, the unit of ``variable`` that it belongs to, or -1."""
     term = resolve(term)

@@ -24,7 +24,7 @@ from nas_prune.costs import Budget, Limits
 from nas_prune.methods.selectors import Decision, Question, Selector
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace
-from nas_prune.train.journals import RoundRow
+from nas_prune.train.record.journals import RoundRow
 
 LEAST, MOST = 3, 5  # timings of an architecture that fits; one that does not is timed less often
 KNOWN = 0.01  # standard error of a mean that needs no further timing, as a share

@@ -16,9 +16,11 @@ from nas_prune.base.errors import RecipeError
 from nas_prune.train.data.loaders import Data, set_epoch
 from nas_prune.train.data.order import drawing
 from nas_prune.train.data.settings import DataSettings
-from nas_prune.train.loop import Run, Stage, agree, fit, optimizer_of
+from nas_prune.train.loop import Run, agree, fit
 from nas_prune.train.objective import Objective, Teacher, task_loss
+from nas_prune.train.optimizers import optimizer_of
 from nas_prune.train.settings import FinetuneSettings
+from nas_prune.train.stage import Stage
 
 
 def finetune(

@@ -5,15 +5,13 @@ and augmentation of batches, mixup, dropout) depends on the seed, the stage and 
 in the same bytes.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, skip_first_batches
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3, distribute_bn
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -23,17 +21,16 @@ from nas_prune.methods.movers.mover import Mover, Still
 from nas_prune.train import checkpoint
 from nas_prune.train.data.loaders import Data, check_labels, mixer, set_epoch
 from nas_prune.train.data.order import drawing
-from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.descent import Pace, descend, ready
 from nas_prune.train.evaluate import top1
 from nas_prune.train.objective import Objective, beside_the_model
-from nas_prune.train.progress import Bars
-from nas_prune.train.settings import OptimSettings
+from nas_prune.train.optimizers import schedule_of
+from nas_prune.train.record.progress import Bars
+from nas_prune.train.record.track import Track
+from nas_prune.train.stage import Stage
 from nas_prune.train.stage_file import Length, Live, restore
 from nas_prune.train.stop_signals import StopRequest, stop_signals
-from nas_prune.train.track import Track
 
-SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant")  # timm's that go step by step
 LOOK_EVERY = 25  # steps between two looks at the loss: a look waits for the device
 
 
@@ -53,16 +50,6 @@ class Run:
     pace: Pace = field(default_factory=Pace)
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One stage: its name, how long and how it trains."""
-
-    name: str
-    epochs: int
-    settings: OptimSettings
-    images: DataSettings = field(default_factory=DataSettings)
-
-
 @dataclass
 class Position:
     """How far a stage has come: whole epochs, steps into the next one, and the loss of the last of these."""
@@ -70,15 +57,6 @@ class Position:
     epoch: int = 0
     step: int = 0
     loss: Tensor | None = None
-
-
-def optimizer_of(model: nn.Module, settings: OptimSettings) -> Optimizer:
-    """timm's optimizer by name; no weight decay on biases and norms."""
-    created = create_optimizer_v2(
-        model, opt=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay, momentum=settings.momentum
-    )
-    assert isinstance(created, Optimizer)
-    return created
 
 
 def fit(
@@ -101,7 +79,7 @@ def fit(
     if not stage.epochs:
         return
     trained, loader = ready(run.accelerator, model, run.pace), run.accelerator.prepare_data_loader(data.train)
-    steps = min(len(loader), stage.settings.max_steps or len(loader))
+    steps = steps_of(loader, stage)
     schedule = schedule_of(optimizers[0], stage, steps)
     mix = mixer(stage.images, data.classes, stage.settings.label_smoothing) or _as_they_are
     beside = beside_the_model(objective, mover, optimizers[0], run.accelerator)
@@ -110,9 +88,10 @@ def fit(
     bar = run.bars.bar(stage.name, stage.epochs * steps, position.epoch * steps + position.step, lines=stage.epochs)
     with stop_signals() as stop:
         while position.epoch < stage.epochs:
-            _open_epoch(model, position, memory.mover)
-            for images, labels in _batches(loader, position, steps, data.classes):
-                schedule.step_update(number := position.epoch * steps + position.step)
+            _open_epoch(model, stage, position, memory.mover)
+            for images, labels in _batches(loader, stage, position, data):
+                number = position.epoch * steps + position.step
+                schedule.step_update(stage.first * steps + number)
                 with drawing(run.seed, stage.name, number):
                     loss = objective(trained, *mix(images, labels))
                     descend(run.accelerator, trained, loss, optimizers, stage.settings.clip_grad)
@@ -123,11 +102,16 @@ def fit(
             memory.stop_if_asked(stop)
 
 
-def _open_epoch(model: nn.Module, position: Position, mover: Still) -> None:
+def _open_epoch(model: nn.Module, stage: Stage, position: Position, mover: Still) -> None:
     """What comes before the first step of an epoch; then the model is in training mode."""
     if position.step == 0:
-        mover.begin_epoch(position.epoch)
+        mover.begin_epoch(stage.first + position.epoch)
     model.train()
+
+
+def steps_of(loader: Sized, stage: Stage) -> int:
+    """Steps of an epoch."""
+    return min(len(loader), stage.settings.max_steps or len(loader))
 
 
 def _as_they_are(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,30 +119,16 @@ def _as_they_are(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def schedule_of(optimizer: Optimizer, stage: Stage, steps: int) -> Any:
-    """timm's schedule of an optimizer, updated every step."""
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched=stage.settings.scheduler,
-        num_epochs=stage.epochs,
-        warmup_epochs=stage.settings.warmup_epochs,
-        warmup_lr=stage.settings.lr / 100,
-        min_lr=stage.settings.lr / 1000,
-        step_on_epochs=False,
-        updates_per_epoch=steps,
-    )
-    return scheduler
-
-
-def _batches(loader: Any, position: Position, steps: int, classes: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(loader: Any, stage: Stage, position: Position, data: Data) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of this epoch that are still to do. Raises DataError if the labels of the first one do not fit."""
+    steps = steps_of(loader, stage)
     if position.step == steps:
         return
-    set_epoch(loader, position.epoch)
+    set_epoch(loader, stage.first + position.epoch)
     rest = skip_first_batches(loader, position.step) if position.step else loader
     for number, (images, labels) in zip(range(position.step, steps), rest, strict=False):
         if number == position.step:
-            check_labels(labels, classes)
+            check_labels(labels, data.classes)
         yield images, labels
 
 
@@ -190,8 +160,10 @@ class _Memory:
         self.run, self.stage, self.model = run, stage, model
         self.beside, self.optimizers = beside, optimizers
         self.mover: Still = beside.get_submodule("mover")  # type: ignore[assignment]
-        decay = stage.settings.ema_decay
-        self.average = None if decay is None else ModelEmaV3(model, decay=decay)
+        decay, known = stage.settings.ema_decay, stage.chain.average if stage.chain else None
+        self.average = known if known or decay is None else ModelEmaV3(model, decay=decay)
+        if stage.chain is not None:
+            stage.chain.average = self.average
         self.path = None if run.folder is None else run.folder / "checkpoints" / f"{stage.name}.ckpt"
 
     def close_step(self, position: Position, stop: StopRequest) -> None:
@@ -223,7 +195,7 @@ class _Memory:
     def close_epoch(self, position: Position, watch: Callable[[], Mapping[str, float]], data: Data) -> Position:
         """Move, evaluate, write the row to the journal, save; returns where the next epoch begins."""
         with drawing(self.run.seed, self.stage.name, "end of epoch", position.epoch):
-            self.mover.after_epoch(position.epoch)
+            self.mover.after_epoch(self.stage.first + position.epoch)
             self._journal(position, watch, data)
         following = Position(position.epoch + 1)
         self.keep(following)
@@ -243,7 +215,7 @@ class _Memory:
 
     def keep(self, position: Position) -> None:
         """Save everything that the next step depends on; of a finished stage what it has learnt."""
-        done = position.epoch == self.stage.epochs
+        done = position.epoch == self.stage.epochs and not self.stage.goes_on
         if done and self.average is not None:
             self.model.load_state_dict(self.average.module.state_dict())
         if self.path is None or not self.run.accelerator.is_main_process:
@@ -274,7 +246,7 @@ class _Memory:
         average, scaler = None if self.average is None else self.average.module, self.run.accelerator.scaler
         live, length = (
             Live(self.model, self.beside, self.optimizers, average, scaler),
-            Length(self.stage.epochs, steps),
+            Length(self.stage.epochs, steps, self.stage.goes_on),
         )
         state = restore(path, live, length, self.run.identity)
         return Position(state.epoch, state.step, state.loss)

@@ -78,7 +78,8 @@ def beside_the_model(
     Raises RecipeError where several processes would train it.
     """
     beside = nn.ModuleDict({"objective": objective, "mover": mover or Still()}).to(accelerator.device)
-    learning = list(objective.parameters())
+    trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    learning = [parameter for parameter in objective.parameters() if parameter not in trained]
     if learning and accelerator.num_processes > 1:
         raise RecipeError("a loss with parameters of its own is trained by one process; start one, or choose another")
     if learning:

@@ -1,14 +1,17 @@
 """Search: weights and gates are trained together; what the gates decide must fit the budget, as measured.
 
-    warm-up   only the gates learn, the weights stand still
-    joint     loss = task + penalties, everything learns
-    choose    scores -> architecture, derived and measured until it is within the budget
-    freeze    the chosen architecture stays closed, the weights settle
+    warm-up       only the gates learn, the weights stand still
+    each round    learn: loss = task + penalties, everything learns
+                  score: what the gates, or a criterion, say of each unit
+                  select: what stays within the limit of the round; the rest is removed
+    at the end    the architecture is derived and measured until it is within the budget
+    freeze        the weights settle in what is left
 
-The phases are those of W-Gates (arXiv 2007.02066) as far as it tells; the choice by measurement is ours.
+The phases are those of W-Gates (arXiv 2007.02066) as far as it tells; rounds and the choice by measurement are ours.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,19 +22,25 @@ from torch.utils.data import DataLoader
 from nas_prune.base.parts import bound
 from nas_prune.costs import Budget
 from nas_prune.derivation.derive import edit
+from nas_prune.derivation.removal import irremovable, removed
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.movers import Aim, Mover, movers
 from nas_prune.methods.penalties.budget import BudgetPenalty
 from nas_prune.methods.schedules import schedules
-from nas_prune.methods.selectors import Question, selectors
+from nas_prune.methods.scores import Batches, Scores
+from nas_prune.methods.selectors import Selector, selectors
 from nas_prune.tracing.arch import Arch
-from nas_prune.train.choose import meet
+from nas_prune.train.choose import Met, meet
 from nas_prune.train.data.loaders import Data, from_loaders
 from nas_prune.train.data.settings import DataSettings
-from nas_prune.train.loop import Run, Stage, fit, optimizer_of
+from nas_prune.train.learner import Learner, gate_optimizers
+from nas_prune.train.loop import Run, fit
 from nas_prune.train.objective import Objective, task_loss, task_objective
+from nas_prune.train.optimizers import optimizer_of
+from nas_prune.train.rounds import Alive, Round, rounds_of
 from nas_prune.train.settings import SearchSettings
 from nas_prune.train.shapley_ascent import ShapleyAscent, weighed
+from nas_prune.train.stage import Stage
 
 
 def search(
@@ -52,15 +61,76 @@ def search(
     """
     settings, run = settings or SearchSettings(), run or Run(Accelerator())
     data = train if isinstance(train, Data) else from_loaders(train, train, classes=_classes(gated))
-    learn(gated, data, budget=budget, penalties=penalties or [BudgetPenalty(budget)], settings=settings, run=run)
-    predicted = cost_of or (lambda arch: float(budget.cost(arch.sizes(gated.space.free))))
-    scores = gated.scores()
-    gated.fold()
-    question = Question(scores, budget.cost, budget.limit, gated.space, gated=gated, seed=run.seed)
-    met = meet(question, bound("search.selector", selectors, settings.fitting_selector, 1), predicted)
-    edit(gated.backbone, met.edits)
-    settle(gated, met.arch, data, settings=settings, run=run)
-    return met.arch
+    select = bound("search.selector", selectors, settings.fitting_selector, 1)
+
+    real = cost_of or (lambda arch: float(budget.cost(arch.sizes(gated.space.free))))
+
+    def decide(alive: Alive, scores: Scores) -> Met:
+        return meet(alive.question(scores, budget, seed=run.seed), select, lambda arch: real(alive.arch(arch)))
+
+    parts = Parts(
+        budget,
+        budget,
+        lambda limit: penalties or [BudgetPenalty(limit)],
+        lambda gated, _: gated.scores(),
+        select,
+        decide,
+    )
+    return searched(gated, data, parts, settings=settings, run=run).arch
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What decides in a search: ``budget``, and all limits as one (``joint``); what penalties are made of the limit of
+    a round, what scores its units, what selects among them, and what meets the budget in the end, as measured.
+    """
+
+    budget: Budget
+    joint: Budget
+    penalties: Callable[[Budget], Sequence[nn.Module]]
+    score: Callable[[GatedModel, Round], Scores]
+    select: Selector
+    meet: Callable[[Alive, Scores], Met]
+    batches: Batches = ()
+
+
+def searched(
+    gated: GatedModel,
+    data: Data,
+    parts: Parts,
+    *,
+    settings: SearchSettings,
+    run: Run,
+    images: DataSettings | None = None,
+) -> Met:
+    """The loop of every search; the weights of ``gated`` have settled in the architecture, which is in its units."""
+    images, schedule = images or DataSettings(), bound("search.schedule", schedules, settings.schedule, 2)
+    if settings.learns:
+        warm_up(gated, data, parts, settings=settings, run=run, images=images)
+    learner = Learner(
+        gated, settings, mover_of(gated, data, Aim(parts.budget, settings.joint, schedule), settings, run)
+    )
+    for each in rounds_of(settings.rounds, settings.joint, schedule):
+        if settings.learns:
+            learn(learner, data, parts, each, run=run, images=images)
+        scores = parts.score(learner.gated, each)
+        if not each.last:
+            learner.remove(_closed(learner, parts, scores, each, run.seed))
+    learner.gated.fold()
+    met = parts.meet(learner.alive, scores)
+    edit(learner.gated.backbone, met.edits)
+    settle(learner, met.arch, data, run=run, images=images)
+    return replace(met, arch=learner.alive.arch(met.arch))
+
+
+def _closed(learner: Learner, parts: Parts, scores: Scores, each: Round, seed: int) -> Arch:
+    """What a round leaves: what the mover has not closed for good, or what is selected within the round's limit."""
+    if learner.mover is not None:
+        return learner.mover.left()
+    limit = Budget.of(each.limit(parts.joint), parts.joint.cost)
+    decision = parts.select(learner.alive.question(scores, limit, batches=parts.batches, seed=seed))
+    edit(learner.gated.backbone, decision.edits)
+    return decision.arch
 
 
 def _classes(gated: GatedModel) -> int:
@@ -69,75 +139,70 @@ def _classes(gated: GatedModel) -> int:
     return int(getattr(gated.backbone, "num_classes", captured.outputs[0][-1] if captured.outputs else 0))
 
 
-def learn(
-    gated: GatedModel,
-    data: Data,
-    *,
-    budget: Budget,
-    penalties: Sequence[nn.Module],
-    settings: SearchSettings,
-    run: Run,
-    images: DataSettings | None = None,
+def warm_up(
+    gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSettings, run: Run, images: DataSettings
 ) -> None:
-    """Warm-up and joint training: afterwards the scores say what matters."""
-    images = images or DataSettings()
-    watch = _watching(gated, budget)
-    objective = Objective(task_loss(settings), penalties=penalties, gated=gated)
-    moving = _gate_optimizers(gated, settings)
+    """Training of the gates alone; nothing, where they do not learn by gradient."""
+    moving = gate_optimizers(gated, settings)
+    objective = Objective(task_loss(settings), penalties=parts.penalties(parts.joint), gated=gated)
     gated.backbone.requires_grad_(False)
-    warmup = Stage("search-warmup", settings.warmup if moving else 0, settings, images)  # or nothing would learn
-    fit(run, warmup, gated, data, objective, moving, watch=watch)
+    stage = Stage("search-warmup", settings.warmup if moving else 0, settings, images)
+    fit(run, stage, gated, data, objective, moving, watch=_watching(Alive.all(gated), parts.budget))
     gated.backbone.requires_grad_(True)
-    optimizers = [optimizer_of(gated.backbone, settings), *_gate_optimizers(gated, settings)]
-    joint = Stage("search-joint", settings.joint, settings, images)
-    mover = mover_of(gated, data, budget, settings, run)
-    fit(run, joint, gated, data, objective, optimizers, watch=watch, mover=mover)
 
 
-def mover_of(gated: GatedModel, data: Data, budget: Budget, settings: SearchSettings, run: Run) -> Mover | None:
+def learn(learner: Learner, data: Data, parts: Parts, each: Round, *, run: Run, images: DataSettings) -> None:
+    """The joint training of one round, under the limit that it has: afterwards the scores say what matters."""
+    limit = parts.joint if each.last else Budget.of(each.limit(parts.joint), parts.joint.cost)
+    penalties = learner.under(parts.penalties(limit))
+    stage = Stage(f"search-joint{each.name}", each.epochs, learner.settings, images, each.first, learner.chain)
+    objective = Objective(learner.loss, penalties=penalties, gated=learner.gated)
+    watch = _watching(learner.alive, parts.budget)
+    fit(run, stage, learner.gated, data, objective, learner.optimizers, watch=watch, mover=learner.mover)
+
+
+def mover_of(gated: GatedModel, data: Data, aim: Aim, settings: SearchSettings, run: Run) -> Mover | None:
     """The recipe's mover; gates called ``shapley`` bring their own."""
-    aim = Aim(budget, settings.joint, bound("search.schedule", schedules, settings.schedule, 2))
     if settings.mover.name is not None:
         made: Mover = bound("search.mover", movers, settings.mover, 2)(gated, aim)
         return made
     return ShapleyAscent(gated, aim, data=data, settings=settings.shapley, run=run) if weighed(gated) else None
 
 
-def settle(
-    gated: GatedModel,
-    arch: Arch,
-    data: Data,
-    *,
-    settings: SearchSettings,
-    run: Run,
-    images: DataSettings | None = None,
-) -> None:
-    """Train the weights on with the architecture fixed, at a quarter of the learning rate."""
-    calmer = settings.model_copy(update={"lr": settings.lr / 4})
-    stage = Stage("search-freeze", settings.freeze, calmer, images or DataSettings())
-    with gated.fixed(arch):
-        fit(run, stage, gated, data, task_objective(settings), [optimizer_of(gated.backbone, calmer)])
+def settle(learner: Learner, arch: Arch, data: Data, *, run: Run, images: DataSettings) -> None:
+    """Train the weights on with the architecture fixed: on the one schedule of the search, or by themselves at a
+    quarter of the learning rate. What is closed is removed for that, where it can be.
+    """
+    settings, gated, once = learner.settings, learner.gated, learner.settings.once
+    calmer = settings if once else settings.model_copy(update={"lr": settings.lr / 4})
+    first, chain = (settings.joint, learner.chain) if once else (0, None)
+    stage = Stage("search-freeze", settings.freeze, calmer, images, first, chain)
+    objective = Objective(learner.loss) if once else task_objective(settings)
+    if irremovable(gated.backbone, gated.space) is not None:
+        with gated.fixed(arch):
+            optimizer = learner.optimizers[0] if once else optimizer_of(gated.backbone, calmer)
+            fit(run, stage, gated, data, objective, [optimizer])
+        return
+    removal = removed(gated, arch)
+    optimizer = learner.small(removal) if once else optimizer_of(removal.small, calmer)
+    fit(run, stage, removal.small, data, objective, [optimizer])
+    learner.alive.put_back(removal)
 
 
-def _gate_optimizers(gated: GatedModel, settings: SearchSettings) -> list[torch.optim.Optimizer]:
-    """Adam for gates that have something to learn by gradient."""
-    learning = list(gated.gates.parameters())
-    return [torch.optim.Adam(learning, lr=settings.gate_lr)] if learning else []
-
-
-def _watching(gated: GatedModel, budget: Budget) -> Callable[[], dict[str, float]]:
-    """Columns for the journal: predicted cost, and the open share of every axis."""
+def _watching(alive: Alive, budget: Budget) -> Callable[[], dict[str, float]]:
+    """Columns for the journal: predicted cost, and the open share of every axis as it was in the beginning."""
+    full, cost = {name: axis.size for name, axis in alive.whole.space.free.items()}, alive.cost(budget.cost)
+    settled = {name: float(size) for name, size in alive.gated.settled.items()}
 
     def watch() -> dict[str, float]:
         with torch.no_grad():
-            sizes = {name: float(keep.sum()) for name, keep in gated.gate_values().items()}
-        full = {name: axis.size for name, axis in gated.space.free.items()}
+            sizes = {name: float(keep.sum()) for name, keep in alive.gated.gate_values().items()}
         row = {f"gate/{name}": size / full[name] for name, size in sizes.items()}
-        unit = "predicted_ms" if budget.cost.unit == "ms" else f"predicted_{budget.cost.unit}"
+        unit = "predicted_ms" if cost.unit == "ms" else f"predicted_{cost.unit}"
         return {
             **row,
-            "search/open": sum(sizes.values()) / sum(full.values()),
-            f"search/{unit}": float(budget.cost(sizes)),
+            "search/open": sum((settled | sizes).values()) / sum(full.values()),
+            f"search/{unit}": float(cost(sizes)),
         }
 
     return watch

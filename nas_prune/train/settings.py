@@ -99,13 +99,19 @@ class SearchSettings(OptimSettings):
 
     warmup: int = Field(1, ge=0, description="epochs in which only the gates learn")
     joint: int = Field(3, ge=0, description="epochs in which weights and gates learn together")
+    rounds: PositiveInt = Field(
+        1, description="rounds of the joint epochs; what each has closed, as search.schedule says, is removed for good"
+    )
+    once: bool = Field(
+        False, description="joint and freeze are one training: one schedule and one optimizer, nothing begins anew"
+    )
     freeze: int = Field(1, ge=0, description="epochs with the chosen architecture fixed, so that statistics settle")
     gate_lr: PositiveFloat = Field(1e-3, description="learning rate of the gates (Adam, no weight decay)")
     penalties: list[PenaltySettings] = Field([PenaltySettings()], description="terms added to the task loss")
     shapley: ShapleySettings = Field(ShapleySettings(), description="how gates called shapley are moved")
     selector: SelectorSettings = Field(SelectorSettings(), description="how scores become an architecture")
     mover: MoverSettings = Field(MoverSettings(), description="what moves gates or weights beside the optimizers")
-    schedule: ScheduleSettings = Field(ScheduleSettings(), description="how much the mover closes, epoch by epoch")
+    schedule: ScheduleSettings = Field(ScheduleSettings(), description="how much is closed, epoch by epoch")
     criterion: CriterionSettings = Field(CriterionSettings(), description="what scores units in one shot")
     criterion_batches: PositiveInt = Field(20, description="training batches that the criterion looks at")
 
@@ -123,7 +129,7 @@ class SearchSettings(OptimSettings):
     @property
     def learns(self) -> bool:
         """Whether there is joint training: not where a criterion scores in one shot, and nothing is moved."""
-        return self.criterion.name is None or self.mover.name is not None
+        return self.criterion.name is None or self.mover.name is not None or self.rounds > 1
 
 
 class FinetuneSettings(TrainSettings):

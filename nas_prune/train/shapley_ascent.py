@@ -26,8 +26,8 @@ from nas_prune.methods.shapley import EstimatePlan, Processes, ascended, permuta
 from nas_prune.tracing.graph.capture import evaluating
 from nas_prune.train.data.loaders import Data, FirstBatches
 from nas_prune.train.data.order import seeded
-from nas_prune.train.journals import ShapleyRow
 from nas_prune.train.loop import Run
+from nas_prune.train.record.journals import ShapleyRow
 from nas_prune.train.settings import ShapleySettings
 
 FILE = "shapley.jsonl"

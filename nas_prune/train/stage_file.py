@@ -55,10 +55,11 @@ class Live:
 
 @dataclass(frozen=True)
 class Length:
-    """How long a stage is: epochs, and steps in each of them."""
+    """How long a stage is: epochs, and steps in each of them; ``goes_on``: whether another one goes on from it."""
 
     epochs: int
     steps: int
+    goes_on: bool = False
 
 
 def restore(path: Path, live: Live, length: Length, identity: str) -> StageState:
@@ -67,7 +68,7 @@ def restore(path: Path, live: Live, length: Length, identity: str) -> StageState
     state: StageState = validated(checkpoint.load(path), StageState, f"the checkpoint {path}", CheckpointError, AGAIN)
     if state.identity != identity:
         raise CheckpointError(f"{path} is of a run of another recipe; {AGAIN}")
-    done = state.epoch == length.epochs
+    done = state.epoch == length.epochs and not length.goes_on
     problem = _problem(state, live, length, done=done)
     if problem:
         raise CheckpointError(f"the checkpoint {path} does not fit: {problem}; {AGAIN}")
@@ -85,7 +86,7 @@ def restore(path: Path, live: Live, length: Length, identity: str) -> StageState
 
 def _problem(state: StageState, live: Live, length: Length, *, done: bool) -> str:
     """What keeps a state from being put back, if anything does."""
-    if state.epoch > length.epochs or state.step > (0 if done else length.steps):
+    if state.epoch > length.epochs or state.step > (0 if state.epoch == length.epochs else length.steps):
         return f"it is at epoch {state.epoch}, step {state.step} of {length.epochs} epochs of {length.steps} steps"
     if state.loss is not None and (state.loss.ndim or not state.loss.is_floating_point()):
         return "its loss is not one number"

@@ -9,7 +9,7 @@ import pytest
 from recorded import recorded
 
 from nas_prune.run.report import curves
-from nas_prune.train import progress
+from nas_prune.train.record import progress
 
 
 @contextmanager

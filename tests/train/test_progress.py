@@ -6,8 +6,8 @@ import re
 import pytest
 from rich.console import Console
 
-from nas_prune.train import progress
-from nas_prune.train.progress import Bars
+from nas_prune.train.record import progress
+from nas_prune.train.record.progress import Bars
 
 
 def told(work, *, terminal: bool = False) -> list[str]:

@@ -15,8 +15,8 @@ import wandb
 from wandb.proto import wandb_internal_pb2
 
 from nas_prune.base.files.whole import read_lines
+from nas_prune.train.record.track import Track, open_track
 from nas_prune.train.settings import TrackSettings
-from nas_prune.train.track import Track, open_track
 
 OFFLINE = TrackSettings(wandb="offline")
 
@@ -89,7 +89,7 @@ def test_a_row_is_in_the_journal_and_in_wandb_and_nan_in_neither(
         track.log({"train/loss": math.nan, "eval/top1": 97.0}, stage="dense", epoch=2)
         track.log({"train/loss": 0.25}, stage="search", epoch=0.5)
     assert [
-        r.message for r in caplog.records if r.name == "nas_prune.train.track"
+        r.message for r in caplog.records if r.name == "nas_prune.train.record.track"
     ] == []  # what W&B failed at, if it did
     assert journal(tmp_path) == [("dense", 1, 0.5), ("dense", 2, None), ("search", 0.5, 0.25)]
     rows = sent_rows(tmp_path)
@@ -201,7 +201,7 @@ def test_a_failing_wandb_is_reported_once_and_the_run_goes_on(
 def test_disabled_does_not_import_the_client(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from nas_prune.train.settings import TrackSettings\n"
-        "from nas_prune.train.track import open_track\n"
+        "from nas_prune.train.record.track import open_track\n"
         f"with open_track(Path({str(tmp_path)!r}), TrackSettings(wandb='disabled'), config={{}}, name='n') as track:\n"
         "    track.log({'train/loss': 1.0}, stage='dense', epoch=1)\n"
         "assert 'wandb' not in sys.modules"

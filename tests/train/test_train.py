@@ -17,8 +17,10 @@ from nas_prune.train import loop as train
 from nas_prune.train.data import loaders as data
 from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.objective import Objective
+from nas_prune.train.optimizers import optimizer_of
+from nas_prune.train.record.track import Track
 from nas_prune.train.settings import OptimSettings
-from nas_prune.train.track import Track
+from nas_prune.train.stage import Stage
 
 EPOCHS, STEPS = 2, 3
 IMAGES = DataSettings(name="generated", image_size=8, batch_size=8, mixup=0.2, cutmix=0.2, shift=1)
@@ -69,9 +71,9 @@ def fitted(folder: Path, monkeypatch: pytest.MonkeyPatch, *, stop: int = 0) -> d
     monkeypatch.setattr(train, "stop_signals", lambda: contextlib.nullcontext(Stop(stop)))
     torch.rand(stop)  # whatever the process drew before does not matter
     run = train.Run(Accelerator(cpu=True), 3, folder, Track(folder), identity="test")
-    stage = train.Stage("dense", EPOCHS, HOW, IMAGES)
+    stage = Stage("dense", EPOCHS, HOW, IMAGES)
     objective = Objective(Weighing(0.1, classes=10), penalties=[Fading()])
-    train.fit(run, stage, model, loaded, objective, [train.optimizer_of(model, HOW)])
+    train.fit(run, stage, model, loaded, objective, [optimizer_of(model, HOW)])
     return {**model.state_dict(), **objective.state_dict()}
 
 

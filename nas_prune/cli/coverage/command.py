@@ -88,7 +88,7 @@ def names(
 
 def _examined(wanted: "list[Case]", jobs: int) -> Iterator[Examined]:
     """The row of each model, as it is done."""
-    from nas_prune.train.progress import Bars
+    from nas_prune.train.record.progress import Bars
 
     with Bars() as bars, ThreadPoolExecutor(jobs) as pool:
         bar = bars.bar("models", len(wanted))

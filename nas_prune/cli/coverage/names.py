@@ -24,10 +24,10 @@ from nas_prune.cli.coverage.command import Examined
 from nas_prune.costs import count, counted
 from nas_prune.derivation.trace import trace
 from nas_prune.run.report.summary import quantity
-from nas_prune.train.progress import Bars
+from nas_prune.train.record.progress import Bars
 
 LIMIT = 1200  # seconds for one name
-FRESH = 40  # names after which a process makes room for another one
+FRESH = 40  # names after which processes make room for others
 USUAL = (3, 224, 224)  # where a model does not say what it takes
 
 
@@ -97,10 +97,15 @@ def _without_numbers(name: str) -> tuple[nn.Module, str]:
 
 
 def _examined(names: Sequence[str], jobs: int) -> Iterator[dict[str, Any]]:
-    """The row of each name, as it is done, in processes that are replaced now and then."""
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _alone, max_tasks_per_child=FRESH) as pool:
-        for done in as_completed([pool.submit(_within_the_limit, name) for name in names]):
-            yield done.result()
+    """The row of each name, as it is done, in processes that are replaced now and then.
+
+    By a pool of their own: Python 3.11 halts when a pool is to replace one process (``max_tasks_per_child``).
+    """
+    for first in range(0, len(names), FRESH * jobs):
+        with ProcessPoolExecutor(jobs, get_context("spawn"), _alone) as pool:
+            some = names[first : first + FRESH * jobs]
+            for done in as_completed([pool.submit(_within_the_limit, name) for name in some]):
+                yield done.result()
 
 
 def _alone() -> None:

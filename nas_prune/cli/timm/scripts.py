@@ -30,8 +30,8 @@ from nas_prune.train.data.preprocessing import tell
 from nas_prune.train.evaluate import answers
 from nas_prune.train.finetune import finetune
 from nas_prune.train.loop import Run
-from nas_prune.train.progress import Bars
-from nas_prune.train.track import open_track
+from nas_prune.train.record.progress import Bars
+from nas_prune.train.record.track import open_track
 
 Results = dict[str, float]
 

@@ -1,6 +1,6 @@
 """What a criterion is: a model with gates, and some labelled batches -> one score per unit, higher = keep."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -22,9 +22,9 @@ class Criterion(Protocol):
 criteria: Registry[Criterion] = Registry("criterion", __package__)
 
 
-def norms(gated: GatedModel, name: str) -> Tensor:
-    """Squared norm (c) of the weights that write each unit of an axis."""
-    return torch.stack([rows.detach().square().sum(1) for rows in gated.weights(name)]).sum(0)
+def norms(gated: GatedModel, name: str, keep: Mapping[str, Tensor] | None = None) -> Tensor:
+    """Squared norm (c) of the weights that write each unit of an axis, of what is kept of all that they read."""
+    return torch.stack([rows.detach().square().sum(1) for rows in gated.weights(name, keep)]).sum(0)
 
 
 def per_image(

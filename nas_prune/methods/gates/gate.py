@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -50,6 +51,23 @@ class Gate(nn.Module, ABC):
     def fold(self, weight: Tensor) -> Tensor:
         """The weight (n c i j) with what this gate of its stripes multiplies onto it; from then on it is 1 or 0."""
         return weight
+
+    def narrowed(self, units: Tensor, columns: Sequence[Tensor | None]) -> Gate:
+        """This gate for the units (c') that stay of its axis, and the numbers (n_i) of its weights; None: a weight that
+        went.
+
+        What it has per unit (the first dimension) goes with the unit; a gate that has something per number says how.
+        """
+        small = copy.deepcopy(self)
+        small.size, small.fan_in = len(units), tuple(len(each) for each in columns if each is not None)
+        for name, value in [*self.named_parameters(recurse=False), *self.named_buffers(recurse=False)]:
+            if value.shape[:1] == (self.size,):
+                left = value.detach()[units]
+                setattr(small, name, nn.Parameter(left) if isinstance(value, nn.Parameter) else left)
+        return small
+
+    def go_on(self, before: Tensor, now: Tensor) -> None:
+        """Other units were removed, and the scores (c) are ``now`` what they were ``before``, or have to become it."""
 
     @staticmethod
     def mix(x: Tensor, keep: Tensor) -> Tensor:

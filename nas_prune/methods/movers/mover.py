@@ -8,6 +8,7 @@ from nas_prune.base.registry import Registry
 from nas_prune.costs import Budget
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.schedules import Schedule
+from nas_prune.tracing.arch import Arch
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,14 @@ class Mover(Still):
     def __init__(self, gated: GatedModel, aim: Aim) -> None:
         super().__init__()
         self._gated, self.aim = (gated,), aim  # in a tuple: the model is no part of this module
+
+    def follow(self, gated: GatedModel, kept: Arch) -> None:  # noqa: ARG002
+        """Move ``gated`` from now on: what was left when all units but those ``kept`` were removed for good."""
+        self._gated = (gated,)
+
+    def left(self) -> Arch:
+        """The units that it has not closed for good; the others may be removed."""
+        return Arch()
 
     @property
     def gated(self) -> GatedModel:

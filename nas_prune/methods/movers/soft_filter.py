@@ -10,7 +10,10 @@ follows from the budget (uniform widths); units that are closed for good have a 
 BatchNorm of theirs is seen; and that set is kept, so it only grows.
 """
 
+from collections import Counter
+
 import torch
+from torch import Tensor
 
 from nas_prune.base.errors import SpaceError
 from nas_prune.methods.criteria.criterion import norms
@@ -18,6 +21,7 @@ from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.gates.mask import Mask
 from nas_prune.methods.movers.mover import Aim, Mover, movers
 from nas_prune.methods.selectors.uniform import uniform_widths
+from nas_prune.tracing.arch import Arch
 
 
 @movers.register("soft_filter")
@@ -34,15 +38,35 @@ class SoftFilter(Mover):
             )
         left = uniform_widths(gated.space, aim.budget.cost, aim.budget.limit)
         self.gone = {name: axis.size - int(left[name]) for name, axis in gated.space.free.items()}
+        self.removed = Counter[str]()
 
     @torch.no_grad()
     def after_epoch(self, epoch: int) -> None:
         """Zero, shrink or close, as the schedule says."""
         phase = self.aim.schedule(epoch, self.aim.epochs)
-        for name, gone in self.gone.items():
-            keep, norm = self.gated.gate(name).get_buffer("keep"), norms(self.gated, name)
+        for name in self.gated.space.free:
+            gone, removed = self.gone[name] * phase.closed, self.removed[name]
+            keep, norm = self._keep(name), self._norms(name)
             order = torch.where(keep > 0, norm, -1.0).argsort(stable=True)  # what is closed for good comes first
-            closed, hard = order[: int(gone * phase.closed)], order[: int(gone * phase.closed * phase.hard)]
+            closed, hard = (order[: max(0, int(number) - removed)] for number in (gone, gone * phase.hard))
             factor = torch.ones_like(norm).index_fill(0, closed, phase.soft).index_fill(0, hard, 0.0)
             self.gated.scale(name, factor)
             keep.index_fill_(0, hard, 0.0)
+
+    def follow(self, gated: GatedModel, kept: Arch) -> None:
+        """What was removed counts as closed for good."""
+        sizes = kept.sizes(self.gated.space.free)
+        self.removed.update({name: axis.size - sizes[name] for name, axis in self.gated.space.free.items()})
+        super().follow(gated, kept)
+
+    def left(self) -> Arch:
+        """The units whose gates are not closed."""
+        return Arch({name: self._keep(name).nonzero().flatten().tolist() for name in self.gated.space.free})
+
+    def _keep(self, name: str) -> Tensor:
+        """Which units (c) of an axis are not closed for good."""
+        return self.gated.gate(name).get_buffer("keep")
+
+    def _norms(self, name: str) -> Tensor:
+        """Squared norms (c) of the weights that write each unit, of what they read that is not closed for good."""
+        return norms(self.gated, name, {each: self._keep(each) for each in self.gated.space.free})

@@ -39,7 +39,7 @@ from nas_prune.run.report.summary import (
 from nas_prune.run.report.targets import pareto_svg, remarks, target_rows, targets_headline
 from nas_prune.run.report.terminal import terminal_table
 from nas_prune.tracing.arch import Arch
-from nas_prune.train import journals
+from nas_prune.train.record import journals
 
 
 @dataclass(frozen=True)

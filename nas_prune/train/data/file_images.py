@@ -18,7 +18,7 @@ from nas_prune.base.errors import DataError, first_line, shown
 from nas_prune.train.data import decoding
 from nas_prune.train.data.order import drawing
 from nas_prune.train.data.settings import DataSettings
-from nas_prune.train.progress import Bars
+from nas_prune.train.record.progress import Bars
 
 Sample = tuple[torch.Tensor, int]
 

@@ -21,7 +21,7 @@ from nas_prune.train.data.memory_images import ImageSet, MemoryImages, as_is
 from nas_prune.train.data.order import EpochSampler, seeded, set_epoch
 from nas_prune.train.data.preprocessing import in_timms_words
 from nas_prune.train.data.settings import DataSettings
-from nas_prune.train.progress import Bars
+from nas_prune.train.record.progress import Bars
 
 __all__ = ["Data", "FirstBatches", "datasets", "from_loaders", "load", "mixer", "set_epoch"]
 

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from nas_prune.base.errors import ArtifactError
 from nas_prune.base.files.documents import read_document, read_journal
 from nas_prune.base.files.whole import append_line, finite, write_json, write_lines
-from nas_prune.train.journals import MetricsRow, WandbFile
+from nas_prune.train.record.journals import MetricsRow, WandbFile
 from nas_prune.train.settings import TrackSettings
 
 JournalRow = Mapping[str, float | int | str]

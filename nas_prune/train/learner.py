@@ -1,0 +1,106 @@
+"""What learns in a search, from round to round: the model, and what optimizers, averages and movers know about it."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nas_prune.derivation.removal import Places, Removal, removed
+from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.movers import Mover
+from nas_prune.tracing.arch import Arch
+from nas_prune.train.objective import task_loss
+from nas_prune.train.optimizers import carry, optimizer_of
+from nas_prune.train.rounds import Alive
+from nas_prune.train.settings import SearchSettings
+from nas_prune.train.stage import Chain
+
+
+class Learner:
+    """The model as far as it is ``alive``, its optimizers, the first of which trains the backbone, loss and mover."""
+
+    def __init__(self, gated: GatedModel, settings: SearchSettings, mover: Mover | None) -> None:
+        self.alive, self.settings, self.mover = Alive.all(gated), settings, mover
+        self.optimizers = self._optimizers(gated)
+        self.loss, self.penalties = task_loss(settings), list[nn.Module]()
+        self.chain = Chain(settings.joint + settings.freeze * settings.once)
+
+    @property
+    def gated(self) -> GatedModel:
+        """The model that learns."""
+        return self.alive.gated
+
+    def under(self, penalties: Sequence[nn.Module]) -> Sequence[nn.Module]:
+        """These penalties from now on; what the ones before remember, they do."""
+        for before, now in zip(self.penalties, penalties, strict=False):
+            now.load_state_dict(before.state_dict())
+        self.penalties = list(penalties)
+        return penalties
+
+    def remove(self, kept: Arch) -> None:
+        """Take all other units out for good. What is left goes on as if they had been closed.
+
+        Raises SpaceError or RecipeError where that cannot be.
+        """
+        if all(len(kept.kept.get(name, range(axis.size))) == axis.size for name, axis in self.gated.space.free.items()):
+            return
+        alive, places = self.alive.without(removed(self.gated, kept))
+        self.optimizers = self._carried(self.gated, alive.gated, places, self._optimizers(alive.gated))
+        if self.chain.average is not None:
+            former = self.chain.average.module
+            self.chain.average = _average(former, alive.gated, places, self.chain.average.decay)
+            _agree(former, self.chain.average.module, kept)
+        if self.mover is not None:
+            self.mover.follow(alive.gated, kept)
+        self.alive = alive
+
+    def small(self, removal: Removal) -> Optimizer:
+        """The optimizer of what a removal leaves without gates; it goes on, and the average does, in one training."""
+        small, backbone = removal.small, self.gated.backbone
+        made = [optimizer_of(small, self.settings)]
+        if self.chain.average is not None:
+            former = self.chain.average.module.get_submodule("backbone")
+            self.chain.average = _average(former, small, removal.places, self.chain.average.decay)
+        return self._carried(backbone, small, removal.places, made)[0]
+
+    def _optimizers(self, gated: GatedModel) -> list[Optimizer]:
+        return [optimizer_of(gated.backbone, self.settings), *gate_optimizers(gated, self.settings)]
+
+    def _carried(self, former: nn.Module, model: nn.Module, places: Places, made: list[Optimizer]) -> list[Optimizer]:
+        """These optimizers, with what the present ones know."""
+        known = dict(former.named_parameters())
+        came: dict[Tensor, tuple[Tensor, Tensor]] = {
+            each: (known[name], places[name]) for name, each in model.named_parameters()
+        }
+        for before, now in zip(self.optimizers, made, strict=False):
+            carry(before, now, came, set(self.gated.parameters()))
+        return made
+
+
+def gate_optimizers(gated: GatedModel, settings: SearchSettings) -> list[Optimizer]:
+    """Adam for gates that have something to learn by gradient."""
+    learning = list(gated.gates.parameters())
+    return [torch.optim.Adam(learning, lr=settings.gate_lr)] if learning else []
+
+
+def _average(former: nn.Module, model: nn.Module, places: Places, decay: float) -> ModelEmaV3:
+    """An average of a smaller model, of what the average of the former one has of it."""
+    average, known = ModelEmaV3(model, decay=decay), former.state_dict()
+    state: Mapping[str, Tensor] = average.module.state_dict()
+    with torch.no_grad():
+        for name, value in state.items():
+            value.copy_(known[name].flatten()[places[name].to(value.device)])
+    return average
+
+
+def _agree(former: nn.Module, average: nn.Module, kept: Arch) -> None:
+    """Let the gates of an average say of the units that are left what they said."""
+    assert isinstance(former, GatedModel)
+    assert isinstance(average, GatedModel)
+    with torch.no_grad():
+        before, now = former.scores(), average.scores()
+        for name in average.deciders:
+            units = list(kept.kept.get(name, range(len(before[name]))))
+            average.gate(name).go_on(before[name][units], now[name])

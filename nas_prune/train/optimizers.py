@@ -1,0 +1,71 @@
+"""Optimizers and their schedules, as a recipe names them; and what they remember, carried to a smaller model."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nas_prune.base.errors import RecipeError
+from nas_prune.train.settings import OptimSettings
+from nas_prune.train.stage import Stage
+
+SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant")  # timm's that go step by step
+
+
+def optimizer_of(model: nn.Module, settings: OptimSettings) -> Optimizer:
+    """timm's optimizer by name; no weight decay on biases and norms."""
+    created = create_optimizer_v2(
+        model, opt=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay, momentum=settings.momentum
+    )
+    assert isinstance(created, Optimizer)
+    return created
+
+
+def schedule_of(optimizer: Optimizer, stage: Stage, steps: int) -> Any:
+    """timm's schedule of an optimizer, updated every step."""
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=stage.settings.scheduler,
+        num_epochs=stage.chain.epochs if stage.chain else stage.epochs,
+        warmup_epochs=stage.settings.warmup_epochs,
+        warmup_lr=stage.settings.lr / 100,
+        min_lr=stage.settings.lr / 1000,
+        step_on_epochs=False,
+        updates_per_epoch=steps,
+    )
+    return scheduler
+
+
+def carry(
+    former: Optimizer, optimizer: Optimizer, came: Mapping[Tensor, tuple[Tensor, Tensor]], gone: Collection[Tensor]
+) -> None:
+    """Let an optimizer of a smaller model know what the former one has learnt about its parameters.
+
+    ``came``: parameter -> the one before, and where its numbers were in that, flattened. ``gone``: parameters of the
+    former model; all others of the former optimizer are trained on. Raises RecipeError for an optimizer that remembers
+    something else than numbers per weight.
+    """
+    others = [each for group in former.param_groups for each in group["params"] if each not in gone]
+    if others:
+        optimizer.add_param_group({"params": others})
+    for parameter, (before, place) in came.items():
+        if before in former.state:
+            known = former.state[before].items()
+            optimizer.state[parameter] = {name: _left(value, before, place, former) for name, value in known}
+    for parameter in others:
+        optimizer.state[parameter] = former.state[parameter]
+
+
+def _left(value: Any, before: Tensor, place: Tensor, former: Optimizer) -> Any:
+    """What is left of something that an optimizer knows about a parameter."""
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return value
+    if value.shape != before.shape:
+        raise RecipeError(
+            f"search.optimizer: {type(former).__name__} remembers more than a number per weight, and cannot go on in "
+            "a smaller model; use sgd, adamw or lamb, or search.rounds: 1"
+        )
+    return value.flatten()[place.to(value.device)]

@@ -1,0 +1,109 @@
+"""Rounds of a search: when each of them ends, how much has gone by then, and what of the model is left.
+
+What a round has closed is closed for good: it is removed, so the next round is faster. (HALP, arXiv 2210.06659, and
+iterative pruning in general; that weights and their momentum go on in a smaller model is ours.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from nas_prune.costs import Budget, CostModel
+from nas_prune.costs.left import Left
+from nas_prune.derivation.regated import gated_again
+from nas_prune.derivation.removal import Places, Removal, numbered, put_back
+from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.schedules import Schedule
+from nas_prune.methods.scores import Batches, Scores
+from nas_prune.methods.selectors import Question
+from nas_prune.tracing.arch import Arch
+
+
+@dataclass(frozen=True)
+class Round:
+    """``number`` of ``rounds`` (1-based): the epochs it begins after and takes, and the share of what goes that is gone
+    after it."""
+
+    number: int
+    rounds: int
+    first: int
+    epochs: int
+    share: float
+
+    @property
+    def last(self) -> bool:
+        """Whether what follows is the decision."""
+        return self.number == self.rounds
+
+    @property
+    def name(self) -> str:
+        """As it is called in stages and files; nothing, where there is one round only."""
+        return f"-{self.number}" if self.rounds > 1 else ""
+
+    def limit(self, budget: Budget) -> float:
+        """What the network may cost after this round, in the unit of the budget."""
+        dense = float(budget.cost({}).detach())
+        return dense - self.share * max(0.0, dense - budget.limit)
+
+
+def rounds_of(rounds: int, epochs: int, schedule: Schedule) -> Iterator[Round]:
+    """The rounds among which the epochs are shared out evenly."""
+    for number in range(1, rounds + 1):
+        first, end = (epochs * each // rounds for each in (number - 1, number))
+        share = 1.0 if number == rounds else schedule(number - 1, rounds).closed
+        yield Round(number, rounds, first, end - first, share)
+
+
+@dataclass(frozen=True)
+class Alive:
+    """What is left of the gated model ``whole``: ``gated``, of its units ``kept``, and the places of its weights."""
+
+    whole: GatedModel
+    gated: GatedModel
+    kept: Arch
+    places: Places
+
+    @staticmethod
+    def all(gated: GatedModel) -> Alive:
+        """Nothing has gone yet."""
+        places = {name: numbered(tensor) for name, tensor in gated.backbone.state_dict().items()}
+        return Alive(gated, gated, Arch(), places)
+
+    def arch(self, arch: Arch) -> Arch:
+        """An architecture of what is left, in units of the whole."""
+        return arch.within(self.kept)
+
+    def cost(self, cost: CostModel) -> CostModel:
+        """A cost of the whole as a function of the axes that are left."""
+        return Left(cost, self.kept.sizes(self.whole.space.free)) if self.kept.kept else cost
+
+    def question(self, scores: Scores, budget: Budget, *, batches: Batches = (), seed: int = 0) -> Question:
+        """Which of the units that are left make the best network within the budget of the whole?"""
+        cost, gated = self.cost(budget.cost), self.gated
+        return Question(scores, cost, budget.limit, gated.space, gated=gated, batches=batches, seed=seed)
+
+    def scores(self, scores: Scores) -> Scores:
+        """Scores (c) of the whole: units that have gone come last, in every axis and in all."""
+        least = min(0.0, *(float(each.min()) for each in scores.values())) - 1
+        found = {}
+        for name, axis in self.whole.space.free.items():
+            units = torch.tensor(self.kept.kept.get(name, range(axis.size)), dtype=torch.long)
+            found[name] = torch.full((axis.size,), least)
+            found[name][units] = scores[name].cpu().float() if name in scores else 0.0
+        return found
+
+    def without(self, removal: Removal) -> tuple[Alive, Places]:
+        """What is left after a removal, gated again, and the places that its state had in that of ``gated``."""
+        again, places = gated_again(self.gated, removal)
+        return Alive(self.whole, again, self.arch(removal.kept), self._composed(removal.places)), places
+
+    def put_back(self, removal: Removal) -> None:
+        """Write what has been learnt to its places in the whole."""
+        put_back(self.whole.backbone, removal.small, self._composed(removal.places))
+
+    def _composed(self, places: Places) -> Places:
+        """Places in the whole of what has these places in ``gated.backbone``."""
+        return {name: self.places[name].flatten()[place] for name, place in places.items()}
