@@ -1,7 +1,10 @@
 """Laws of rounds: what goes by when, and a search that removes ends as one that only closes, with all it remembers."""
 
+import contextlib
 import copy
+import signal
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +12,9 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.nn import functional as F
-from zoo import Traced, apart, traced
+from zoo import Traced, apart, few, traced
 
-from nas_prune.base.errors import RecipeError, SpaceError
+from nas_prune.base.errors import InterruptedRunError, RecipeError, SpaceError
 from nas_prune.base.parts import bound
 from nas_prune.costs import Budget, Macs
 from nas_prune.costs.left import Left
@@ -25,8 +28,12 @@ from nas_prune.methods.penalties.budget import BudgetPenalty
 from nas_prune.methods.schedules import Phase, schedules
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace
+from nas_prune.train import loop
+from nas_prune.train.data import loaders
+from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.learner import Learner
 from nas_prune.train.loop import Run
+from nas_prune.train.record.track import Track
 from nas_prune.train.rounds import Alive, rounds_of
 from nas_prune.train.search import search
 from nas_prune.train.settings import MoverSettings, SearchSettings
@@ -203,3 +210,54 @@ def test_a_gate_of_ones_own_keeps_what_it_has_per_unit() -> None:
     assert small.level.tolist() == [1.0, 4.0]
     assert small.seen.tolist() == [1, 4]
     assert (small.size, small.fan_in) == (2, (2,))
+
+
+class Stop:
+    """A signal that arrives at a look; none if the count is 0."""
+
+    def __init__(self, looks: list[int]) -> None:
+        self.looks = looks
+
+    @property
+    def requested(self) -> int | None:
+        self.looks[0] -= 1
+        return signal.SIGTERM if self.looks[0] == 0 else None
+
+
+def searched_in(folder: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> tuple[Arch, dict[str, Tensor]]:
+    """Architecture and weights of a search in two rounds, of one training with an average, stopped at a look."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(loop, "stop_signals", lambda looks=[after]: contextlib.nullcontext(Stop(looks)))
+    net, data = (
+        traced("test_resnet"),
+        loaders.load(DataSettings(name="generated", image_size=32, batch_size=32), seed=3),
+    )
+    gated, budget = (
+        GatedModel(net.fresh(), SearchSpace.read("channels", net.axes), "weight"),
+        Budget("0.4x", Macs(net.axes)),
+    )
+    how = {
+        "warmup": 0,
+        "joint": 2,
+        "freeze": 1,
+        "rounds": 2,
+        "once": True,
+        "ema_decay": 0.5,
+        "max_steps": 2,
+        "lr": 0.05,
+    }
+    run = Run(Accelerator(cpu=True), 3, folder, Track(folder), identity="test")
+    arch = search(gated, data, budget=budget, settings=SearchSettings.model_validate(how), run=run)
+    return arch, gated.backbone.state_dict()
+
+
+@pytest.mark.parametrize("after", few((2, 5, 8), (5,)))  # a look after each step: in each round, and while they settle
+def test_a_search_that_is_stopped_in_any_round_ends_in_the_same_bytes(tmp_path, monkeypatch, after: int) -> None:
+    whole = searched_in(tmp_path / "whole", monkeypatch, 0)
+    with pytest.raises(InterruptedRunError):
+        searched_in(tmp_path / "stopped", monkeypatch, after)
+    arch, weights = searched_in(tmp_path / "stopped", monkeypatch, 0)
+    assert arch == whole[0]
+    torch.testing.assert_close(weights, whole[1], rtol=0, atol=0)
+    names = {path.stem for path in (tmp_path / "whole" / "checkpoints").iterdir()}
+    assert names == {"search-joint-1", "search-joint-2", "search-freeze"}
