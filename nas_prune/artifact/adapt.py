@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from timm.models import FeatureInfo
 from torch import Tensor, nn
+from torch.nn import functional
 
 from nas_prune.artifact.difference import Difference, formed, replace
 from nas_prune.artifact.swaps import Swaps, shapes, swap
@@ -90,11 +91,13 @@ def _swap(model: nn.Module, origin: nn.Module, swaps: Swaps) -> None:
 
 
 def _cut(name: str, value: Tensor, known: Mapping[str, Tensor], change: Difference) -> Tensor:
-    """The first units of every dimension that was pruned."""
+    """The first units of every dimension that was pruned; of one that was widened, and then more."""
     if name not in change.shapes:
         return value
     sizes = _merged(name, tuple(known[name].shape), change.shapes[name], tuple(value.shape))
-    return value[tuple(slice(size) for size in sizes)]
+    more = [max(0, size - known) for size, known in zip(sizes, value.shape, strict=True)]
+    padded = functional.pad(value, [each for size in reversed(more) for each in (0, size)]) if any(more) else value
+    return padded[tuple(slice(size) for size in sizes)]
 
 
 def _stored(model: nn.Module, origin: nn.Module, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -58,6 +58,7 @@ class Config(BaseModel):
     shared: list[list[str]]
     attributes: dict[str, dict[str, Any]]
     rewritten: dict[str, dict[str, Rewritten]]
+    wider: bool = False  # older artefacts have no axis that was widened
     certificate: dict[str, Any] | None
     provenance: dict[str, Any] | None
     versions: dict[str, str]
@@ -73,7 +74,7 @@ class Config(BaseModel):
         """What turns the origin into the derived model."""
         shapes = {name: tuple(shape) for name, shape in self.shapes.items()}
         rewritten = {kind: {m: r.model_dump() for m, r in methods.items()} for kind, methods in self.rewritten.items()}
-        return Difference(self.swaps, shapes, self.shared, self.attributes, rewritten)
+        return Difference(self.swaps, shapes, self.shared, self.attributes, rewritten, self.wider)
 
 
 def write(folder: Path, config: Config) -> None:

@@ -18,11 +18,13 @@ from nas_prune.artifact.swaps import Swaps, swap, swapped
 from nas_prune.base.errors import ArtifactError
 from nas_prune.base.plain import is_plain
 from nas_prune.derivation.source_edits import Record, original, recorded, repeat
+from nas_prune.derivation.widening import is_wider, mark
 
 Shape = tuple[int, ...]
 Attributes = dict[str, dict[str, Any]]  # path of a module -> name -> plain value
 
 NOT_RECORDED = frozenset({"training", "pretrained_cfg", "default_cfg", "pretrained_model_args"})
+WIDER = 16  # times the units of an axis that it may be widened to
 GROWTH, FREE = 1000, 2**28  # an origin may have 1000 times the elements of its artefact, 1 GiB of float32 at no charge
 
 
@@ -31,7 +33,8 @@ class Difference:
     """What differs from the origin.
 
     ``swaps``: operations in the place of modules, which comes first; ``shapes``: of tensors; ``shared``: names of one
-    tensor; ``attributes``: new values; ``rewritten``: of classes, the sizes that are -1 or attributes now.
+    tensor; ``attributes``: new values; ``rewritten``: of classes, the sizes that are -1 or attributes now; ``wider``:
+    whether a tensor may be larger than its origin's, since axes were widened before they were pruned.
     """
 
     swaps: Swaps
@@ -39,6 +42,7 @@ class Difference:
     shared: Sequence[Sequence[str]]
     attributes: Attributes
     rewritten: Record
+    wider: bool = False
 
 
 def difference(origin: nn.Module, model: nn.Module) -> Difference:
@@ -54,12 +58,12 @@ def difference(origin: nn.Module, model: nn.Module) -> Difference:
     old, new = origin.state_dict(), model.state_dict()
     _same_names(old, new)
     for name, value in new.items():
-        _fits(name, value, old[name])
+        _fits(name, value, old[name], wider=is_wider(model))
     shapes = {name: tuple(value.shape) for name, value in new.items() if value.shape != old[name].shape}
     repeat(origin, recorded(model))
     changed = {path: _changed(path, module, modules[path]) for path, module in fresh.items()}
     attributes = {path: values for path, values in changed.items() if values}
-    return Difference(swaps, shapes, _shared(model), attributes, recorded(model))
+    return Difference(swaps, shapes, _shared(model), attributes, recorded(model), is_wider(model))
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -92,7 +96,7 @@ def rebuild(
     _known(buffers, unlisted)
     _check_size({**state, **unlisted}, tensors)
     for name, value in tensors.items():
-        _fits(name, value, state[name])
+        _fits(name, value, state[name], wider=change.wider)
     for name, value in buffers.items():
         _same_type(name, value, unlisted[name])
     _check_shapes(change.shapes, tensors, state)
@@ -100,6 +104,8 @@ def rebuild(
     replace(origin, change.shared, {**tensors, **buffers})
     repeat(origin, change.rewritten)
     _set(origin, change.attributes)
+    if change.wider:
+        mark(origin)
 
 
 def _swap(origin: nn.Module, swaps: Swaps) -> None:
@@ -186,10 +192,10 @@ def _shared(model: nn.Module) -> list[list[str]]:
     return [names for names in groups.values() if len(names) > 1]
 
 
-def _fits(name: str, value: Tensor, old: Tensor) -> None:
-    """A tensor may be smaller than its origin's, and of another precision; nothing else."""
-    smaller = value.ndim == old.ndim and all(0 < n <= m or n == m for n, m in zip(value.shape, old.shape, strict=True))
-    if not smaller:
+def _fits(name: str, value: Tensor, old: Tensor, *, wider: bool) -> None:
+    """A tensor may be smaller than its origin's, of a widened model larger, and of another precision; nothing else."""
+    pairs = zip(value.shape, old.shape, strict=False)
+    if value.ndim != old.ndim or not all(n == m or 0 < n <= (WIDER * m if wider else m) for n, m in pairs):
         raise ArtifactError(
             f"the tensor {name!r} has shape {tuple(value.shape)}, its origin {tuple(old.shape)}: larger, or empty"
         )

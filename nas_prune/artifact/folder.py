@@ -144,6 +144,7 @@ def _config(model: nn.Module, origin: Origin, change: Difference, remarks: Remar
         shared=[list(names) for names in change.shared],
         attributes=change.attributes,
         rewritten={kind: {m: Rewritten(**r) for m, r in found.items()} for kind, found in change.rewritten.items()},
+        wider=change.wider,
         certificate=_plain("certificate", remarks.get("certificate")),
         provenance=_plain("provenance", remarks.get("provenance")),
         versions=versions("nas_prune", "torch", "timm", "safetensors"),

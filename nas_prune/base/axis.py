@@ -29,8 +29,8 @@ class Member:
 class Axis:
     """One width: ``size`` units, the members it runs through, and why it may not change (``frozen``), if so.
 
-    A width can only take multiples of ``divisor`` (the full ``size`` is always allowed). ``optional``: a candidate that
-    is not part of the dense network.
+    A width can only take multiples of ``divisor`` (the full ``size`` is always allowed). ``given``: the units that the
+    dense network has, where an axis was widened, or is a candidate that the dense network lacks.
     """
 
     name: str
@@ -39,9 +39,9 @@ class Axis:
     members: tuple[Member, ...]
     frozen: str | None = None
     divisor: int = 1
-    optional: bool = False
+    given: int | None = None
 
     @property
     def dense(self) -> int:
         """Units in the dense network; what an axis has that an architecture does not name."""
-        return 0 if self.optional else self.size
+        return self.size if self.given is None else self.given

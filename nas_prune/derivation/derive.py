@@ -6,7 +6,7 @@ their widths (``num_heads``, ``groups``, ``normalized_shape`` ...) to what the g
 branches that are closed.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ def shrink(model: nn.Module, axes: Axes, arch: Arch) -> None:
     """Make a copy of the traced model smaller, in place. Raises DeriveError where an attention scale cannot be kept."""
     keep_scales(model, axes, arch)
     rewrite(model, edits_of(model, axes))
-    _slice(model, axes, arch)
+    replaced(model, axes, lambda name, tensor: axes.take(tensor, axes.tensors[name], arch))
     repair(model, axes, arch)
     remove(model, axes, arch)
 
@@ -101,21 +101,21 @@ def run_once(model: nn.Module, axes: Axes, training: Iterable[str] = ()) -> None
         run_and_describe(model, inputs)
 
 
-def _slice(model: nn.Module, axes: Axes, arch: Arch) -> None:
-    """Replace every tensor by what is left of it; tensors that are shared stay shared."""
-    replaced: dict[int, Tensor] = {}
+def replaced(model: nn.Module, axes: Axes, of: Callable[[str, Tensor], Tensor]) -> None:
+    """Put ``of(name, tensor)`` in the place of every parameter and buffer; tensors that are shared stay shared."""
+    known: dict[int, Tensor] = {}
     for path, module in model.named_modules():
         for name, value in [*module._parameters.items(), *module._buffers.items()]:
             full = f"{path}.{name}" if path else name
             if value is None or full not in axes.tensors:
                 continue
-            if id(value) not in replaced:
-                replaced[id(value)] = _smaller(value, axes.take(value.detach(), axes.tensors[full], arch))
-            setattr(module, name, replaced[id(value)])
+            if id(value) not in known:
+                known[id(value)] = _of_its_kind(value, of(full, value.detach()))
+            setattr(module, name, known[id(value)])
 
 
-def _smaller(old: Tensor, left: Tensor) -> Tensor:
-    if left.shape == old.shape:
+def _of_its_kind(old: Tensor, new: Tensor) -> Tensor:
+    if new.shape == old.shape:
         return old
-    left = left.contiguous()
-    return nn.Parameter(left, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else left
+    new = new.contiguous()
+    return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new

@@ -1,6 +1,7 @@
 """Put choices of candidate operations where the ``replace:`` rules of a search space want them, before tracing."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -9,18 +10,28 @@ from torch import Tensor, nn
 from nas_prune.base.errors import SpaceError, one_line
 from nas_prune.base.plain import is_plain
 from nas_prune.derivation.trace import trace
+from nas_prune.derivation.widening import unwidenable, widen
 from nas_prune.ops import Choice
 from nas_prune.tracing import Axes
 from nas_prune.tracing.space import Replacement, SearchSpace, read_file
 
 
 def laid_out(model: nn.Module, example_inputs: Tensor, name: str) -> SearchSpace:
-    """The search space of that name or file over a model, which gets the choices that the space asks for.
+    """The search space of that name or file over a model, which gets the choices and units that the space asks for.
 
     Raises SpaceError where space and model do not fit.
     """
     file = read_file(name)
-    return SearchSpace.read(name, traced(model, example_inputs, file.replace, stripes=file.stripes))
+    axes = traced(model, example_inputs, file.replace, stripes=file.stripes)
+    sizes = {axis: size for axis, size in file.wider(axes).items() if unwidenable(axes, axis, size) is None}
+    if not sizes and file.wider(axes):
+        raise SpaceError(f"search space {name} widens no axis: all that it names are looked at together, or frozen")
+    if sizes:
+        widen(model, axes, sizes)
+        wide = trace(model, example_inputs, stripes=file.stripes)
+        given = {axis: replace(wide[axis], given=axes[axis].size) for axis in sizes}
+        axes = replace(wide, named={**wide.named, **given})
+    return SearchSpace.read(name, axes)
 
 
 def traced(model: nn.Module, example_inputs: Tensor, rules: Sequence[Replacement], *, stripes: bool) -> Axes:

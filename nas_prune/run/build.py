@@ -164,6 +164,12 @@ def rehearse(recipe: Recipe, backbone: nn.Module, space: SearchSpace, images: Te
     why = irremovable(backbone, space) if recipe.search.rounds > 1 else None
     if why is not None:
         raise RecipeError(f"search.rounds: what a round has closed cannot be removed: {why}; set search.rounds: 1")
+    wider = [name for name, axis in space.free.items() if axis.given]
+    if wider and recipe.dense.epochs:
+        raise RecipeError(
+            f"space: {recipe.space} widens {wider[0]}, which comes after dense training: train the dense network by "
+            "itself, give it as model.checkpoint, and set dense.epochs: 0"
+        )
     if recipe.finetune.from_scratch:
         restart(copy.deepcopy(backbone), recipe.seed)
     for number, term in enumerate(penalty_terms(recipe, limit) if recipe.search.learns else ()):

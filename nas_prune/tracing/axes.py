@@ -114,10 +114,11 @@ class Axes(Mapping[str, Axis]):
 
     def indices(self, term: Term, arch: Arch) -> Tensor | None:
         """Kept indices (m) of a term, or None where all of it stays."""
-        touched = {self.variables.get(var) for var in leaves(term)} & set(arch.kept)
+        named = {str(self.variables[var]) for var in leaves(term) if var in self.variables}
+        touched = {name for name in named if name in arch.kept or self.named[name].dense < self.named[name].size}
         if not touched:
             return None
-        keep = {str(name): arch.keep(self.named[str(name)]) for name in touched}
+        keep = {name: arch.keep(self.named[name]) for name in touched}
         return self.mask(term, keep).nonzero().flatten()
 
     def width(self, term: Term, sizes: Mapping[str, Tensor | float]) -> Tensor | float:
@@ -163,7 +164,7 @@ def find(walk: Walk, *, striped: bool = False) -> Axes:
     close(walk, found)
     weights = enter(walk, shaped)
     for branch in found:
-        named[branch.name] = Axis(branch.name, branch.kind, 1, (), branch.why, optional=branch.optional)
+        named[branch.name] = Axis(branch.name, branch.kind, 1, (), branch.why, given=0 if branch.optional else None)
         variables[branch.bit] = branch.name
     for each in shaped:
         named[each.name] = Axis(each.name, "stripe", each.var.size, ())

@@ -7,6 +7,7 @@
         divisor: 8               # widths are multiples of this ...
         widths: 8                # ... or of less, so that an axis has at least this many widths
         minimum: 0.1             # share of the units that always stay
+        widen: 1.25              # optional: more units before the search, a multiple of what the model has
       - match: "conv1*"
         freeze: the stem sees the image
     replace:                     # optional: modules that become a choice of candidate operations
@@ -53,6 +54,7 @@ class SpaceRule(BaseModel):
     )
     minimum: float = Field(0.1, ge=0.0, le=1.0, description="share of the units that always stay")
     freeze: str | None = Field(None, description="why these axes may not change")
+    widen: float = Field(1.0, ge=1.0, le=16.0, description="units before the search, times those of the model")
 
     def about(self, axis: Axis) -> bool:
         """Whether the rule is about this axis."""
@@ -88,6 +90,15 @@ class SpaceFile(BaseModel):
     def stripes(self) -> bool:
         """Whether a rule is about stripes, which are traced only then."""
         return any("stripe" in rule.kinds for rule in self.rules)
+
+    def rule(self, axis: Axis) -> SpaceRule | None:
+        """The rule that decides about an axis."""
+        return next((rule for rule in reversed(self.rules) if rule.about(axis)), None)
+
+    def wider(self, axes: Axes) -> dict[str, int]:
+        """The sizes that axes are to be widened to."""
+        factors = {name: rule.widen for name, axis in axes.free.items() if (rule := self.rule(axis)) is not None}
+        return {name: round(factor * axes[name].size) for name, factor in factors.items() if factor > 1}
 
 
 @dataclass(frozen=True)
@@ -135,11 +146,10 @@ class SearchSpace:
     def read(name: str | os.PathLike[str], axes: Axes) -> SearchSpace:
         """A space by the name of a shipped file, or by path, laid over the axes of a model."""
         file = read_file(name)
-        rules = file.rules
         named: dict[str, Axis] = {}
         minimum: dict[str, int] = {}
         for key, axis in axes.items():
-            rule = next((rule for rule in reversed(rules) if rule.about(axis)), None)
+            rule = file.rule(axis)
             if axis.frozen is not None:
                 named[key] = axis
             elif rule is None or rule.freeze is not None:

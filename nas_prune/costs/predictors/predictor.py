@@ -103,7 +103,7 @@ def dense_sizes(axes: Axes) -> dict[str, int]:
 
 def left_out(axes: Axes) -> list[str]:
     """The candidates that are not part of the dense model."""
-    return [name for name, axis in axes.free.items() if axis.optional]
+    return [name for name, axis in axes.free.items() if axis.dense < axis.size]
 
 
 def compare(predicted: Tensor, ms: Tensor) -> PredictionError:
