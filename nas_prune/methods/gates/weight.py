@@ -10,6 +10,7 @@ writes (a branch, the candidates of a choice) has a logit per unit, b alone.
 
 from collections.abc import Sequence
 from math import sqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,14 +40,37 @@ class WeightGate(Gate):
         total = torch.zeros((), device=self.bias.device)
         for w, theta in zip(weight, self.theta, strict=True):
             w = w.detach() if self.detach_weights else w
-            mean, deviation = _statistics(w.detach())
-            total = total + (w @ theta - mean * theta.sum()) / (deviation + 1e-6)
+            projected: Tensor = StandardisedProduct.apply(w, theta)
+            total = total + projected
         return total / sqrt(max(1, sum(self.fan_in))) + self.bias
 
     def open(self, score: Tensor) -> Tensor:
         """Keep values (c), each 0 or 1."""
         keep: Tensor = HardStep.apply(score)
         return keep + self.leak * (score - score.detach())
+
+
+class StandardisedProduct(torch.autograd.Function):
+    """standardised(weight (c n)) @ theta (n) -> (c), mean and deviation of the weight being constants.
+
+    One node of the graph, since there is one per weight in every step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, theta: Tensor) -> Tensor:
+        """The products (c)."""
+        mean, deviation = _statistics(weight)
+        scale = 1 / (deviation + 1e-6)
+        ctx.save_for_backward(weight, theta, mean, scale)
+        return (weight @ theta - mean * theta.sum()) * scale
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of the weight and of theta."""
+        weight, theta, mean, scale = ctx.saved_tensors
+        scaled = gradient * scale
+        of_weight = torch.outer(scaled, theta) if ctx.needs_input_grad[0] else None
+        return of_weight, scaled @ weight - mean * scaled.sum() if ctx.needs_input_grad[1] else None
 
 
 def _statistics(weight: Tensor) -> tuple[Tensor, Tensor]:
