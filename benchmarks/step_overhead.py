@@ -113,7 +113,8 @@ def main() -> None:
         for gate, clocks in ratios.items():
             wall, processor = map(statistics.median, clocks)
             low, _, high = statistics.quantiles(clocks[1], n=4)
-            print(f"{gate:>14}: {wall:.3f}x on the wall, {processor:.3f}x CPU time ({low:.3f} to {high:.3f})", flush=True)
+            spread = f"({low:.3f} to {high:.3f})"
+            print(f"{gate:>14}: {wall:.3f}x on the wall, {processor:.3f}x CPU time {spread}", flush=True)
 
 
 if __name__ == "__main__":

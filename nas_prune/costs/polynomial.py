@@ -5,6 +5,7 @@ It is part of every step of training that has a budget.
 
 from itertools import product as combinations
 from math import prod as product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,8 +43,9 @@ class Polynomial:
             each = (product(values[place] for place in row) for row in places)
             return sum(map(float.__mul__, self.coefficients, each))
         dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
-        table = torch.stack([torch.as_tensor(value, dtype=dtype, device=like.device).expand_as(like) for value in values])
-        total = torch.tensor(self.coefficients, dtype=dtype, device=like.device).reshape(-1, *(1 for _ in like.shape))
+        given: dict[str, Any] = {"dtype": dtype, "device": like.device}
+        table = torch.stack([torch.as_tensor(value, **given).expand_as(like) for value in values])
+        total = torch.tensor(self.coefficients, **given).reshape(-1, *(1 for _ in like.shape))
         for column in self.columns:
             total = total * table[column]
         return total.sum(0)
