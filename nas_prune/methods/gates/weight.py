@@ -37,44 +37,49 @@ class WeightGate(Gate):
 
     def score(self, weight: Sequence[Tensor]) -> Tensor:
         """Scores (c) from weights [(c n_i), ...]."""
-        total = torch.zeros((), device=self.bias.device)
-        for w, theta in zip(weight, self.theta, strict=True):
-            w = w.detach() if self.detach_weights else w
-            projected: Tensor = StandardisedProduct.apply(w, theta)
-            total = total + projected
-        return total / sqrt(max(1, sum(self.fan_in))) + self.bias
+        if not self.fan_in:
+            return self.bias
+        read = [w.detach() for w in weight] if self.detach_weights else weight
+        total: Tensor = StandardisedProducts.apply(*read, *self.theta)
+        return total / sqrt(sum(self.fan_in)) + self.bias
 
     def open(self, score: Tensor) -> Tensor:
         """Keep values (c), each 0 or 1."""
-        keep: Tensor = HardStep.apply(score)
-        return keep + self.leak * (score - score.detach())
+        keep: Tensor = HardStep.apply(score, self.leak)
+        return keep
 
 
-class StandardisedProduct(torch.autograd.Function):
-    """standardised(weight (c n)) @ theta (n) -> (c), mean and deviation of the weight being constants.
+class StandardisedProducts(torch.autograd.Function):
+    """The sum of standardised(weight (c n)) @ theta (n) over the weights -> (c), mean and deviation being constants.
 
-    One node of the graph, since there is one per weight in every step.
+    One node of the graph, since there is one per gate in every step.
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, theta: Tensor) -> Tensor:
-        """The products (c)."""
-        mean, deviation = _statistics(weight)
-        scale = 1 / (deviation + 1e-6)
-        ctx.save_for_backward(weight, theta, mean, scale)
-        return (weight @ theta - mean * theta.sum()) * scale
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        """``tensors``: the weights, then their thetas."""
+        weights, thetas = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
+        statistics = [_statistics(weight) for weight in weights]
+        ctx.save_for_backward(*tensors, *(each for pair in statistics for each in pair))
+        total = thetas[0].new_zeros(len(weights[0]))
+        for weight, theta, (mean, scale) in zip(weights, thetas, statistics, strict=True):
+            total.addcmul_(torch.addmv(mean * theta.sum(), weight, theta, beta=-1), scale)
+        return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Gradients of the weight and of theta."""
-        weight, theta, mean, scale = ctx.saved_tensors
-        scaled = gradient * scale
-        of_weight = torch.outer(scaled, theta) if ctx.needs_input_grad[0] else None
-        return of_weight, scaled @ weight - mean * scaled.sum() if ctx.needs_input_grad[1] else None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the weights and of the thetas."""
+        saved: tuple[Tensor, ...] = ctx.saved_tensors
+        count = len(saved) // 4
+        weights, thetas, means, scales = saved[:count], saved[count : 2 * count], saved[2 * count :: 2], saved[2 * count + 1 :: 2]
+        scaled = [gradient * scale for scale in scales]
+        of_thetas = [g @ w - mean * g.sum() for g, w, mean in zip(scaled, weights, means, strict=True)]
+        moving = zip(scaled, thetas, ctx.needs_input_grad, strict=False)
+        return *(torch.outer(g, theta) if needed else None for g, theta, needed in moving), *of_thetas
 
 
 def _statistics(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of all entries; two plain sums, which on a CPU take a tenth of torch.std_mean."""
+    """Mean of all entries, and one by their deviation; two plain sums, on a CPU a tenth of torch.std_mean."""
     mean = weight.mean()
     square = torch.linalg.vector_norm(weight).square() / weight.numel()
-    return mean, (square - mean.square()).clamp(min=0).sqrt()
+    return mean, torch.addcmul(square, mean, mean, value=-1).clamp(min=1e-12).rsqrt()
