@@ -59,19 +59,18 @@ class StandardisedProducts(torch.autograd.Function):
     def forward(ctx: Any, *tensors: Tensor) -> Tensor:
         """``tensors``: the weights, then their thetas."""
         weights, thetas = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
-        statistics = [_statistics(weight) for weight in weights]
-        ctx.save_for_backward(*tensors, *(each for pair in statistics for each in pair))
+        means, scales = zip(*map(_statistics, weights), strict=True)
+        ctx.save_for_backward(*weights, *thetas, *means, *scales)
         total = thetas[0].new_zeros(len(weights[0]))
-        for weight, theta, (mean, scale) in zip(weights, thetas, statistics, strict=True):
+        for weight, theta, mean, scale in zip(weights, thetas, means, scales, strict=True):
             total.addcmul_(torch.addmv(mean * theta.sum(), weight, theta, beta=-1), scale)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the weights and of the thetas."""
-        saved: tuple[Tensor, ...] = ctx.saved_tensors
-        count = len(saved) // 4
-        weights, thetas, means, scales = saved[:count], saved[count : 2 * count], saved[2 * count :: 2], saved[2 * count + 1 :: 2]
+        count = len(ctx.saved_tensors) // 4
+        weights, thetas, means, scales = (ctx.saved_tensors[at : at + count] for at in range(0, 4 * count, count))
         scaled = [gradient * scale for scale in scales]
         of_thetas = [g @ w - mean * g.sum() for g, w, mean in zip(scaled, weights, means, strict=True)]
         moving = zip(scaled, thetas, ctx.needs_input_grad, strict=False)
