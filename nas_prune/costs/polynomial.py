@@ -47,7 +47,7 @@ class Polynomial:
         table = torch.stack([torch.as_tensor(value, **given).expand_as(like) for value in values])
         total = torch.tensor(self.coefficients, **given).reshape(-1, *(1 for _ in like.shape))
         for column in self.columns:
-            total = total * table[column]
+            total = total * table[torch.tensor(column, device=like.device)]
         return total.sum(0)
 
     def _value(self, factor: Factor, sizes: Sizes) -> Tensor | float:

@@ -18,7 +18,7 @@ def standardised(
     """
     weight = torch.ones_like(keep) if weight is None else weight.to(keep.dtype)
     bias = torch.zeros_like(keep) if bias is None else bias.to(keep.dtype)
-    result: Tensor = _Standardised.apply(x.to(keep.dtype), keep, weight, bias, eps)
+    result: Tensor = _Standardised.apply(eps, x.to(keep.dtype), keep, weight, bias)
     return result
 
 
@@ -32,10 +32,11 @@ def _centred(x: Tensor, keep: Tensor, eps: float) -> tuple[Tensor, Tensor, Tenso
 
 class _Standardised(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, keep: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, eps: float, *tensors: Tensor) -> Tensor:
         """The result (r c)."""
+        x, keep, weight, bias = tensors
         y, mean, inverse = _centred(x, keep, eps)
-        ctx.save_for_backward(x, keep, weight, bias, mean, inverse)
+        ctx.save_for_backward(*tensors, mean, inverse)
         ctx.eps = eps
         return torch.addcmul(bias, y.mul_(inverse), weight, out=y)
 
@@ -50,15 +51,15 @@ class _Standardised(torch.autograd.Function):
         if torch.is_grad_enabled():  # a second derivative is asked for
             centred, _, inverse = _centred(x, keep, ctx.eps)
             y, inputs = centred * inverse * weight + bias, (x, keep, weight, bias)
-            return *torch.autograd.grad(y, inputs, gradient, create_graph=True, materialize_grads=True), None
+            return None, *torch.autograd.grad(y, inputs, gradient, create_graph=True, materialize_grads=True)
         of_x, of_weight, of_bias = torch.ops.aten.native_layer_norm_backward(
             gradient, x, x.shape[1:], mean, inverse, weight, bias, [True, True, True]
         )
         whole, of_keep = keep * (len(keep) / keep.sum()), None
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[2]:
             row = (gradient @ weight)[:, None] * inverse
             spread = weight * of_weight - (of_x * x).sum(0) + (mean.T @ of_x)[0]
             centre = (row.T @ x)[0] - (row * mean).sum()
             of_keep = (spread @ whole - centre - len(keep) * spread) / (2 * keep.sum())
         of_x = of_x.mul_(whole).addcmul_(gradient * inverse, weight * (1 - whole))
-        return of_x, of_keep, of_weight, of_bias, None
+        return None, of_x, of_keep, of_weight, of_bias
