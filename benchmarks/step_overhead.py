@@ -1,8 +1,12 @@
-"""What a gated training step costs, as a ratio of a plain one, interleaved in one process.
+"""What a gated training step costs over a plain one: the median of paired ratios, interleaved in one process.
 
-python benchmarks/step_overhead.py [--model resnet18] [--size 64] [--batch 64] [--rounds 15] [--device cpu]
+python benchmarks/step_overhead.py [--model NAME ...] [--gate NAME ...] [--rounds 15] [--device cpu] [--threads 1]
 
-Of every gate that is registered; ``skeleton`` on stripes, the others on widths.
+Every gate that is registered, ``skeleton`` on stripes, the others on widths; a step is forward, loss, backward and SGD,
+a gated one has a penalty on MACs, too. Steps go plain, gated, plain, gated, plain, ...: a gated one is divided by the
+mean of the plain ones before and after it, and of these ratios the median counts. On a busy machine look at the CPU
+time: it is of this process alone. Of each model the images (b, px): resnet18 (32, 64), mobilenetv3_small_100 (64, 64),
+vit_tiny_patch16_224 (8, 224); ``--batch`` and ``--size`` say otherwise. About two minutes a model and gate at most.
 """
 
 import argparse
@@ -10,6 +14,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import timm
 import torch
@@ -22,8 +27,12 @@ from nas_prune.methods.gates import gates
 from nas_prune.methods.penalties.budget import BudgetPenalty
 from nas_prune.tracing.space import SearchSpace
 
+Step = Callable[[], None]
+Seconds = tuple[float, float]  # on the wall, of the processor
+MODELS = {"resnet18": (32, 64), "mobilenetv3_small_100": (64, 64), "vit_tiny_patch16_224": (8, 224)}
 
-def stepper(model: nn.Module, images: Tensor, labels: Tensor, penalty: nn.Module | None) -> Callable[[], None]:
+
+def stepper(model: nn.Module, images: Tensor, labels: Tensor, penalty: nn.Module | None) -> Step:
     """One training step: forward, loss, backward, update."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     model.train()
@@ -39,44 +48,73 @@ def stepper(model: nn.Module, images: Tensor, labels: Tensor, penalty: nn.Module
     return step
 
 
-def compared(model: str, size: int, batch: int, rounds: int, device: str) -> dict[str, float]:
-    """Median seconds of a training step of the plain model and with each gate, one step of each in turn."""
-    images = torch.randn(batch, 3, size, size, device=device)
-    labels = torch.randint(1000, (batch,), device=device)
+def steppers(model: str, images: Tensor, names: list[str]) -> dict[str, Step]:
+    """The step of the plain model, and of the same model with each gate."""
+    device = images.device
+    labels = torch.randint(1000, (len(images),), device=device)
     plain = timm.create_model(model).to(device)
     steps = {"plain": stepper(copy.deepcopy(plain), images, labels, None)}
-    for gate in gates:
+    for gate in names:
         backbone, striped = copy.deepcopy(plain), gate == "skeleton"
         space = SearchSpace.read("stripes" if striped else "channels", trace(backbone, images[:2], stripes=striped))
+        if not space.free:
+            continue
         gated = GatedModel(backbone, space, gate).to(device)
-        penalty = BudgetPenalty(Budget("0.5x", Macs(space.axes)))
-        steps[gate] = stepper(gated, images, labels, penalty)
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
+        steps[gate] = stepper(gated, images, labels, BudgetPenalty(Budget("0.5x", Macs(space.axes))))
+    return steps
+
+
+def timed(step: Step) -> Seconds:
+    """Seconds of a step."""
+    start, began = time.perf_counter(), time.process_time()
+    step()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter() - start, time.process_time() - began
+
+
+def compared(steps: dict[str, Step], rounds: int) -> tuple[float, dict[str, list[list[float]]]]:
+    """Median seconds of a plain step; and of each gate the ratios of every round, [on the wall, of the processor]."""
+    plain = steps.pop("plain")
+    for step in (plain, *steps.values()):
         step()
+    around = [timed(plain)]
+    between: dict[str, list[Seconds]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if torch.device(device).type != "cpu":
-                torch.accelerator.synchronize()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+            between[name].append(timed(step))
+            around.append(timed(plain))
+    means = [[(before + after) / 2 for before, after in zip(*pair, strict=True)] for pair in pairwise(around)]
+    ratios: dict[str, list[list[float]]] = {}
+    for index, (name, gated) in enumerate(between.items()):
+        pairs = list(zip(gated, means[index :: len(steps)], strict=True))
+        ratios[name] = [[taken[clock] / mean[clock] for taken, mean in pairs] for clock in (0, 1)]
+    return statistics.median(seconds for seconds, _ in around), ratios
 
 
 def main() -> None:
-    """Measure, and print one line per gate."""
+    """Measure, and print one line per model and gate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet18")
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--model", nargs="+", default=list(MODELS))
+    parser.add_argument("--gate", nargs="+", default=list(gates), choices=list(gates))
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--batch", type=int)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    print(f"{options.model}, {options.size}x{options.size}, batch {options.batch}, {torch.get_num_threads()} threads")
-    seconds = compared(**vars(options))
-    for name, value in seconds.items():
-        print(f"{name:>14}: {1e3 * value:7.1f} ms a step, {value / seconds['plain']:.3f}x")
+    torch.set_num_threads(options.threads)
+    for model in options.model:
+        batch, size = MODELS.get(model, (32, 224))
+        batch, size = options.batch or batch, options.size or size
+        images = torch.randn(batch, 3, size, size, device=options.device)
+        seconds, ratios = compared(steppers(model, images, options.gate), options.rounds)
+        print(f"{model}, {batch} images of {size} px, {options.threads} threads: {1e3 * seconds:.0f} ms a plain step")
+        for gate, clocks in ratios.items():
+            wall, processor = map(statistics.median, clocks)
+            low, _, high = statistics.quantiles(clocks[1], n=4)
+            spread = f"({low:.3f} to {high:.3f})"
+            print(f"{gate:>14}: {wall:.3f}x on the wall, {processor:.3f}x CPU time {spread}", flush=True)
 
 
 if __name__ == "__main__":

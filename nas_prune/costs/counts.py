@@ -7,13 +7,13 @@ sizes and differentiable at real ones. ``count`` is the ruler: what torch.utils.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod as product
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas_prune.costs.cost import Columns, Sizes, costs
+from nas_prune.costs.polynomial import Polynomial
 from nas_prune.tracing import Axes
 from nas_prune.tracing.graph.capture import Inputs, as_tuple, batch_of, evaluating
 from nas_prune.tracing.graph.single_operations import single_operations
@@ -60,11 +60,11 @@ class Params:
 
     def __init__(self, axes: Axes) -> None:
         self.axes = axes
-        self.tensors = _distinct(axes)
+        self.polynomial = Polynomial(axes, _distinct(axes))
 
     def __call__(self, sizes: Sizes) -> Tensor:
         """Parameters when the axes have these sizes."""
-        return _tensor(sum(product(self.axes.width(t, sizes) for t in dims) for dims in self.tensors))
+        return _tensor(self.polynomial(sizes))
 
     def many(self, columns: Columns) -> Tensor:
         """Parameters (b) for sizes (b) per axis."""
@@ -79,14 +79,13 @@ class Macs:
 
     def __init__(self, axes: Axes) -> None:
         self.axes = axes
-        self.products = [terms for node in axes.walk.products.values() for terms in node]
+        self.polynomial = Polynomial(axes, [terms for node in axes.walk.products.values() for terms in node])
         captured = axes.walk.captured
         self.share = captured.batch / batch_of(captured.inputs)
 
     def __call__(self, sizes: Sizes) -> Tensor:
         """MACs when the axes have these sizes."""
-        total = sum(product(self.axes.width(term, sizes) for term in terms) for terms in self.products)
-        return _tensor(total * self.share)
+        return _tensor(self.polynomial(sizes) * self.share)
 
     def many(self, columns: Columns) -> Tensor:
         """MACs (b) for sizes (b) per axis."""

@@ -18,6 +18,8 @@ from nas_prune.base.axis import Kind
 from nas_prune.base.errors import SpaceError
 from nas_prune.methods.gates import Gate, gates
 from nas_prune.methods.intercept import Board, intercept, plain_copy, release
+from nas_prune.methods.looked_up import LookedUp
+from nas_prune.methods.masks import Masks
 from nas_prune.ops import Choice
 from nas_prune.tracing import Axes
 from nas_prune.tracing.arch import Arch
@@ -76,6 +78,7 @@ class GatedModel(nn.Module):
         self._fixed: list[Fixed] = []
         self._board = Board()
         self._sites = [site for site in self.axes.walk.sites if self._touches(site.term)]
+        self._masks = Masks(self.axes, self._sites, always=mix is not Gate.mix)
         intercept(model, self.axes, self._sites, self._board, None if mix is Gate.mix else mix)
 
     @property
@@ -88,7 +91,7 @@ class GatedModel(nn.Module):
         if self._board.released:
             raise SpaceError("another GatedModel was made of this backbone since; use that one, or gate a copy")
         keep = self._fixed[-1].keep() if self._fixed else self._said()
-        self._board.open(keep, [self._mask(site.term, site.how, keep) for site in self._sites])
+        self._board.open(keep, self._masks(keep, moving=self.training or bool(self._fixed)))
         try:
             return self.backbone(*args, **kwargs)
         finally:
@@ -104,21 +107,26 @@ class GatedModel(nn.Module):
         """What the gates say now: keep values (c) per axis, never less than the minimum width open."""
         values: dict[str, Tensor] = {}
         for name, members in self.deciders.items():
-            score = self.gate(name).score(self.weights(name))
+            score = self._score(name)
             keep = self.gate(name).open(score)
-            best = score.detach().topk(self._least(members)).indices
-            forced = torch.zeros_like(keep).scatter(0, best, 1.0)
-            if len(members) > 1:  # a choice that mixes needs no floor
-                forced = forced * (keep.detach() <= 0).all()
-            values |= self._split(members, keep + (forced * (1 - keep)).detach())
+            with torch.no_grad():
+                best = score.topk(self._least(members)).indices
+                missing = torch.zeros_like(keep).scatter_(0, best, 1 - keep[best])
+                if len(members) > 1:  # a choice that mixes needs no floor
+                    missing = missing * (keep <= 0).all()
+            values |= self._split(members, keep + missing)
         return values
 
     def scores(self) -> dict[str, Tensor]:
         """Gate scores (c) per axis; a unit is open where its score is >= 0."""
         found: dict[str, Tensor] = {}
         for name, members in self.deciders.items():
-            found |= self._split(members, self.gate(name).score(self.weights(name)).detach())
+            found |= self._split(members, self._score(name).detach())
         return found
+
+    def _score(self, name: str) -> Tensor:
+        """What the gate of an axis, or of a choice, thinks of its units (c)."""
+        return self.gate(name).score(LookedUp(lambda: self.weights(name)))
 
     def sizes(self) -> dict[str, Tensor]:
         """Open units per axis in the last forward pass; gradients reach the gates."""
@@ -223,6 +231,8 @@ class GatedModel(nn.Module):
 
     def _split(self, members: tuple[str, ...], values: Tensor) -> dict[str, Tensor]:
         """What a gate says (c), axis by axis."""
+        if len(members) == 1:
+            return {members[0]: values}
         sizes = [self.axes[member].size for member in members]
         return dict(zip(members, torch.split(values, sizes), strict=True))
 
@@ -234,13 +244,6 @@ class GatedModel(nn.Module):
 
     def _touches(self, term: Term) -> bool:
         return any(self.axes.variables.get(var) in self.space.free for var in leaves(term))
-
-    def _mask(self, term: Term, how: str, keep: dict[str, Tensor]) -> Tensor | None:
-        """The mask of one site; None where a norm is open anyway, so that it computes bit for bit what it did."""
-        mask = self.axes.mask(term, keep)
-        moves = mask.requires_grad and (self.training or bool(self._fixed))
-        needed = how == "mask" or moves or torch.compiler.is_compiling()
-        return mask if needed or not bool((mask == 1).all()) else None
 
 
 class Fixed:

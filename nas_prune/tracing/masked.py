@@ -11,18 +11,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import rearrange, repeat
 from torch import Tensor
+
+from nas_prune.tracing.kept_statistics import standardised
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, keep: Tensor) -> Tensor:
-    """LayerNorm over the last dimension of x (... c), in two passes: mean, then centred square."""
-    count = keep.sum()
-    mean = (x * keep).sum(-1, keepdim=True) / count
-    centred = (x - mean) * keep
-    variance = (centred * (x - mean)).sum(-1, keepdim=True) / count
-    y = (x - mean) * torch.rsqrt(variance + eps)
-    return _affine(y, weight, bias)
+    """LayerNorm over the last dimension of x (... c)."""
+    return standardised(rearrange(x, "... c -> (...) c"), eps, keep, weight, bias).reshape(x.shape)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float, keep: Tensor) -> Tensor:
@@ -36,22 +33,15 @@ Affine = tuple[Tensor | None, Tensor | None]
 
 def group_norm(x: Tensor, groups: int, affine: Affine, eps: float, keep: Tensor) -> Tensor:
     """GroupNorm of x (b (g k) ...), ``keep`` (k) closing the same positions in every group; affine: weight, bias."""
-    y = rearrange(x.flatten(2), "b (g k) n -> b g k n", g=groups)
-    inside = rearrange(keep, "k -> k 1")
-    count = keep.sum() * y.shape[-1]
-    mean = (y * inside).sum((-2, -1), keepdim=True) / count
-    variance = ((y - mean).square() * inside).sum((-2, -1), keepdim=True) / count
-    y = rearrange((y - mean) * torch.rsqrt(variance + eps), "b g k n -> b (g k) n").reshape(x.shape)
+    inside = repeat(keep, "k -> (k n)", n=x[0, 0].numel())
+    y = standardised(x.reshape(x.shape[0] * groups, -1), eps, inside).reshape(x.shape)
     weight, bias = (None if each is None else each.reshape(-1, *(1 for _ in x.shape[2:])) for each in affine)
     return _affine(y, weight, bias)
 
 
 def standardize(weight: Tensor, scale: Tensor | None, eps: float, keep: Tensor) -> Tensor:
     """Weight standardisation of a weight (1 o n): statistics over the kept entries of n, one pair per filter."""
-    count = keep.sum()
-    mean = reduce(weight * keep, "one o n -> one o 1", "sum") / count
-    variance = reduce((weight - mean).square() * keep, "one o n -> one o 1", "sum") / count
-    y = (weight - mean) * torch.rsqrt(variance + eps)
+    y = standardised(weight[0], eps, keep)[None]
     return y if scale is None else y * rearrange(scale, "o -> o 1")
 
 
@@ -81,8 +71,9 @@ def attention(call: Mapping[str, Any], keep: Tensor) -> Tensor:
 
 
 def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    y = y if weight is None else y * weight
-    return y if bias is None else y + bias
+    if weight is None or bias is None:
+        return y if weight is None else y * weight
+    return torch.addcmul(bias, y, weight)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ split and concatenation of the smaller model can be expressed, by construction. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod as product
 
@@ -107,6 +107,14 @@ def resolve(term: Term) -> Term:
     if isinstance(term, Prod):
         return prod(term.parts)
     return term
+
+
+def identity(term: Term) -> Hashable:
+    """What two terms have in common that stand for the same units."""
+    term = resolve(term)
+    if isinstance(term, Cat | Prod):
+        return type(term), tuple(map(identity, term.parts))
+    return term.size if isinstance(term, Fix) else term
 
 
 def leaves(term: Term) -> Iterator[Var]:

@@ -55,6 +55,17 @@ def test_scores_do_not_see_the_scale_of_a_layer() -> None:
     assert torch.allclose(gate.score([10 * w + 3 for w in WEIGHTS]), gate.score(WEIGHTS), atol=1e-4)
 
 
+def test_a_score_and_its_gradient_are_those_of_the_formula() -> None:
+    gate = WeightGate(12, [18, 4]).double()
+    weights = [w.double().requires_grad_() for w in WEIGHTS]
+    means, deviations = [w.mean().item() for w in weights], [w.std(correction=0).item() for w in weights]
+    parts = zip(weights, means, deviations, gate.theta, strict=True)
+    plain = sum((w - mean) / deviation @ theta for w, mean, deviation, theta in parts) / 22**0.5 + gate.bias
+    seen = [torch.autograd.grad(z.cos().sum(), [*weights, *gate.parameters()]) for z in (gate.score(weights), plain)]
+    assert torch.allclose(gate.score(weights), plain)
+    assert all(torch.allclose(mine, other) for mine, other in zip(*seen, strict=True))
+
+
 @pytest.mark.parametrize("detach", [False, True])
 def test_weights_are_moved_by_gates_only_where_asked(detach: bool) -> None:
     weight = WEIGHTS[0].clone().requires_grad_()

@@ -76,20 +76,20 @@ class Gate(nn.Module, ABC):
 
 
 class HardStep(torch.autograd.Function):
-    """1 where the score is >= 0; backwards the triangle max(0, 1 - |z|).
+    """1 where the score is >= 0; backwards the triangle max(0, 1 - |z|), and ``leak`` everywhere on top (ours).
 
     The triangle is the derivative of Bi-Real Net's piecewise polynomial (arXiv 1808.00278, eq. 7), mapped to {0, 1}.
     """
 
     @staticmethod
-    def forward(ctx: Any, score: Tensor) -> Tensor:
+    def forward(ctx: Any, score: Tensor, leak: float = 0.0) -> Tensor:
         """Open (1) or closed (0), same shape as the scores."""
         ctx.save_for_backward(score)
+        ctx.leak = leak
         return (score >= 0).to(score.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """Gradient through the triangle."""
         (score,) = ctx.saved_tensors
-        through: Tensor = gradient * (1 - score.abs()).clamp(min=0)
-        return through
+        return gradient * ((1 - score.abs()).clamp(min=0) + ctx.leak), None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import sqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,12 +43,11 @@ class WeightGate(Gate):
 
     def score(self, weight: Sequence[Tensor]) -> Tensor:
         """Scores (c) from weights [(c n_i), ...]."""
-        total = torch.zeros((), device=self.bias.device)
-        for w, theta in zip(weight, self.theta, strict=True):
-            w = w.detach() if self.detach_weights else w
-            mean, deviation = _statistics(w.detach())
-            total = total + (w @ theta - mean * theta.sum()) / (deviation + 1e-6)
-        return total / sqrt(max(1, sum(self.fan_in))) + self.bias + self.offset
+        if not self.fan_in:
+            return self.bias + self.offset
+        read = [w.detach() for w in weight] if self.detach_weights else weight
+        total: Tensor = StandardisedProducts.apply(*read, *self.theta)
+        return total / sqrt(sum(self.fan_in)) + self.bias + self.offset
 
     def narrowed(self, units: Tensor, columns: Sequence[Tensor | None]) -> Gate:
         """This gate for the units (c') that stay, with a theta for the numbers (n_i) that do."""
@@ -63,12 +63,40 @@ class WeightGate(Gate):
 
     def open(self, score: Tensor) -> Tensor:
         """Keep values (c), each 0 or 1."""
-        keep: Tensor = HardStep.apply(score)
-        return keep + self.leak * (score - score.detach())
+        keep: Tensor = HardStep.apply(score, self.leak)
+        return keep
+
+
+class StandardisedProducts(torch.autograd.Function):
+    """The sum of standardised(weight (c n)) @ theta (n) over the weights -> (c), mean and deviation being constants.
+
+    One node of the graph, since there is one per gate in every step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        """``tensors``: the weights, then their thetas."""
+        weights, thetas = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
+        means, scales = zip(*map(_statistics, weights), strict=True)
+        ctx.save_for_backward(*weights, *thetas, *means, *scales)
+        total = thetas[0].new_zeros(len(weights[0]))
+        for weight, theta, mean, scale in zip(weights, thetas, means, scales, strict=True):
+            total.addcmul_(torch.addmv(mean * theta.sum(), weight, theta, beta=-1), scale)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the weights and of the thetas."""
+        count = len(ctx.saved_tensors) // 4
+        weights, thetas, means, scales = (ctx.saved_tensors[at : at + count] for at in range(0, 4 * count, count))
+        scaled = [gradient * scale for scale in scales]
+        of_thetas = [g @ w - mean * g.sum() for g, w, mean in zip(scaled, weights, means, strict=True)]
+        moving = zip(scaled, thetas, ctx.needs_input_grad, strict=False)
+        return *(torch.outer(g, theta) if needed else None for g, theta, needed in moving), *of_thetas
 
 
 def _statistics(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of all entries; two plain sums, which on a CPU take a tenth of torch.std_mean."""
+    """Mean of all entries, and one by their deviation; two plain sums, on a CPU a tenth of torch.std_mean."""
     mean = weight.mean()
     square = torch.linalg.vector_norm(weight).square() / weight.numel()
-    return mean, (square - mean.square()).clamp(min=0).sqrt()
+    return mean, torch.addcmul(square, mean, mean, value=-1).clamp(min=1e-12).rsqrt()
