@@ -77,6 +77,12 @@ def prelu(walk: Walk, node: Node) -> Dims:
     return x
 
 
+@rule("native_dropout.default")
+def dropout(walk: Walk, node: Node) -> list[Dims]:
+    """A dropout that is left on in evaluation: what it leaves, and where."""
+    return [walk.of(node.args[0])] * 2
+
+
 @rule("copy.default")
 def copy(walk: Walk, node: Node) -> Dims:
     """The first operand takes the values of the second."""
