@@ -1,4 +1,4 @@
-"""Operators in forms that are seldom written, and code that draws numbers, counts images or holds tensors of its own."""
+"""Operators in forms that are seldom written; code that draws numbers, counts images or holds tensors of its own."""
 
 from collections.abc import Callable
 
