@@ -7,6 +7,7 @@ branches that are closed.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from nas_prune.base.errors import ArchError, DeriveError
 from nas_prune.derivation.attention_scale import keep_scales
 from nas_prune.derivation.closed_branches import remove
-from nas_prune.derivation.computed_scales import Numbers, keep_dense
+from nas_prune.derivation.computed_scales import GivenNumbers, Numbers, keep_dense
 from nas_prune.derivation.integers import repair
 from nas_prune.derivation.source_edits import edits_of, rewrite
 from nas_prune.derivation.timm_facts import run_and_describe
@@ -34,19 +35,26 @@ def derive(model: nn.Module, axes: Axes, arch: Arch, *, edits: Mapping[str, Tens
     arch.check(axes)
     small = edited(model, edits or {})
     shrink(small, axes, arch)
+    keep_dense(small, axes, arch, _numbers(model, small, axes.walk.captured))
+    close_up(small)
+    return small
+
+
+def _numbers(model: nn.Module, small: nn.Module, captured: Captured) -> list[GivenNumbers]:
+    """The numbers that a smaller model computes with. Raises DeriveError if it does not run."""
     numbers = Numbers()
     try:
         with numbers:
-            run_once(small, axes.walk.captured)
+            run_once(small, captured)
     except Exception as error:
-        _check_runs(model, axes.walk.captured)
+        if not captured.counted:  # tensors without numbers cannot tell that there is no third image of one
+            return _numbers(model, small, replace(captured, counted=True))
+        _check_runs(model, captured)
         raise DeriveError(
             f"the code of {type(model).__name__} cannot run with these widths: {error}. "
             f"Freeze the axes of the module named there"
         ) from error
-    keep_dense(small, axes, arch, numbers.found)
-    close_up(small)
-    return small
+    return numbers.found
 
 
 def _check_runs(model: nn.Module, captured: Captured) -> None:

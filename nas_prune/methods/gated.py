@@ -177,7 +177,8 @@ class GatedModel(nn.Module):
             return [rearrange(self._striped(name), "n c i j -> (n i j) c")]
         result = []
         for index, (tensor, dim, order) in enumerate(self.writers.get(name, ())):
-            rows = tensor_of(self.backbone, tensor).movedim(dim, 0).flatten(1)
+            rows = tensor_of(self.backbone, tensor).movedim(dim, 0)
+            rows = rows.reshape(len(rows), -1)
             size = self.space.axes[name].size
             ordered = rows if order is None else rows[self.get_buffer(_order(name, index))]
             result.append(ordered.reshape(size, -1))

@@ -141,6 +141,48 @@ def test_code_that_counts_its_images_is_tried_with_as_many() -> None:
     assert small(ROWS).shape == (4,)
 
 
+def test_code_may_ask_for_the_third_image() -> None:
+    axes, small = proven(Between(lambda x: x[[2, 0]]), ROWS)
+    assert widths(axes) == ["first"]
+    assert small(ROWS).shape == (2, 4)
+
+
+def test_a_model_may_write_into_what_it_is_given() -> None:
+    class Writing(Between):
+        def forward(self, xs: list[Tensor]) -> Tensor:
+            xs.append(super().forward(xs[-1].mul_(2)))
+            return xs[-1]
+
+    given = [ROWS.double()]
+    axes, _ = proven(Writing(F.relu), (given,))
+    assert widths(axes) == ["first"]
+    assert torch.equal(torch.stack(given), ROWS.double()[None])
+
+
+def test_an_axis_may_be_written_by_a_vector() -> None:
+    class Spread(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.spread, self.last = nn.Parameter(torch.randn(8)), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(x[:, :1] * self.spread)
+
+    axes, small = proven(Spread(), ROWS)
+    assert widths(axes) == ["spread"]
+    assert small.get_parameter("spread").shape == (4,)
+
+
+@pytest.mark.parametrize("number", [lambda x: (x > 0).sum(1) / x.size(1), lambda x: torch.tensor([x.size(0)]) / 3])
+def test_whole_numbers_are_divided_in_float64_too(number: Callable[[Tensor], Tensor]) -> None:
+    class Divided(Between):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(number(x).reshape(-1, 1).expand(len(x), 6))
+
+    axes, _ = proven(Divided(F.relu), ROWS)
+    assert widths(axes) == ["first"]
+
+
 def test_tensors_that_code_holds_need_not_be_buffers() -> None:
     class Holding(Between):
         def forward(self, x: Tensor) -> Tensor:
@@ -197,7 +239,7 @@ def test_a_weight_that_is_not_a_number_is_named() -> None:
     axes = trace(model, ROWS)
     with torch.no_grad():
         model.first.weight[0, 0] = torch.nan
-    with pytest.raises(ExactnessError, match=r"first\.weight holds numbers that are NaN"):
+    with pytest.raises(ExactnessError, match=r"node linear of the graph computes NaN.*first\.weight holds NaN"):
         verify(model, axes, Arch.random(axes), ROWS)
 
 

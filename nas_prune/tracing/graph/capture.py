@@ -105,8 +105,8 @@ def arguments_of(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
 
 
 def call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """What a model or a method gives for these arguments."""
-    positional, named = split_arguments(arguments)
+    """What a model or a method gives for these arguments, of which it gets copies: some write into theirs."""
+    positional, named = split_arguments(each_tensor(torch.clone, arguments))
     return function(*positional, **named)
 
 
