@@ -90,8 +90,8 @@ def _verified(double: nn.Module, axes: Axes, arch: Arch, inputs: tuple[Any, ...]
             holding = [name for name, value in state.items() if value.isnan().any()]
             whence = f"{holding[0]} holds NaN" if holding else "weights a little off the model's own; use others"
             raise ExactnessError(
-                f"node {report.worst_node} of the graph computes NaN, gated or not, so nothing can be compared. It comes "
-                f"from these example inputs and {whence}"
+                f"node {report.worst_node} of the graph computes NaN, gated or not: nothing can be compared. It "
+                f"comes from these example inputs and {whence}"
             )
         raise ExactnessError(
             f"gated and derived differ by {report.worst_error:.1e} at node {report.worst_node} of the graph; "

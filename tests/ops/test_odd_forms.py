@@ -238,7 +238,7 @@ def test_a_weight_that_is_not_a_number_is_named() -> None:
     model = Between(F.relu).eval()
     axes = trace(model, ROWS)
     with torch.no_grad():
-        model.first.weight[0, 0] = torch.nan
+        model.first.weight[:, 0] = torch.nan
     with pytest.raises(ExactnessError, match=r"node linear of the graph computes NaN.*first\.weight holds NaN"):
         verify(model, axes, Arch.random(axes), ROWS)
 
