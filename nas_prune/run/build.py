@@ -138,8 +138,9 @@ def check_memory(
 
 
 def try_step(recipe: Recipe, backbone: nn.Module, data: Data, stage: OptimSettings) -> None:
-    """One training step of a copy, as this stage takes it, on one or two images. Raises RecipeError where that cannot be, saying what torch said
-    and which keys decide about it.
+    """One training step of a copy, as this stage takes it, on one or two images.
+
+    Raises RecipeError where that cannot be, saying what torch said and which keys decide about it.
     """
     batch = min(2, data.train.batch_size or 2)
     images, labels = example(recipe, data, batch=batch), torch.zeros(batch, dtype=torch.long)

@@ -93,8 +93,8 @@ def test_train_gives_other_data_another_head(folder: Path, tmp_path: Path, capsy
         (["benchmark", "--model", "test_resnet", "model.kwargs.depth=3"], "cannot create test_resnet"),
         (["train", "--model", "{}", "--epoch", "3"], "No such option: --epoch"),
         ([*TRAIN, "--batch-size", "99999999"], "no room for the images of data.batch_size 99999999"),
-        ([*TRAIN, "--img-size", "99999999"], "no room for the images of data.batch_size 16"),
-        ([*TRAIN, "data.image_size=1", "data.eval_batch_size=900000000"], "no room for data.eval_batch_size 900000000"),
+        ([*TRAIN, "--img-size", "99999999"], "no room for the images of data.batch_size 64"),
+        ([*TRAIN, "data.image_size=1", "data.eval_batch_size=900000000"], "no room for data.eval_batch_size 9000"),
         (
             ["train", "--model", "vgg11", "--dataset", "digits", "--img-size", "8"],
             "vgg11 cannot be trained on 2",
