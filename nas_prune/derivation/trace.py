@@ -177,9 +177,10 @@ def _stop(model: nn.Module, axes: Axes, arch: Arch) -> Stop:
             ties = {tie for tie in ambiguous(small, axes, arch) if tie[0] in running}
             ties |= computed_sizes(model, axes, nodes)
             why = f"the code of {line or type(model).__name__} cannot express it"
-            suspects = _meeting(axes, nodes) if nodes else list(arch.kept)
-            if ties or (nodes and len(suspects) > FEW):
+            meeting = _meeting(axes, nodes)
+            if ties or len(meeting) > FEW:
                 return Stop(ties, {node.name: why for node in nodes})
+            suspects = meeting or list(arch.kept)  # what is cut elsewhere may set a number that this line asks for
             some = Arch({name: arch.kept[name] for name in suspects})
             raising = _raising(axes, some, partial(copied, model)) or suspects
             return Stop(axes=dict.fromkeys(raising, why))

@@ -254,3 +254,29 @@ def test_a_graph_that_float64_cannot_run_says_so() -> None:
     axes = trace(model, ROWS)
     with pytest.raises(ExactnessError, match="does not run in float64"):
         verify(model, axes, Arch.random(axes), ROWS)
+
+
+class Sized(nn.Module):
+    """Attention that cuts queries, keys and values by one number, of which each line knows but its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 4
+        self.query, self.key, self.value, self.last = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (*x.shape[:-1], -1, self.size)
+        q = self.query(x).view(*shape).transpose(1, 2)
+        k = self.key(x).view(*shape).transpose(1, 2)
+        v = self.value(x).view(*shape).transpose(1, 2)
+        return self.last(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(*x.shape[:-1], -1))
+
+
+def test_a_number_that_another_axis_sets_stops_that_axis() -> None:
+    x = torch.randn(2, 3, 8)
+    model = Sized().eval()
+    axes = trace(model, x)
+    for seed in range(3):
+        arch = Arch.random(axes, keep=0.5, generator=torch.Generator().manual_seed(seed))
+        assert derive(model, axes, arch)(x).shape == (2, 3, 8)
+    assert axes
