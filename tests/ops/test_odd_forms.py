@@ -1,5 +1,6 @@
 """Operators in forms that are seldom written; code that draws numbers, counts images or holds tensors of its own."""
 
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -272,11 +273,21 @@ class Sized(nn.Module):
         return self.last(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(*x.shape[:-1], -1))
 
 
-def test_a_number_that_another_axis_sets_stops_that_axis() -> None:
-    x = torch.randn(2, 3, 8)
-    model = Sized().eval()
-    axes = trace(model, x)
-    for seed in range(3):
-        arch = Arch.random(axes, keep=0.5, generator=torch.Generator().manual_seed(seed))
-        assert derive(model, axes, arch)(x).shape == (2, 3, 8)
-    assert axes
+def decorated(method: Callable[..., Tensor], *, known: bool) -> Callable[..., Tensor]:
+    """A method inside another, which says so or does not."""
+
+    def around(*values: object) -> Tensor:
+        return method(*values)
+
+    return functools.wraps(method)(around) if known else around
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_number_that_several_axes_set_is_found_inside_a_decorator_or_stops_them(known: bool) -> None:
+    class Decorated(Sized):
+        forward = decorated(Sized.forward, known=known)
+
+    axes = trace(Decorated().eval(), torch.randn(2, 3, 8))
+    assert bool(widths(axes)) is known
+    if known:
+        proven(Decorated(), torch.randn(2, 3, 8))
