@@ -262,8 +262,8 @@ class Sized(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.size = 4
-        self.query, self.key, self.value, self.last = (nn.Linear(8, 8) for _ in range(4))
+        self.size = 8
+        self.query, self.key, self.value, self.last = (nn.Linear(32, 32) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (*x.shape[:-1], -1, self.size)
@@ -287,7 +287,7 @@ def test_a_number_that_several_axes_set_is_found_inside_a_decorator_or_stops_the
     class Decorated(Sized):
         forward = decorated(Sized.forward, known=known)
 
-    axes = trace(Decorated().eval(), torch.randn(2, 3, 8))
+    axes = trace(Decorated().eval(), torch.randn(2, 3, 32))
     assert bool(widths(axes)) is known
     if known:
-        proven(Decorated(), torch.randn(2, 3, 8))
+        proven(Decorated(), torch.randn(2, 3, 32))
