@@ -9,12 +9,16 @@
 Names are imported when they are first used, so that the command line answers at once.
 """
 
+from __future__ import annotations
+
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from nas_prune.artifact import timm_entry
 
+TYPE_CHECKING = False  # as typing says, which would take longer to import than all of this
 if TYPE_CHECKING:
+    from typing import Any
+
     from nas_prune.artifact.folder import load, save
     from nas_prune.base.axis import Axis
     from nas_prune.base.errors import NasPruneError

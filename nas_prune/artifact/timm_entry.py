@@ -4,20 +4,26 @@
 timm has been imported. Neither timm nor torch is imported for it.
 """
 
-import sys
-from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+import sys
+
+TYPE_CHECKING = False  # as typing says, which would take longer to import than all of this
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.abc import Loader, MetaPathFinder
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
+
     from torch import nn
+else:
+    Loader = MetaPathFinder = object
 
 __all__ = ["install", "nas_prune_derived"]
 
 
-def nas_prune_derived(pretrained: bool = False, **kwargs: Any) -> "nn.Module":
+def nas_prune_derived(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The model of an artefact, as timm asks for it. Raises ArtifactError if the artefact cannot be trusted."""
     from nas_prune.artifact.timm_build import build
 

@@ -19,13 +19,13 @@ import typer
 from typer.core import TyperGroup
 
 from nas_prune.base.errors import CLOSED, FULL, InterruptedRunError, NasPruneError, RecipeError, StorageError
+from nas_prune.base.interrupts import INTERRUPTED
 from nas_prune.cli import export as cli_export
 from nas_prune.cli.coverage import command as cli_coverage
 from nas_prune.cli.doctor import command as cli_doctor
 from nas_prune.cli.help import RecipeCommand, figures, table
 from nas_prune.cli.show import end, show
 from nas_prune.cli.timm import command as cli_timm
-from nas_prune.train.stop_signals import INTERRUPTED
 
 if TYPE_CHECKING:
     from nas_prune.run.pipeline import Until

@@ -58,7 +58,7 @@ def _unfuse(owner: nn.Module, head_dim: int, node: Node, where: str) -> None:
     if not hasattr(owner, "fused_attn") or getattr(owner, "scale", None) != head_dim**-0.5:
         raise DeriveError(
             f"the scale of {where} cannot be kept when head_dim shrinks: its queries are no linear function of one "
-            f"layer. Freeze the head_dim axes in the search space",
+            f"layer, or something else reads them, too",
             node=node.name,
         )
     owner.fused_attn = False  # type: ignore[assignment]
@@ -113,11 +113,23 @@ class Queries:
 
     def _read_elsewhere(self, attention: Node, rows: Tensor) -> bool:
         """Whether anything but this attention reads the queries."""
-        known = {*self.made, attention}
-        made = {node: each for node, each in self.made.items() if isinstance(each, Tensor)}
-        ours = _marked(rows, max(int(each.max()) for each in made.values()) + 1)
-        queries = [node for node, each in made.items() if bool(ours[each].all())]
-        return any(user not in known and user.users for node in queries for user in node.users)
+        operands = cast(Sequence[Any], attention.args[1] if _name(attention) == "einsum" else attention.args)
+        waiting = list(self.made.items())
+        ours = _marked(rows, 1 + max(int(each.max()) for _, made in waiting for each in _each(made)))
+        for node, made in waiting:
+            if not any(bool(ours[each].any()) for each in _each(made)):
+                continue
+            for user in [user for user in node.users if user not in self.made and user.users]:
+                if user is attention:
+                    if any(node is operand for operand in operands[1:]):
+                        return True
+                elif _name(user) in SAME:
+                    waiting.append((user, made))
+                elif _name(user) in MOVES and user.args[0] is node:
+                    waiting.append((user, _moved(user, made)))
+                else:
+                    return True
+        return False
 
     def _rows(self, node: Any) -> Any:
         """For each entry of a node, the row that makes it; None where that cannot be said."""
@@ -136,7 +148,7 @@ class Queries:
             return self._rows(node.args[0])
         if name in MOVES:
             before = self._rows(node.args[0])
-            return None if before is None else node.target(before, *node.args[1:], **node.kwargs)
+            return None if before is None else _moved(node, before)
         if name in ("cat", "stack"):
             parts = [self._rows(part) for part in node.args[0]]
             return None if any(part is None for part in parts) else node.target(parts, *node.args[1:])
@@ -166,6 +178,16 @@ def _marked(rows: Tensor, size: int = 0) -> Tensor:
     marked = torch.zeros(max(size, int(rows.max()) + 1), dtype=torch.bool)
     marked[rows.flatten()] = True
     return marked
+
+
+def _moved(node: Node, made: Any) -> Any:
+    """The rows of a node that only moves entries of another."""
+    function: Any = torch.ops.aten.reshape.default if _name(node) in ("view", "_unsafe_view") else node.target
+    return function(made, *node.args[1:], **node.kwargs)
+
+
+def _each(made: Any) -> Sequence[Tensor]:
+    return made if isinstance(made, tuple | list) else [made]
 
 
 def _name(value: Any) -> str:

@@ -7,6 +7,7 @@ branches that are closed.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +15,14 @@ from torch import Tensor, nn
 from nas_prune.base.errors import ArchError, DeriveError
 from nas_prune.derivation.attention_scale import keep_scales
 from nas_prune.derivation.closed_branches import remove
-from nas_prune.derivation.computed_scales import Numbers, keep_dense
+from nas_prune.derivation.computed_scales import GivenNumbers, Numbers, keep_dense
 from nas_prune.derivation.integers import repair
 from nas_prune.derivation.source_edits import edits_of, rewrite
 from nas_prune.derivation.timm_facts import run_and_describe
 from nas_prune.methods.intercept import plain_copy
 from nas_prune.tracing import Axes
 from nas_prune.tracing.arch import Arch
-from nas_prune.tracing.graph.capture import each_tensor, evaluating
+from nas_prune.tracing.graph.capture import Captured, each_tensor, evaluating
 from nas_prune.tracing.graph.multihead import close_up
 
 
@@ -34,18 +35,37 @@ def derive(model: nn.Module, axes: Axes, arch: Arch, *, edits: Mapping[str, Tens
     arch.check(axes)
     small = edited(model, edits or {})
     shrink(small, axes, arch)
+    keep_dense(small, axes, arch, _numbers(model, small, axes.walk.captured))
+    close_up(small)
+    return small
+
+
+def _numbers(model: nn.Module, small: nn.Module, captured: Captured) -> list[GivenNumbers]:
+    """The numbers that a smaller model computes with. Raises DeriveError if it does not run."""
     numbers = Numbers()
     try:
         with numbers:
-            run_once(small, axes)
+            run_once(small, captured)
     except Exception as error:
+        if not captured.counted:  # tensors without numbers cannot tell that there is no third image of one
+            return _numbers(model, small, replace(captured, counted=True))
+        _check_runs(model, captured)
         raise DeriveError(
             f"the code of {type(model).__name__} cannot run with these widths: {error}. "
             f"Freeze the axes of the module named there"
         ) from error
-    keep_dense(small, axes, arch, numbers.found)
-    close_up(small)
-    return small
+    return numbers.found
+
+
+def _check_runs(model: nn.Module, captured: Captured) -> None:
+    """Raise DeriveError if the dense model does not run itself."""
+    try:
+        run_once(plain_copy(model), captured)
+    except Exception as error:
+        raise DeriveError(
+            f"{type(model).__name__} itself, with all its units, does not run on zeros like its example inputs "
+            f"in {next(model.parameters(), torch.empty(0)).dtype}: {error}"
+        ) from error
 
 
 def edited(model: nn.Module, edits: Mapping[str, Tensor]) -> nn.Module:
@@ -81,17 +101,19 @@ def shrink(model: nn.Module, axes: Axes, arch: Arch) -> None:
     remove(model, axes, arch)
 
 
-def run_once(model: nn.Module, axes: Axes, training: Iterable[str] = ()) -> None:
+def run_once(model: nn.Module, captured: Captured, training: Iterable[str] = ()) -> None:
     """Run a model on zeros of the traced shapes: shapes that its code cannot express show here, as any exception.
 
+    On one image, where the code does not say how many there are.
     ``training``: paths of modules that run in training mode.
     """
-    like, given = next(model.parameters()), axes.walk.captured.inputs
+    like, given = next(model.parameters(), torch.empty(0)), captured.inputs
     batch = len(given[0]) if isinstance(given[0], Tensor) and given[0].ndim else 0  # of other inputs we do not know it
 
     def zeros(value: Tensor) -> Tensor:
         dtype = like.dtype if value.is_floating_point() else value.dtype
-        shape = (1, *value.shape[1:]) if value.ndim and len(value) == batch else value.shape
+        one = value.ndim and len(value) == batch and not captured.counted
+        shape = (1, *value.shape[1:]) if one else value.shape
         return torch.zeros(shape, dtype=dtype, device=like.device)
 
     inputs = each_tensor(zeros, given)

@@ -140,14 +140,14 @@ def is_computed(size: ast.expr) -> bool:
 def names_used(kind: Hashable) -> frozenset[str]:
     """Names of attributes that the methods of a class read, its constructor left out."""
     methods = [inspect.getattr_static(kind, name) for name in dir(kind) if name != "__init__"]
-    codes = [method.__code__ for method in methods if isinstance(method, FunctionType)]
+    codes = [inspect.unwrap(method).__code__ for method in methods if isinstance(method, FunctionType)]
     own = [code for code in codes if "torch/nn/modules/module" not in code.co_filename]
     return frozenset(name for code in own for name in code.co_names)
 
 
 def forward_names(kind: type[nn.Module]) -> frozenset[str]:
     """Names of attributes that the forward method of a class reads itself."""
-    code = getattr(kind.forward, "__code__", None)
+    code = getattr(inspect.unwrap(kind.forward), "__code__", None)
     return frozenset(() if code is None else code.co_names)
 
 

@@ -23,7 +23,16 @@ from nas_prune.derivation.gateable import counting, missed
 from nas_prune.derivation.integers import ambiguous
 from nas_prune.derivation.source_sizes import computed_sizes, frame_of
 from nas_prune.derivation.training_only import asking, in_training
-from nas_prune.derivation.trial_runs import Copied, Copy, Trial, cut_elsewhere, tried, with_numbers, without_numbers
+from nas_prune.derivation.trial_runs import (
+    Copied,
+    Copy,
+    Trial,
+    counted,
+    cut_elsewhere,
+    tried,
+    with_numbers,
+    without_numbers,
+)
 from nas_prune.methods.intercept import plain_copy
 from nas_prune.tracing import Axes, Inputs, capture, find, walk
 from nas_prune.tracing.arch import Arch
@@ -61,7 +70,7 @@ def trace(
     for tensor, dim in freeze or {}:
         if tensor not in parameters or not 0 <= dim < parameters[tensor].ndim:
             raise TraceError(f"cannot freeze dimension {dim} of {tensor!r}: the model has no such parameter dimension")
-    captured = capture(model, example_inputs, leaves=asked_for(model, leaves))
+    captured = counted(model, capture(model, example_inputs, leaves=asked_for(model, leaves)))
     ties, stops, stay = set[Tie](), dict[str, str](), dict[str, str]()
     asks = asking(model, captured)
     trained = in_training(model, example_inputs, asks)
@@ -83,7 +92,7 @@ def _trainable(model: nn.Module, axes: Axes, asks: list[nn.Module]) -> Axes:
     """The axes, those frozen without which parts that run in training only, and in no graph, would not run."""
     training = [path for path, module in model.named_modules() if module in asks]
     for copied in (without_numbers, with_numbers) if asks and axes.free else ():
-        if tried(*copied(model), axes, training).raised is None:
+        if tried(*copied(model), axes.walk.captured, training).raised is None:
             arch = _some(axes, alike=False)
             needed = _raising(axes, arch, partial(copied, model), training)
             why = "read by a part that runs in training only"
@@ -113,7 +122,7 @@ def _does_without(model: nn.Module, axes: Axes, names: list[str]) -> bool:
     for copied in (without_numbers, with_numbers):
         small, mode = copied(model)
         shrink(small, axes, Arch(dict.fromkeys(names, ())))
-        if tried(small, mode, axes).raised is None:
+        if tried(small, mode, axes.walk.captured).raised is None:
             return True
     return False
 
@@ -158,8 +167,8 @@ def _stop(model: nn.Module, axes: Axes, arch: Arch) -> Stop:
         except DeriveError as error:
             return Stop(nodes={str(error.node): str(error)})
         with counting(small, axes) as board:
-            trial = tried(small, mode, axes)
-        dense = tried(*copied(model), axes)
+            trial = tried(small, mode, axes.walk.captured)
+        dense = tried(*copied(model), axes.walk.captured)
         if trial.raised is None:
             cut = _cut(cut_elsewhere(axes, arch, dense, trial))
             return _ungated(axes, missed(axes, board)) or cut or _renumbered(model, axes, arch, copied, (dense, trial))
@@ -168,9 +177,10 @@ def _stop(model: nn.Module, axes: Axes, arch: Arch) -> Stop:
             ties = {tie for tie in ambiguous(small, axes, arch) if tie[0] in running}
             ties |= computed_sizes(model, axes, nodes)
             why = f"the code of {line or type(model).__name__} cannot express it"
-            suspects = _meeting(axes, nodes) if nodes else list(arch.kept)
-            if ties or (nodes and len(suspects) > FEW):
+            meeting = _meeting(axes, nodes)
+            if ties or len(meeting) > FEW:
                 return Stop(ties, {node.name: why for node in nodes})
+            suspects = meeting or list(arch.kept)  # what is cut elsewhere may set a number that this line asks for
             some = Arch({name: arch.kept[name] for name in suspects})
             raising = _raising(axes, some, partial(copied, model)) or suspects
             return Stop(axes=dict.fromkeys(raising, why))
@@ -190,7 +200,7 @@ def _raising(axes: Axes, arch: Arch, copied: Callable[[], Copy], training: Seque
     def raises(names: list[str]) -> bool:
         small, mode = copied()
         shrink(small, axes, Arch({name: arch.kept[name] for name in names}))
-        return tried(small, mode, axes, training).raised is not None
+        return tried(small, mode, axes.walk.captured, training).raised is not None
 
     return _culprits(list(arch.kept), raises)
 
@@ -227,7 +237,7 @@ def _renumbered(model: nn.Module, axes: Axes, arch: Arch, copied: Copied, trials
     def changes(names: list[str]) -> bool:
         small, mode = copied(model)
         shrink(small, axes, Arch({name: arch.kept[name] for name in names}))
-        return bool(set(differing(dense, tried(small, mode, axes).numbers)) - kept.keys())
+        return bool(set(differing(dense, tried(small, mode, axes.walk.captured).numbers)) - kept.keys())
 
     why = f"the code of {type(model).__name__} computes a number from it"
     return Stop(axes=dict.fromkeys(_culprits(list(arch.kept), changes), why))

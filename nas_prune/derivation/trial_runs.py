@@ -7,7 +7,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from nas_prune.methods.intercept import plain_copy, release
 from nas_prune.tracing import Axes
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.graph.brought import computed_tensors
+from nas_prune.tracing.graph.capture import Captured
 from nas_prune.tracing.walk import operator
 
 Copy = tuple[nn.Module, AbstractContextManager[Any]]
@@ -38,15 +39,27 @@ class Trial:
     cuts: list[Cut] = field(default_factory=list)
 
 
-def tried(model: nn.Module, mode: AbstractContextManager[Any], axes: Axes, training: Iterable[str] = ()) -> Trial:
+def tried(
+    model: nn.Module, mode: AbstractContextManager[Any], captured: Captured, training: Iterable[str] = ()
+) -> Trial:
     """A run on zeros, in a mode; modules at the paths ``training`` in training."""
     numbers, cuts = Numbers(), _Cuts()
     try:
         with mode, _silent(), numbers, cuts:
-            run_once(model, axes, training)
+            run_once(model, captured, training)
     except Exception as error:  # whatever the model's own code raises
         return Trial(error, numbers.found, cuts.found)
     return Trial(None, numbers.found, cuts.found)
+
+
+def counted(model: nn.Module, captured: Captured) -> Captured:
+    """The graph, with whether the code says how many images there are, as where it runs on two and not on one."""
+    several = replace(captured, counted=True)
+    for copied in (without_numbers, with_numbers):
+        for each in (captured, several):
+            if tried(*copied(model), each).raised is None:
+                return each
+    return captured
 
 
 def without_numbers(model: nn.Module) -> Copy:

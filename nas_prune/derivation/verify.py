@@ -8,21 +8,24 @@ import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from math import isnan
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
-from nas_prune.base.errors import ExactnessError
+from nas_prune.base.errors import ExactnessError, first_line
 from nas_prune.derivation.derive import derive
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.intercept import plain_copy
 from nas_prune.tracing import Axes
 from nas_prune.tracing.arch import Arch
-from nas_prune.tracing.graph.brought import untouched
+from nas_prune.tracing.graph.brought import computed_tensors, untouched
 from nas_prune.tracing.graph.capture import Inputs, arguments_of, call, each_tensor, evaluating, output_tensors
-from nas_prune.tracing.oracle import compare, in_float64, perturbed
+from nas_prune.tracing.oracle import DROPOUT, compare, in_float64, perturbed
 
 TOLERANCE = 1e-9  # float64; 1e-6 would already hide an attention scale that is a few percent off
 ROUNDED = 1e-6  # where the model's own code rounds to float32 on the way
@@ -60,7 +63,7 @@ def verify(model: nn.Module, axes: Axes, arch: Arch, example_inputs: Inputs, *, 
     """
     double = plain_copy(model).double().eval().cpu()
     inputs = _doubled(double, axes, example_inputs)
-    with nullcontext() if _runs(double, inputs) else _Precise():
+    with _WithoutDropout(), nullcontext() if _runs(double, inputs) else _Precise():
         return _verified(double, axes, arch, inputs, seed)
 
 
@@ -77,8 +80,19 @@ def _runs(double: nn.Module, inputs: tuple[Any, ...]) -> bool:
 def _verified(double: nn.Module, axes: Axes, arch: Arch, inputs: tuple[Any, ...], seed: int) -> Certificate:
     """The three comparisons of a model in float64."""
     state = perturbed(double, torch.Generator().manual_seed(seed))
-    report = compare(axes, arch, state, inputs)
+    try:
+        report = compare(axes, arch, state, inputs)
+    except RuntimeError as error:
+        what = f"the graph of {type(double).__name__} does not run in float64, so nothing can be compared"
+        raise ExactnessError(f"{what}: {first_line(error)}") from error
     if not report.worst_error <= TOLERANCE:
+        if isnan(report.worst_error):
+            holding = [name for name, value in state.items() if value.isnan().any()]
+            whence = f"{holding[0]} holds NaN" if holding else "weights a little off the model's own; use others"
+            raise ExactnessError(
+                f"node {report.worst_node} of the graph computes NaN, gated or not: nothing can be compared. It "
+                f"comes from these example inputs and {whence}"
+            )
         raise ExactnessError(
             f"gated and derived differ by {report.worst_error:.1e} at node {report.worst_node} of the graph; "
             f"nothing was changed. Please report the model; until then, freeze the axes of that module"
@@ -112,6 +126,27 @@ def allowed(double: nn.Module, inputs: Inputs, error: float) -> float:
     return ROUNDED if rounding.seen else TOLERANCE
 
 
+def _seeded(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+    """What a model returns; if it draws random numbers, always the same."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        return output_tensors(call(model, inputs))
+
+
+class _WithoutDropout(TorchFunctionMode):
+    """Turns off the dropout that a model's own code leaves on in evaluation: two runs could not be compared."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (F.dropout, torch.dropout):
+            return args[0]
+        if func is F.scaled_dot_product_attention:
+            if len(args) > DROPOUT:
+                args = (*args[:DROPOUT], 0.0, *args[DROPOUT + 1 :])
+            else:
+                kwargs = {**(kwargs or {}), "dropout_p": 0.0}
+        return func(*args, **(kwargs or {}))
+
+
 class _Rounding(TorchFunctionMode):
     """Watches for code that turns float64 into float32."""
 
@@ -125,13 +160,18 @@ class _Rounding(TorchFunctionMode):
 
 
 class _Precise(TorchFunctionMode):
-    """Lets code that asks for float32 itself have float64, where it could not run otherwise."""
+    """Lets code that asks for float32, or holds tensors of it, have float64, where it could not run otherwise."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = tuple(torch.float64 if each is torch.float32 else each for each in args)
-        named = {name: torch.float64 if each is torch.float32 else each for name, each in (kwargs or {}).items()}
+        given, named = tree_map_only((Tensor, torch.dtype), _precise, (tuple(args), kwargs or {}))
         precise: Any = Tensor.double if func is Tensor.float else func
         return precise(*given, **named)
+
+
+def _precise(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.dtype is torch.float32:
+        return value.double()
+    return torch.float64 if value is torch.float32 else value
 
 
 def _double(value: Tensor) -> Tensor:
@@ -165,10 +205,11 @@ def control_error(axes: Axes, arch: Arch, state: Mapping[str, Tensor], inputs: I
 
 def _eager(model: nn.Module, axes: Axes, arch: Arch, inputs: tuple[Any, ...]) -> tuple[float, float]:
     """(absolute, relative) difference of the eager models."""
-    small = derive(model, axes, arch).eval()
-    gated = GatedModel(copy.deepcopy(model), axes).eval()
+    with in_float64():
+        small = derive(model, axes, arch).eval()
+    gated = GatedModel(copy.deepcopy(model, computed_tensors(model)), axes).eval()
     with torch.no_grad(), in_float64(), evaluating(gated), gated.fixed(arch):
-        expected, got = output_tensors(call(gated, inputs)), output_tensors(call(small, inputs))
+        expected, got = (_seeded(each, inputs) for each in (gated, small))
     absolute = max(float((e - g).abs().max()) for e, g in zip(expected, got, strict=True))
     magnitude = max(float(e.abs().max()) for e in expected)
     return absolute, absolute / (1 + magnitude)

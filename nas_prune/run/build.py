@@ -1,7 +1,7 @@
 """Build: the one place where the names in a recipe become objects."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,11 @@ from nas_prune.tracing.space import SearchSpace
 from nas_prune.train.data.loaders import Data
 from nas_prune.train.data.order import drawing
 from nas_prune.train.data.preprocessing import data_keys, tell
+from nas_prune.train.data.room import check_room
 from nas_prune.train.descent import Pace
 from nas_prune.train.finetune import restart
 from nas_prune.train.objective import task_objective
-from nas_prune.train.settings import SearchSettings
+from nas_prune.train.settings import OptimSettings, SearchSettings
 
 PATIENCE = timedelta(days=1)  # while one process measures, the others wait
 
@@ -129,9 +130,18 @@ def gated(recipe: Recipe, backbone: nn.Module, space: SearchSpace) -> GatedModel
         return GatedModel(backbone, space, recipe.gate.name, options=options, kinds=kinds)
 
 
-def try_step(recipe: Recipe, backbone: nn.Module, data: Data) -> None:
-    """One training step of a copy on one or two images. Raises RecipeError where that cannot be, saying what torch said
-    and which keys decide about it.
+def check_memory(
+    recipe: Recipe, model: nn.Module, data: Data, batches: Mapping[str, int], device: torch.device
+) -> None:
+    """Raise RecipeError if batches of images, by the key that says how many, have no room on the device."""
+    image, share = (data.channels, *[recipe.data.image_size] * 2), 1.0 if recipe.precision == "no" else 0.5
+    check_room(model, image, batches, device, share=share)
+
+
+def try_step(recipe: Recipe, backbone: nn.Module, data: Data, stage: OptimSettings) -> None:
+    """One training step of a copy, as this stage takes it, on one or two images.
+
+    Raises RecipeError where that cannot be, saying what torch said and which keys decide about it.
     """
     batch = min(2, data.train.batch_size or 2)
     images, labels = example(recipe, data, batch=batch), torch.zeros(batch, dtype=torch.long)
@@ -143,7 +153,7 @@ def try_step(recipe: Recipe, backbone: nn.Module, data: Data) -> None:
             if not isinstance(answer, Tensor) or answer.shape != (batch, data.classes):
                 shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
                 raise ValueError(f"it answers with {shape}, where ({batch}, {data.classes}) are the classes")
-            torch.autograd.backward(task_objective(recipe.dense)(trial.train(), images, labels))
+            torch.autograd.backward(task_objective(stage)(trial.train(), images, labels))
     except Exception as error:
         raise RecipeError(
             f"{recipe.model.name} cannot be trained on {what}: {first_line(error) or type(error).__name__}; "

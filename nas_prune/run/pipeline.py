@@ -45,7 +45,7 @@ from nas_prune.tracing.space import SearchSpace
 from nas_prune.train.data import loaders as datasets
 from nas_prune.train.data.loaders import Data
 from nas_prune.train.data.order import drawing
-from nas_prune.train.data.room import check_images, check_room
+from nas_prune.train.data.room import check_images
 from nas_prune.train.finetune import finetune
 from nas_prune.train.loop import Run
 from nas_prune.train.record.progress import Bars
@@ -142,9 +142,8 @@ def _at_hand(recipe: Recipe, bars: Bars, device: torch.device) -> tuple[Data, nn
     check_images(recipe.data.image_size, batches, device)
     data = datasets.load(recipe.data, seed=recipe.seed, bars=bars)
     model = build.model(recipe.model, data, bars.say)
-    image, share = (data.channels, *[recipe.data.image_size] * 2), 1.0 if recipe.precision == "no" else 0.5
-    check_room(model, image, batches, device, share=share)
-    build.try_step(recipe, model, data)
+    build.check_memory(recipe, model, data, batches, device)
+    build.try_step(recipe, model, data, recipe.dense)
     images = build.example(recipe, data, batch=1)
     with drawing(recipe.seed, "space"):
         space = laid_out(model, images, recipe.space)

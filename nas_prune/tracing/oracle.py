@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf, isnan, nan
 from typing import Any
 
 import torch
@@ -23,16 +24,23 @@ from nas_prune.tracing.graph.capture import Inputs, as_tuple
 from nas_prune.tracing.masked import FILLS, FORMS, WEIGHTS
 from nas_prune.tracing.stripes import alive
 from nas_prune.tracing.terms import Term
-from nas_prune.tracing.walk import Site
+from nas_prune.tracing.walk import Site, operator
 
 Values = dict[Node, Any]
 SHOWS = 1e-6  # a missing gate; rounding is 1e-14
+ATTENTION = "scaled_dot_product_attention"
+DROPOUT = 4  # its argument that says how much it drops
+EMPTY = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 SKIPPED = ("_assert_tensor_metadata.default", "_assert_scalar.default")
 
 
 @dataclass(frozen=True)
 class NodeReport:
-    """Outcome of a node-by-node comparison; errors are relative to the magnitude of the node's values."""
+    """Outcome of a node-by-node comparison; errors are relative to the magnitude of the node's values.
+
+    The worst is the first node that computes NaN, if any does.
+    """
 
     worst_node: str
     worst_error: float
@@ -65,10 +73,9 @@ def compare(
     """
     arch.check(axes)
     keep = {name: arch.keep(axes[name]) for name in {*arch.kept, *(each.name for each in axes.closed(arch))}}
-    sites: dict[Node, list[Site]] = {}
+    sites = defaultdict[Node, list[Site]](list)
     for site in axes.walk.sites:
-        if site is not without:
-            sites.setdefault(site.node, []).append(site)
+        sites[site.node] += [site] if site is not without else []
     given = iter(tree_leaves(axes.walk.captured.batched(as_tuple(inputs))))
     closed = _closed(axes, arch)
     gated, sliced = Values(), Values()
@@ -78,8 +85,11 @@ def compare(
             if node.op == "placeholder":
                 gated[node], sliced[node] = _given(axes, arch, node, state, given)
             elif node.op == "call_function" and node.target.__name__ not in SKIPPED:
-                gated[node] = _run_gated(axes, node, gated, sites.get(node, []), keep)
-                sliced[node] = _run_sliced(axes, arch, node, sliced, closed.get(node))
+                gated[node] = _run_gated(axes, node, gated, sites[node], keep)
+                if _drawn(node):
+                    sliced[node] = _kept(axes, arch, node, gated[node])
+                else:
+                    sliced[node] = _run_sliced(axes, arch, node, sliced, closed.get(node))
                 report = _worse(report, node, _difference(axes, arch, node, gated[node], sliced[node]))
             elif node.op == "output":
                 last = list(node.all_input_nodes)
@@ -89,6 +99,21 @@ def compare(
             if without is not None and report.worst_error > SHOWS:
                 break
     return report
+
+
+def _drawn(node: Node) -> bool:
+    """Whether a node returns what was drawn, or lay in memory: the sliced graph takes what the gated one got."""
+    name = operator(node).split(".")[0]
+    seeded = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return name in EMPTY or (seeded and name not in (ATTENTION, *RECURRENT))
+
+
+def _kept(axes: Axes, arch: Arch, node: Node, value: Any) -> Any:
+    """What is kept of a node's value."""
+    terms = axes.walk.terms[node]
+    if isinstance(terms, list):
+        return [axes.take(each, term, arch) for each, term in zip(value, terms, strict=True)]
+    return axes.take(value, terms, arch)
 
 
 @contextmanager
@@ -124,9 +149,11 @@ def _given(axes: Axes, arch: Arch, node: Node, state: Mapping[str, Tensor], give
 
 
 def _arguments(node: Node, values: Values) -> tuple[list[Any], dict[str, Any]]:
-    """What a node gets, on the CPU wherever it was captured, and in float64."""
+    """What a node gets, on the CPU wherever it was captured, in float64, and an attention without dropout."""
     given = map_arg((node.args, node.kwargs), lambda argument: values[argument])
     args, kwargs = tree_map_only(torch.device, lambda _: torch.device("cpu"), given)
+    if operator(node).startswith(ATTENTION) and len(args) > DROPOUT:
+        args = [*args[:DROPOUT], 0.0, *args[DROPOUT + 1 :]]
     if kwargs.get("dtype") == torch.float32:
         kwargs = {**kwargs, "dtype": torch.float64}
     return list(args), dict(kwargs)
@@ -196,6 +223,8 @@ def _sizes(axes: Axes, arch: Arch, terms: Term | tuple[Term, ...]) -> int | list
 def _difference(axes: Axes, arch: Arch, node: Node, gated: Any, sliced: Any) -> float:
     """Largest difference between what the gated value keeps and the sliced value, relative to its magnitude."""
     terms = axes.walk.terms[node]
+    if _drawn(node):
+        return 0.0
     if isinstance(terms, list):
         pairs = [(g, s, t) for g, s, t in zip(gated, sliced, terms, strict=False) if g is not None]
         return max(_apart(axes.take(g, t, arch), s) for g, s, t in pairs[:1] or pairs)
@@ -204,18 +233,18 @@ def _difference(axes: Axes, arch: Arch, node: Node, gated: Any, sliced: Any) -> 
 
 def _apart(expected: Tensor, got: Tensor) -> float:
     if expected.shape != got.shape:
-        return float("inf")
+        return inf
     if not expected.numel() or not expected.is_floating_point():
-        return 0.0 if torch.equal(expected, got) else float("inf")
+        return 0.0 if torch.equal(expected, got) else inf
     same = expected == got  # equal infinities are equal
     difference = torch.where(same, 0.0, (expected - got).abs())
     if difference.isnan().any():
-        return float("inf")
+        return nan if expected.isnan().any() else inf
     finite = expected[expected.isfinite()]
     return float(difference.max() / (1 + (finite.abs().max() if finite.numel() else 0.0)))
 
 
 def _worse(report: NodeReport, node: Node, error: float) -> NodeReport:
-    if error > report.worst_error:
+    if error > report.worst_error or (isnan(error) and not isnan(report.worst_error)):
         return NodeReport(node.name, error, report.output_error, report.nodes + 1)
     return NodeReport(report.worst_node, report.worst_error, report.output_error, report.nodes + 1)

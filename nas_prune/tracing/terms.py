@@ -17,6 +17,10 @@ from dataclasses import dataclass
 from math import prod as product
 
 
+class UnknownFormError(Exception):
+    """A rule met an operator in a form that it does not know: sizes that do not go together."""
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Fix:
     """A dimension whose indices have no identity: nothing of it can be removed."""
@@ -194,7 +198,8 @@ def _split_product(term: Prod, at: int) -> tuple[Term, Term]:
 def factorize(term: Term, outer: int, inner: int) -> tuple[Term, Term]:
     """See a term as a row-major product of ``outer x inner`` (view, grouped convolution, group norm)."""
     term = resolve(term)
-    assert outer * inner == term.size
+    if outer * inner != term.size:
+        raise UnknownFormError(f"cannot cut {term.size} units into {outer} times {inner}")
     if outer == 1 or inner == 1:
         return (Fix(1), term) if outer == 1 else (term, Fix(1))
     if isinstance(term, Var):
@@ -239,7 +244,8 @@ def _regroup(term: Prod, outer: int, inner: int) -> tuple[Term, Term]:
 def unify(first: Term, second: Term, why: str = "tied to a dimension that cannot change") -> Term:
     """Make two terms of one size mean the same units; returns the common term."""
     first, second = resolve(first), resolve(second)
-    assert first.size == second.size, f"cannot tie {first.size} units to {second.size}"
+    if first.size != second.size:
+        raise UnknownFormError(f"cannot tie {first.size} units to {second.size}")
     if first is second:
         return first
     if isinstance(first, Fix) or isinstance(second, Fix):

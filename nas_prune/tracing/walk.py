@@ -19,7 +19,7 @@ from torch.fx import Node
 from nas_prune.base.axis import Kind, Role
 from nas_prune.tracing.graph.capture import Captured
 from nas_prune.tracing.ruled import RULES
-from nas_prune.tracing.terms import Dims, Fix, Term, Var, free, freeze, leaves, unify
+from nas_prune.tracing.terms import Dims, Fix, Term, UnknownFormError, Var, free, freeze, leaves, unify
 
 Tie = tuple[str, int, bool]  # a module, a size that it knows by one number, whether it is fixed somewhere
 
@@ -178,7 +178,6 @@ def _solve(record: Walk, asked: Mapping[tuple[str, int], str], stops: Mapping[st
             record.terms[node] = _placeholder(record, node, asked)
         elif node.op == "call_function":
             record.terms[node] = _solved(record, node, constant=node not in variables)
-            _check_sizes(record, node)
             why = stops.get(node.name) or (f"inside {record.where(node)}" if captured.opaque(node) else "")
             for term in touched(record, node) if why else ():
                 freeze(term, why)
@@ -198,13 +197,15 @@ def _freeze_trained(record: Walk, trained: Captured) -> None:
 def _solved(record: Walk, node: Node, *, constant: bool) -> Dims | list[Dims]:
     """What the operator's rule says; what makes a constant table stays fixed, but its multiply-adds are counted."""
     known = RULES.get(operator(node))
-    if known is not None and not constant:
-        return known(record, node)
-    why = "used to compute a constant table" if constant else f"no rule for operator {record.where(node)}"
-    fixed = record.frozen(node, why)
-    if known is not None:
-        known(record, node)
-    return fixed
+    fixed = record.frozen(node, "used to compute a constant table") if constant else None
+    if known is None:
+        return fixed or record.frozen(node, f"no rule for operator {record.where(node)}")
+    try:
+        terms = known(record, node)
+        _check_sizes(terms, node)
+    except (UnknownFormError, IndexError):  # more or fewer dimensions than the operator has elsewhere
+        return fixed or record.frozen(node, f"no rule for this form of operator {record.where(node)}")
+    return fixed or terms
 
 
 def _tie_size(record: Walk, tie: Tie) -> None:
@@ -284,12 +285,11 @@ def _map(value: Any, function: Callable[[Tensor], Dims]) -> Dims | list[Dims]:
     return function(value) if isinstance(value, Tensor) else ()
 
 
-def _check_sizes(record: Walk, node: Node) -> None:
+def _check_sizes(terms: Any, node: Node) -> None:
     """The terms must have the sizes that were traced: whatever a rule got wrong shows here at once."""
     values = node.meta.get("val")
-    for dims, value in zip(
-        _each(record.terms[node]), values if isinstance(values, tuple | list) else [values], strict=True
-    ):
+    for dims, value in zip(_each(terms), values if isinstance(values, tuple | list) else [values], strict=True):
         if isinstance(value, Tensor):
             got, want = tuple(term.size for term in dims), tuple(int(size) for size in value.shape)
-            assert got == want, f"rule of {record.where(node)} says {got}, the graph says {want}"
+            if got != want:
+                raise UnknownFormError(f"the rule says {got}, the graph says {want}")

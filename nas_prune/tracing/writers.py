@@ -28,7 +28,8 @@ def writers(axes: Axes, name: str) -> list[tuple[str, int, Tensor | None]]:
 
 def unit_rows(tensor: Tensor, dim: int, order: Tensor | None, units: int) -> Tensor:
     """A weight as a matrix (c n), row u holding all that belongs to unit u of an axis that it writes."""
-    rows = tensor.movedim(dim, 0).flatten(1)
+    rows = tensor.movedim(dim, 0)
+    rows = rows.reshape(len(rows), -1)
     return (rows if order is None else rows[order]).reshape(units, -1)
 
 

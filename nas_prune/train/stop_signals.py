@@ -1,21 +1,14 @@
 """A polite stop: while a loop runs, SIGINT and SIGTERM raise a flag that the loop reads between two steps.
 
 So a run stops at a place from which it can be resumed. Whoever cannot wait presses Ctrl-C a second time.
-
-An import cannot be stopped politely: what is half imported raises whatever it likes. Nothing is at stake there, and the
-process ends at once.
 """
 
-import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-
-INTERRUPTED = "interrupted; the same command resumes the run from its last checkpoint"
 
 
 @dataclass
@@ -47,24 +40,3 @@ def stop_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in former.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Ctrl-C while a module is being imported ends the process with one message, elsewhere it is KeyboardInterrupt."""
-    former = signal.signal(signal.SIGINT, _end_imports)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler if former is None else former)
-
-
-def _end_imports(number: int, frame: FrameType | None) -> None:
-    here = frame
-    while here is not None and not here.f_code.co_filename.startswith("<frozen importlib"):
-        here = here.f_back
-    if here is None:
-        raise KeyboardInterrupt
-    sys.stdout.flush()
-    os.write(2, f"error: {INTERRUPTED}\n".encode())
-    os._exit(128 + number)

@@ -11,6 +11,7 @@ from nas_prune.artifact.folder import describe, load, save
 from nas_prune.cli.program import main
 from nas_prune.tracing.arch import Arch
 
+TRAIN = ["train", "--model", "{}", "--dataset", "digits"]
 PROVENANCE = {"recipe": {"data.image_size": 32, "data.eval_batch_size": 16, "data.name": "lost", "gone": 1}}
 
 
@@ -91,6 +92,14 @@ def test_train_gives_other_data_another_head(folder: Path, tmp_path: Path, capsy
         (["benchmark", "--model", "."], "write --model local-dir:."),
         (["benchmark", "--model", "test_resnet", "model.kwargs.depth=3"], "cannot create test_resnet"),
         (["train", "--model", "{}", "--epoch", "3"], "No such option: --epoch"),
+        ([*TRAIN, "--batch-size", "99999999"], "no room for the images of data.batch_size 99999999"),
+        ([*TRAIN, "--img-size", "99999999"], "no room for the images of data.batch_size 64"),
+        ([*TRAIN, "data.image_size=1", "data.eval_batch_size=900000000"], "no room for data.eval_batch_size 9000"),
+        (
+            ["train", "--model", "vgg11", "--dataset", "digits", "--img-size", "8"],
+            "vgg11 cannot be trained on 2",
+        ),
+        (["validate", "--model", "{}", "--dataset", "digits", "--batch-size", "99999999"], "no room for the images of"),
     ],
 )
 def test_a_mistake_is_one_message(

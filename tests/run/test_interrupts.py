@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nas_prune.train.stop_signals import INTERRUPTED, interruptible
+from nas_prune.base.interrupts import INTERRUPTED, Interruptible
 
 ROOT = Path(__file__).resolve().parents[2]
 STRIKES = "import os, signal, sys\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException as error:\n"
@@ -28,7 +28,7 @@ def test_an_import_that_is_interrupted_ends_in_one_message(module: str, tmp_path
 
 def test_elsewhere_it_is_the_interrupt_that_a_program_can_handle() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with interruptible(), pytest.raises(KeyboardInterrupt):
+    with Interruptible(), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
 

@@ -27,6 +27,7 @@ from nas_prune.tracing.arch import Arch
 from nas_prune.train.data import loaders as datasets
 from nas_prune.train.data.loaders import Data
 from nas_prune.train.data.preprocessing import tell
+from nas_prune.train.data.room import check_images
 from nas_prune.train.evaluate import answers
 from nas_prune.train.finetune import finetune
 from nas_prune.train.loop import Run
@@ -38,20 +39,28 @@ Results = dict[str, float]
 
 def validate(recipe: Recipe) -> Results:
     """Accuracy and loss on the held-out images."""
+    accelerator, batches = build.accelerator(recipe), {"data.eval_batch_size": recipe.data.eval_batch_size}
+    check_images(recipe.data.image_size, batches, accelerator.device)
     data = datasets.load(recipe.data, seed=recipe.seed)
-    accelerator = build.accelerator(recipe)
-    model = _created(recipe).to(accelerator.device)
+    model = _created(recipe)
     _check_fit(model, data)
+    build.check_memory(recipe, model, data, batches, accelerator.device)
+    model.to(accelerator.device)
     return _scores(model, data, accelerator) | _sizes(recipe, model)
 
 
 def train(recipe: Recipe, folder: Path) -> Results:
     """Fine-tune a model; checkpoints, journal and the artefact ``finetuned`` are in ``folder``. Resumes by itself."""
-    data = datasets.load(recipe.data, seed=recipe.seed)
     accelerator = build.accelerator(recipe)
-    model = _created(recipe, num_classes=data.classes, in_chans=data.channels).to(accelerator.device)
+    batches = {"data.batch_size": recipe.data.batch_size, "data.eval_batch_size": recipe.data.eval_batch_size}
+    check_images(recipe.data.image_size, batches, accelerator.device)
+    data = datasets.load(recipe.data, seed=recipe.seed)
+    model = _created(recipe, num_classes=data.classes, in_chans=data.channels)
     _check_fit(model, data)
     tell(model, data.seen)
+    build.check_memory(recipe, model, data, batches, accelerator.device)
+    build.try_step(recipe, model, data, recipe.finetune)
+    model.to(accelerator.device)
     with held(folder, first=accelerator.is_main_process):
         _open(folder, recipe)
         _finetuned(model, recipe, data, accelerator, folder)

@@ -46,7 +46,7 @@ class Captured:
     and its candidates in the order of the sum.
     ``inputs``: what was captured, its tensors without numbers; ``batch``: images in the inputs that the caller gave;
     ``single``: whether one image was captured, since the code says that there is one. ``leaves``: calls of modules that
-    no graph can say.
+    no graph can say. ``counted``: whether the code says how many images there are.
     """
 
     graph: Graph
@@ -61,6 +61,7 @@ class Captured:
     batch: int
     single: bool
     leaves: tuple[Leaf, ...] = ()
+    counted: bool = False
 
     def batched(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """Example inputs with as many images as the graph can take: two or more, if it can."""
@@ -104,8 +105,8 @@ def arguments_of(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
 
 
 def call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """What a model or a method gives for these arguments."""
-    positional, named = split_arguments(arguments)
+    """What a model or a method gives for these arguments, of which it gets copies: some write into theirs."""
+    positional, named = split_arguments(each_tensor(torch.clone, arguments))
     return function(*positional, **named)
 
 
@@ -228,7 +229,7 @@ def _exported(
     model: nn.Module, arguments: tuple[Any, ...], training: Collection[nn.Module], leaves: Mapping[str, str]
 ) -> tuple[ExportedProgram, list[Leaf]]:
     """The program of a model, whose outputs are the tensors of what it returns, and the calls of its leaves."""
-    listed = model.register_forward_hook(lambda _, __, output: tuple(output_tensors(output)))
+    listed = model.register_forward_hook(lambda _, __, output: tuple(_returned(model, output)))
     try:
         with untouched(model), evaluating(model):
             for module in training:
@@ -237,6 +238,13 @@ def _exported(
             return exported(model, *split_arguments(arguments)), calls
     finally:
         listed.remove()
+
+
+def _returned(model: nn.Module, output: Any) -> list[Tensor]:
+    tensors = output_tensors(output)
+    if not tensors:
+        raise TraceError(f"{type(model).__name__} returns no tensor in evaluation, but {type(output).__name__}")
+    return tensors
 
 
 def _captured(

@@ -37,6 +37,8 @@ def exported(model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, A
             warnings.simplefilter("ignore")
             program = torch.export.export(model, arguments, keywords, strict=False)
             result: ExportedProgram = program.run_decompositions(dict(_compositions()))
+    except TraceError:
+        raise
     except Exception as error:
         what = f"{type(error).__name__}: {first_line(error)}"
         if isinstance(error, GuardOnDataDependentSymNode):

@@ -3,7 +3,7 @@
 from torch.fx import Node
 
 from nas_prune.tracing.ruled import rule
-from nas_prune.tracing.terms import Dims
+from nas_prune.tracing.terms import Dims, Fix
 from nas_prune.tracing.walk import Walk
 
 
@@ -75,6 +75,18 @@ def prelu(walk: Walk, node: Node) -> Dims:
     if slope[0].size > 1:
         walk.tie(node, x[1], slope[0])
     return x
+
+
+@rule("new_zeros.default", "new_ones.default", "new_full.default", "new_empty.default")
+def fresh(walk: Walk, node: Node) -> Dims:
+    """A tensor of the same kind, of which nothing is read."""
+    return tuple(Fix(size) for size in walk.shape(node))
+
+
+@rule("native_dropout.default")
+def dropout(walk: Walk, node: Node) -> list[Dims]:
+    """A dropout that is left on in evaluation: what it leaves, and where."""
+    return [walk.of(node.args[0])] * 2
 
 
 @rule("copy.default")

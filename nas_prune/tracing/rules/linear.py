@@ -22,73 +22,76 @@ def argument(node: Node, index: int, default: Any = None) -> Any:
 
 @rule("linear.default")
 def linear(walk: Walk, node: Node) -> Dims:
-    """x (... i), weight (o i), bias (o) -> (... o)."""
-    x, weight, bias = walk.of(node.args[0]), walk.of(node.args[1]), argument(node, 2)
+    """x (... i), weight (o i), bias (o), or whatever can be added -> (... o)."""
+    x, weight = walk.of(node.args[0]), walk.of(node.args[1])
     walk.role(node.args[1], 0, "write")
     walk.role(node.args[1], 1, "read")
     walk.tie(node, x[-1], weight[1])
-    if bias is not None:
-        walk.tie(node, weight[0], walk.of(bias)[0])
     walk.sites.append(Site(node, "mask", 0, len(x) - 1, x[-1], weight[1]))
     walk.products[node] = [(*x[:-1], weight[0], weight[1])]
-    return (*x[:-1], weight[0])
+    return walk.broadcast(node, (*x[:-1], weight[0]), walk.of(argument(node, 2)))
 
 
 @rule("conv1d.default", "conv2d.default", "conv3d.default", "conv1d.padding", "conv2d.padding", "conv3d.padding")
 def convolution(walk: Walk, node: Node) -> Dims:
-    """x (b (g i) ...), weight ((g o) i ...), bias ((g o)) -> (b (g o) ...)."""
-    x, weight, bias = walk.of(node.args[0]), walk.of(node.args[1]), argument(node, 2)
-    groups = int(cast(int, argument(node, 6, 1)))
+    """x (b (g i) ...) or ((g i) ...), weight ((g o) i ...), bias ((g o)) -> (b (g o) ...) or ((g o) ...)."""
+    weight, bias, groups = walk.of(node.args[1]), argument(node, 2), int(cast(int, argument(node, 6, 1)))
     walk.role(node.args[1], 0, "write")
-    for space in (*x[2:], *weight[2:]):
-        freeze(space, f"a convolution slides over it: {walk.where(node)}")
+    batch, channels, space = _convolved(walk, node)
     if groups == 1:
         walk.role(node.args[1], 1, "read")
-        walk.tie(node, x[1], weight[1])
-        walk.sites.append(Site(node, "mask", 0, 1, x[1], weight[1]))
+        walk.tie(node, channels, weight[1])
+        walk.sites.append(Site(node, "mask", 0, len(batch), channels, weight[1]))
     else:
-        _grouped(walk, node, x[1], weight, groups)
+        _grouped(walk, node, batch, channels, groups)
     if bias is not None:
         walk.tie(node, weight[0], walk.of(bias)[0])
-    shape = walk.shape(node)
-    taps = product(term.size for term in weight[2:]) * product(shape[2:])
-    walk.products[node] = [(x[0], Fix(taps), weight[0], weight[1])]
-    return (x[0], weight[0], *(Fix(size) for size in shape[2:]))
+    taps = product(term.size for term in (*weight[2:], *space))
+    walk.products[node] = [(*batch, Fix(taps), weight[0], weight[1])]
+    return (*batch, weight[0], *space)
 
 
-def _grouped(walk: Walk, node: Node, x: Term, weight: Dims, groups: int) -> None:
+def _convolved(walk: Walk, node: Node) -> tuple[Dims, Term, Dims]:
+    """Images, channels, and space behind a convolution of images or of one alone; what it slides over is fixed."""
+    x, weight = walk.of(node.args[0]), walk.of(node.args[1])
+    images = len(x) - len(weight) + 1
+    for space in (*x[images + 1 :], *weight[2:]):
+        freeze(space, f"a convolution slides over it: {walk.where(node)}")
+    return x[:images], x[images], tuple(Fix(size) for size in walk.shape(node)[images + 1 :])
+
+
+def _grouped(walk: Walk, node: Node, batch: Dims, x: Term, groups: int) -> None:
     """Whole groups can go (one axis), and the same positions inside every group (another)."""
-    inside = x.size // groups
+    inside, weight = x.size // groups, walk.of(node.args[1])
     group, read = factorize(x, groups, inside)
     other, _ = factorize(weight[0], groups, weight[0].size // groups)
     walk.tie(node, group, other)
     if inside > 1:
         walk.role(node.args[1], 1, "read")
         walk.tie(node, read, weight[1])
-        walk.sites.append(Site(node, "mask", 0, 1, prod([Fix(groups), read]), weight[1]))
+        walk.sites.append(Site(node, "mask", 0, len(batch), prod([Fix(groups), read]), weight[1]))
     walk.sizes(node, 6, group)
 
 
 @rule("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input")
 def transposed_convolution(walk: Walk, node: Node) -> Dims:
-    """x (b (g i) ...), weight ((g i) o ...), bias ((g o)) -> (b (g o) ...)."""
-    x, weight, bias = walk.of(node.args[0]), walk.of(node.args[1]), argument(node, 2)
-    groups, shape = int(cast(int, argument(node, 6, 1))), walk.shape(node)
+    """x (b (g i) ...) or ((g i) ...), weight ((g i) o ...), bias ((g o)) -> (b (g o) ...) or ((g o) ...)."""
+    weight, bias, groups = walk.of(node.args[1]), argument(node, 2), int(cast(int, argument(node, 6, 1)))
     walk.role(node.args[1], 0, "read")
     walk.role(node.args[1], 1, "write")
-    for space in (*x[2:], *weight[2:]):
-        freeze(space, f"a convolution slides over it: {walk.where(node)}")
-    walk.tie(node, x[1], weight[0])
-    group, read = factorize(x[1], groups, x[1].size // groups)
+    batch, channels, space = _convolved(walk, node)
+    walk.tie(node, channels, weight[0])
+    group, read = factorize(channels, groups, channels.size // groups)
     out = prod([group, weight[1]])
-    walk.sites.append(Site(node, "mask", 0, 1, prod([Fix(groups), read])))
+    walk.sites.append(Site(node, "mask", 0, len(batch), prod([Fix(groups), read])))
     if groups > 1:
         walk.sizes(node, 6, group)
     if bias is not None:
         walk.tie(node, out, walk.of(bias)[0])
-    taps = product(term.size for term in (*weight[2:], *x[2:]))
-    walk.products[node] = [(x[0], Fix(taps), x[1], weight[1])]
-    return (x[0], out, *(Fix(size) for size in shape[2:]))
+    before = walk.shape(cast(Node, node.args[0]))[len(batch) + 1 :]
+    taps = product([*before, *(term.size for term in weight[2:])])
+    walk.products[node] = [(*batch, Fix(taps), channels, weight[1])]
+    return (*batch, out, *space)
 
 
 @rule("addmm.default", "baddbmm.default")

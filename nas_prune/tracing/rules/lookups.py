@@ -7,7 +7,6 @@ import torch
 from torch.fx import Node
 
 from nas_prune.tracing.ruled import rule
-from nas_prune.tracing.rules.linear import argument
 from nas_prune.tracing.terms import Dims, Fix, freeze
 from nas_prune.tracing.walk import Walk
 
@@ -44,10 +43,8 @@ def embedding(walk: Walk, node: Node) -> Dims:
 @rule("slice_scatter.default", "scatter.src", "index_copy.default")
 def picked(walk: Walk, node: Node) -> Dims | list[Dims]:
     """One dimension is looked up or partly overwritten; where there is a second tensor it is tied in all others."""
-    whole = "scatter" in str(node.target) or "copy" in str(node.target)
     x, others = walk.of(node.args[0]), [walk.of(value) for value in node.args[1:] if isinstance(value, Node)]
-    where = next(value for value in node.args[1:] if isinstance(value, int)) if not whole else argument(node, 2, 0)
-    dim = cast(int, where) % len(x)
+    dim = next((value for value in node.args[1:] if isinstance(value, int)), 0) % len(x)
     freeze(x[dim], f"looked up by {walk.where(node)}")
     if any(len(other) == len(x) for other in others) or "scatter" in str(node.target):
         return walk.frozen(node, f"looked up by {walk.where(node)}")

@@ -80,7 +80,8 @@ def softmax(walk: Walk, node: Node) -> Dims:
 def ordered(walk: Walk, node: Node) -> Dims | list[Dims]:
     """Every entry of the dimension counts, so it cannot change; the others pass."""
     x = walk.of(node.args[0])
-    asked = argument(node, 2 if "topk" in str(node.target) or "stable" in str(node.target) else 1, -1)
+    every = operator(node).startswith(("var", "std"))  # which are over everything, where no dimension is named
+    asked = argument(node, 2 if "topk" in str(node.target) or "stable" in str(node.target) else 1, () if every else -1)
     dims = {dim % len(x) for dim in ((asked,) if isinstance(asked, int) else asked or range(len(x)))}
     for dim in dims:
         freeze(x[dim], f"read as a whole by {walk.where(node)}")

@@ -245,10 +245,10 @@ def unbind(walk: Walk, node: Node) -> list[Dims]:
 
 @rule("flip.default", "roll.default")
 def reorder(walk: Walk, node: Node) -> Dims:
-    """Entries of some dimensions change places; those dimensions cannot change."""
+    """Entries of some dimensions change places, of all where none is named; those dimensions cannot change."""
     x = walk.of(node.args[0])
-    dims = node.args[-1]
-    for dim in cast(Sequence[int], dims if isinstance(dims, list | tuple) else [dims]):
+    dims = argument(node, 1 if operator(node) == "flip.default" else 2) or range(len(x))
+    for dim in cast(Sequence[int], dims if isinstance(dims, Sequence) else [dims]):
         freeze(x[dim], f"reordered by {walk.where(node)}")
     return tuple(map(resolve, x))
 

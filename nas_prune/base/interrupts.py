@@ -1,0 +1,38 @@
+"""Ctrl-C while modules are being imported: one message, and the process ends at once.
+
+What is half imported raises whatever it likes, and nothing is at stake yet. This is the first that the program imports,
+so it imports next to nothing itself.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+
+INTERRUPTED = "interrupted; the same command resumes the run from its last checkpoint"
+
+
+class Interruptible:
+    """Inside, Ctrl-C during an import ends the process with one message; elsewhere it is KeyboardInterrupt."""
+
+    def __enter__(self) -> None:
+        self.former = signal.signal(signal.SIGINT, _end_imports)
+
+    def __exit__(self, *raised: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler if self.former is None else self.former)
+
+
+def _end_imports(number: int, frame: FrameType | None) -> None:
+    here = frame
+    while here is not None and not here.f_code.co_filename.startswith("<frozen importlib"):
+        here = here.f_back
+    if here is None:
+        raise KeyboardInterrupt
+    sys.stdout.flush()
+    os.write(2, f"error: {INTERRUPTED}\n".encode())
+    os._exit(128 + number)
