@@ -15,7 +15,7 @@ from torch.nn import functional
 from nas_prune.artifact.difference import Difference, formed, replace
 from nas_prune.artifact.swaps import Swaps, shapes, swap
 from nas_prune.base.errors import ArtifactError
-from nas_prune.derivation.source_edits import part_of, repeat
+from nas_prune.derivation.source.edits import part_of, repeat
 
 Dtypes = Mapping[str, torch.dtype]
 

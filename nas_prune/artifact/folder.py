@@ -23,7 +23,7 @@ from nas_prune.base.errors import ArtifactError, one_line
 from nas_prune.base.files.folders import whole_folder
 from nas_prune.base.fingerprint import versions
 from nas_prune.base.plain import is_plain
-from nas_prune.derivation.source_edits import recorded
+from nas_prune.derivation.source.edits import recorded
 from nas_prune.tracing.arch import Arch
 
 # a timm model registers up to 3 parts per tensor, one of which most blocks or candidates are gone many more

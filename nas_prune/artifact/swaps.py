@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nas_prune.base.errors import ArtifactError, UnknownNameError, first_line, shown
 from nas_prune.base.plain import LARGEST, is_moderate, is_plain
-from nas_prune.derivation.source_edits import original
+from nas_prune.derivation.source.edits import original
 from nas_prune.ops import Operation, name_of, operations
 
 Swaps = Mapping[str, Mapping[str, Any]]  # path of a module -> {"operation": name, **keyword arguments}

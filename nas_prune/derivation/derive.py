@@ -17,7 +17,7 @@ from nas_prune.derivation.attention_scale import keep_scales
 from nas_prune.derivation.closed_branches import remove
 from nas_prune.derivation.computed_scales import GivenNumbers, Numbers, keep_dense
 from nas_prune.derivation.integers import repair
-from nas_prune.derivation.source_edits import edits_of, rewrite
+from nas_prune.derivation.source.edits import edits_of, rewrite
 from nas_prune.derivation.timm_facts import run_and_describe
 from nas_prune.methods.intercept import plain_copy
 from nas_prune.tracing import Axes

@@ -13,8 +13,8 @@ from typing import Any
 from torch import nn
 from torch.fx import Node
 
-from nas_prune.derivation.source_literals import numerals
-from nas_prune.derivation.source_sizes import forward_names, named_sequences, named_sizes, names_used
+from nas_prune.derivation.source.literals import numerals
+from nas_prune.derivation.source.sizes import forward_names, named_sequences, named_sizes, names_used
 from nas_prune.tracing import Axes
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.terms import free

@@ -21,7 +21,7 @@ from nas_prune.derivation.computed_scales import differing, scales
 from nas_prune.derivation.derive import shrink
 from nas_prune.derivation.gateable import counting, missed
 from nas_prune.derivation.integers import ambiguous
-from nas_prune.derivation.source_sizes import computed_sizes, frame_of
+from nas_prune.derivation.source.sizes import computed_sizes, frame_of
 from nas_prune.derivation.training_only import asking, in_training
 from nas_prune.derivation.trial_runs import (
     Copied,

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from torch import nn
 
 from nas_prune.base.errors import TraceError
-from nas_prune.derivation.source_sizes import names_used
+from nas_prune.derivation.source.sizes import names_used
 from nas_prune.tracing import Inputs, capture
 from nas_prune.tracing.graph.capture import Captured
 

@@ -13,7 +13,7 @@ from nas_prune.base.axis import BITS
 from nas_prune.base.errors import SpaceError
 from nas_prune.derivation.derive import replaced, run_once
 from nas_prune.derivation.integers import repair
-from nas_prune.derivation.source_edits import edits_of, rewrite
+from nas_prune.derivation.source.edits import edits_of, rewrite
 from nas_prune.tracing import Axes
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.terms import Cat, Prod, Term, Var, leaves, resolve
@@ -34,7 +34,7 @@ def widen(model: nn.Module, axes: Axes, sizes: Mapping[str, int]) -> None:
     rewrite(model, edits_of(model, axes))
     replaced(model, axes, lambda name, tensor: _wider(axes, sizes, name, tensor))
     repair(model, axes, Arch({name: range(size) for name, size in sizes.items()}))
-    run_once(model, axes)
+    run_once(model, axes.walk.captured)
     mark(model)
 
 

@@ -18,17 +18,17 @@ from torch.optim import Optimizer
 
 from nas_prune.base.errors import DivergedError, InterruptedRunError
 from nas_prune.methods.movers.mover import Mover, Still
-from nas_prune.train import checkpoint
 from nas_prune.train.data.loaders import Data, check_labels, mixer, set_epoch
 from nas_prune.train.data.order import drawing
 from nas_prune.train.descent import Pace, descend, ready
 from nas_prune.train.evaluate import top1
 from nas_prune.train.objective import Objective, beside_the_model
 from nas_prune.train.optimizers import schedule_of
+from nas_prune.train.record import checkpoint
 from nas_prune.train.record.progress import Bars
+from nas_prune.train.record.stage_file import Length, Live, restore
 from nas_prune.train.record.track import Track
 from nas_prune.train.stage import Stage
-from nas_prune.train.stage_file import Length, Live, restore
 from nas_prune.train.stop_signals import StopRequest, stop_signals
 
 LOOK_EVERY = 25  # steps between two looks at the loss: a look waits for the device
@@ -89,8 +89,7 @@ def fit(
     with stop_signals() as stop:
         while position.epoch < stage.epochs:
             _open_epoch(model, stage, position, memory.mover)
-            for images, labels in _batches(loader, stage, position, data):
-                number = position.epoch * steps + position.step
+            for number, images, labels in _batches(loader, stage, position, data):
                 schedule.step_update(stage.first * steps + number)
                 with drawing(run.seed, stage.name, number):
                     loss = objective(trained, *mix(images, labels))
@@ -119,8 +118,11 @@ def _as_they_are(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def _batches(loader: Any, stage: Stage, position: Position, data: Data) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of this epoch that are still to do. Raises DataError if the labels of the first one do not fit."""
+def _batches(loader: Any, stage: Stage, position: Position, data: Data) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """The batches of this epoch that are still to do, each with the number of its step in the stage.
+
+    Raises DataError if the labels of the first one do not fit.
+    """
     steps = steps_of(loader, stage)
     if position.step == steps:
         return
@@ -129,7 +131,7 @@ def _batches(loader: Any, stage: Stage, position: Position, data: Data) -> Itera
     for number, (images, labels) in zip(range(position.step, steps), rest, strict=False):
         if number == position.step:
             check_labels(labels, data.classes)
-        yield images, labels
+        yield position.epoch * steps + number, images, labels
 
 
 def _look(stage: Stage, position: Position, steps: int) -> str:

@@ -38,8 +38,8 @@ from nas_prune.run.calibration.calibrate import FILE
 from nas_prune.run.calibration.check import check
 from nas_prune.run.recipe import recipe
 from nas_prune.tracing.space import read_file
-from nas_prune.train.checkpoint import save as save_checkpoint
-from nas_prune.train.stage_file import Length, Live, restore
+from nas_prune.train.record.checkpoint import save as save_checkpoint
+from nas_prune.train.record.stage_file import Length, Live, restore
 
 RECIPE = "name: tiny\nmodel: {name: resnet18, kwargs: {a: 1}}\n"
 

@@ -15,7 +15,7 @@ from zoo import User, few
 from nas_prune.artifact.folder import load, save
 from nas_prune.base.errors import ArtifactError, TraceError
 from nas_prune.derivation.derive import derive
-from nas_prune.derivation.source_edits import edits_of, original, recorded, repeat, rewrite
+from nas_prune.derivation.source.edits import edits_of, original, recorded, repeat, rewrite
 from nas_prune.derivation.trace import trace
 from nas_prune.tracing.arch import Arch
 

@@ -11,7 +11,7 @@ from zoo import User
 from nas_prune.artifact.difference import difference, rebuild, tensors_of
 from nas_prune.base.errors import ArtifactError
 from nas_prune.derivation.derive import derive
-from nas_prune.derivation.source_edits import edits_of, recorded, repeat, rewrite
+from nas_prune.derivation.source.edits import edits_of, recorded, repeat, rewrite
 from nas_prune.derivation.trace import trace
 from nas_prune.derivation.verify import verify
 from nas_prune.tracing.arch import Arch

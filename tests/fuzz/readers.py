@@ -40,10 +40,9 @@ from nas_prune.run.recipe import recipe
 from nas_prune.run.report.page import RunFolder
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace, read_file
-from nas_prune.train import checkpoint
-from nas_prune.train.record import journals
+from nas_prune.train.record import checkpoint, journals
+from nas_prune.train.record.stage_file import Length, Live, restore
 from nas_prune.train.record.track import Track
-from nas_prune.train.stage_file import Length, Live, restore
 
 CORPUS = Path(__file__).parent / "corpus"
 

@@ -16,7 +16,7 @@ from nas_prune.run import pipeline
 from nas_prune.run.checks import check
 from nas_prune.run.recipe.recipe import Recipe, read
 from nas_prune.tracing.arch import Arch
-from nas_prune.train.checkpoint import load
+from nas_prune.train.record.checkpoint import load
 
 PAGE = (Path(__file__).parents[2] / "docs" / "adding_a_method.md").read_text()
 FILES = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL))

@@ -125,7 +125,7 @@ def test_a_stage_that_is_stopped_between_two_steps_goes_on_there(finished, tmp_p
         patch.setattr(train, "stop_signals", lambda: contextlib.nullcontext(Impatient()))
         with pytest.raises(train.InterruptedRunError):
             pipeline.run(recipe.read("smoke/quickstart"), folder)
-    state = train.checkpoint.load(folder / "checkpoints" / "baseline.ckpt")
+    state = checkpoint.load(folder / "checkpoints" / "baseline.ckpt")
     assert (state["epoch"], state["step"]) == (1, 1)
     pipeline.run(recipe.read("smoke/quickstart"), folder)
     product = "finetuned/model.safetensors"

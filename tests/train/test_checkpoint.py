@@ -13,8 +13,8 @@ import torch
 
 from nas_prune.base.errors import ArtifactError, CheckpointError, StorageError
 from nas_prune.base.files.whole import append_line, atomic_write, read_json, read_lines, write_json
-from nas_prune.train.checkpoint import load, save
 from nas_prune.train.data.order import drawing
+from nas_prune.train.record.checkpoint import load, save
 from nas_prune.train.stop_signals import stop_signals
 
 

@@ -1,1 +1,1 @@
-"""Record: what training tells while it runs: the journal and Weights & Biases, bars, rows of journals."""
+"""Record: what training leaves and tells while it runs: checkpoints, the journal and Weights & Biases, bars."""

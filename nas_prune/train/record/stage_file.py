@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from nas_prune.base.errors import CheckpointError, shown
 from nas_prune.base.files.documents import LARGEST, MOST, Natural, validated
 from nas_prune.base.files.tensors import misfit
-from nas_prune.train import checkpoint
+from nas_prune.train.record import checkpoint
 
 AGAIN = "delete that file to start the stage again"
 

@@ -19,8 +19,8 @@ from torch import nn
 from torch.fx import Node
 
 from nas_prune.base.errors import ArtifactError
-from nas_prune.derivation.source_literals import attribute_of, number, numerals
-from nas_prune.derivation.source_sizes import (
+from nas_prune.derivation.source.literals import attribute_of, number, numerals
+from nas_prune.derivation.source.sizes import (
     RESHAPES,
     calls_of,
     is_computed,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from nas_prune.derivation.source_sizes import calls_of, frame_of, is_near, methods_on, sizes_of, sizing_calls
+from nas_prune.derivation.source.sizes import calls_of, frame_of, is_near, methods_on, sizes_of, sizing_calls
 from nas_prune.tracing.terms import Term, free
 from nas_prune.tracing.walk import Literal, operator
 
