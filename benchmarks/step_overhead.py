@@ -2,11 +2,12 @@
 
 python benchmarks/step_overhead.py [--model NAME ...] [--gate NAME ...] [--rounds 15] [--device cpu] [--threads 1]
 
-Every gate that is registered, ``skeleton`` on stripes, the others on widths; a step is forward, loss, backward and SGD,
-a gated one has a penalty on MACs, too. Steps go plain, gated, plain, gated, plain, ...: a gated one is divided by the
-mean of the plain ones before and after it, and of these ratios the median counts. On a busy machine look at the CPU
-time: it is of this process alone. Of each model the images (b, px): resnet18 (32, 64), mobilenetv3_small_100 (64, 64),
-vit_tiny_patch16_224 (8, 224); ``--batch`` and ``--size`` say otherwise. About two minutes a model and gate at most.
+Every gate that is registered, ``skeleton`` on stripes, the others on widths, ``mask`` also half closed. A step is
+forward, loss, backward and SGD; a gated one has a penalty on MACs, too. Steps go plain, gated, plain, gated, plain,
+...: a gated one is divided by the mean of the plain ones before and after it, and of these ratios the median counts.
+On a busy machine look at the CPU time: it is of this process alone. Of each model the images (b, px): resnet18
+(32, 64), mobilenetv3_small_100 (64, 64), vit_tiny_patch16_224 (8, 224); ``--batch`` and ``--size`` say otherwise. It
+takes about two minutes for the first two, and ten for the last.
 """
 
 import argparse
@@ -54,12 +55,14 @@ def steppers(model: str, images: Tensor, names: list[str]) -> dict[str, Step]:
     labels = torch.randint(1000, (len(images),), device=device)
     plain = timm.create_model(model).to(device)
     steps = {"plain": stepper(copy.deepcopy(plain), images, labels, None)}
-    for gate in names:
+    for gate in (*names, *(["mask, half"] if "mask" in names else [])):
         backbone, striped = copy.deepcopy(plain), gate == "skeleton"
         space = SearchSpace.read("stripes" if striped else "channels", trace(backbone, images[:2], stripes=striped))
         if not space.free:
             continue
-        gated = GatedModel(backbone, space, gate).to(device)
+        gated = GatedModel(backbone, space, gate.removesuffix(", half")).to(device)
+        for name, axis in space.free.items() if gate == "mask, half" else ():
+            gated.gate(name).get_buffer("keep")[: axis.size // 2] = 0
         steps[gate] = stepper(gated, images, labels, BudgetPenalty(Budget("0.5x", Macs(space.axes))))
     return steps
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -13,12 +12,17 @@ class LookedUp(Sequence[Tensor]):
     """A sequence of what ``look_up()`` gives."""
 
     def __init__(self, look_up: Callable[[], Sequence[Tensor]]) -> None:
-        self.look_up = look_up
+        self._look_up = look_up
+        self._found: Sequence[Tensor] | None = None
 
-    @cached_property
+    @property
     def found(self) -> Sequence[Tensor]:
         """The tensors."""
-        return self.look_up()
+        self._found = self._look_up() if self._found is None else self._found
+        return self._found
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.found)
 
     def __getitem__(self, index: Any) -> Any:
         return self.found[index]

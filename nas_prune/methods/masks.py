@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -26,9 +25,10 @@ class Masks:
     def __call__(self, keep: Mapping[str, Tensor], *, moving: bool) -> list[Tensor | None]:
         """``keep``: values (c) per axis; ``moving``: whether gradients are to reach them from statistics, too."""
         masks = {key: self.axes.mask(term, keep) for key, term in self.terms.items()}
-        opened = cache(lambda key: bool((masks[key] == 1).all()))
-        sites = zip(self.sites, self.term_of, strict=True)
-        return [None if self._idle(site, masks[key], moving) and opened(key) else masks[key] for site, key in sites]
+        idle = [self._idle(site, masks[key], moving) for site, key in zip(self.sites, self.term_of, strict=True)]
+        asked = {key for key, may in zip(self.term_of, idle, strict=True) if may}
+        opened = {key for key in asked if bool((masks[key] == 1).all())}
+        return [None if may and key in opened else masks[key] for key, may in zip(self.term_of, idle, strict=True)]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Masks:  # facts about the graph: copies of a model share them
         return self
