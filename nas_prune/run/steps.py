@@ -86,8 +86,9 @@ def searched(job: Job, gated: GatedModel, calibration: Calibration) -> Met:
         build.selector(recipe.search),
         decide,
         _batches(job),
+        recipe.data,
     )
-    return search(gated, job.data, parts, settings=recipe.search, run=job.run, images=recipe.data)
+    return search(gated, job.data, parts, settings=recipe.search, run=job.run)
 
 
 def question(job: Job, gated: GatedModel, scores: Scores, budget: Budget) -> Question:

@@ -11,7 +11,7 @@ The phases are those of W-Gates (arXiv 2007.02066) as far as it tells; rounds an
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -83,6 +83,7 @@ def search(
 class Parts:
     """What decides in a search: ``budget``, and all limits as one (``joint``); what penalties are made of the limit of
     a round, what scores its units, what selects among them, and what meets the budget in the end, as measured.
+    ``images``: how those of the training are mixed.
     """
 
     budget: Budget
@@ -92,34 +93,27 @@ class Parts:
     select: Selector
     meet: Callable[[Alive, Scores], Met]
     batches: Batches = ()
+    images: DataSettings = field(default_factory=DataSettings)
 
 
-def searched(
-    gated: GatedModel,
-    data: Data,
-    parts: Parts,
-    *,
-    settings: SearchSettings,
-    run: Run,
-    images: DataSettings | None = None,
-) -> Met:
+def searched(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSettings, run: Run) -> Met:
     """The loop of every search; the weights of ``gated`` have settled in the architecture, which is in its units."""
-    images, schedule = images or DataSettings(), bound("search.schedule", schedules, settings.schedule, 2)
+    schedule = bound("search.schedule", schedules, settings.schedule, 2)
     if settings.learns:
-        warm_up(gated, data, parts, settings=settings, run=run, images=images)
+        warm_up(gated, data, parts, settings=settings, run=run)
     learner = Learner(
         gated, settings, mover_of(gated, data, Aim(parts.budget, settings.joint, schedule), settings, run)
     )
     for each in rounds_of(settings.rounds, settings.joint, schedule):
         if settings.learns:
-            learn(learner, data, parts, each, run=run, images=images)
+            learn(learner, data, parts, each, run=run)
         scores = parts.score(learner.gated, each)
         if not each.last:
             learner.remove(_closed(learner, parts, scores, each, run.seed))
     learner.gated.fold()
     met = parts.meet(learner.alive, scores)
     edit(learner.gated.backbone, met.edits)
-    settle(learner, met.arch, data, run=run, images=images)
+    settle(learner, met.arch, data, parts, run=run)
     return replace(met, arch=learner.alive.arch(met.arch))
 
 
@@ -139,23 +133,21 @@ def _classes(gated: GatedModel) -> int:
     return int(getattr(gated.backbone, "num_classes", captured.outputs[0][-1] if captured.outputs else 0))
 
 
-def warm_up(
-    gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSettings, run: Run, images: DataSettings
-) -> None:
+def warm_up(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSettings, run: Run) -> None:
     """Training of the gates alone; nothing, where they do not learn by gradient."""
     moving = gate_optimizers(gated, settings)
     objective = Objective(task_loss(settings), penalties=parts.penalties(parts.joint), gated=gated)
     gated.backbone.requires_grad_(False)
-    stage = Stage("search-warmup", settings.warmup if moving else 0, settings, images)
+    stage = Stage("search-warmup", settings.warmup if moving else 0, settings, parts.images)
     fit(run, stage, gated, data, objective, moving, watch=_watching(Alive.all(gated), parts.budget))
     gated.backbone.requires_grad_(True)
 
 
-def learn(learner: Learner, data: Data, parts: Parts, each: Round, *, run: Run, images: DataSettings) -> None:
+def learn(learner: Learner, data: Data, parts: Parts, each: Round, *, run: Run) -> None:
     """The joint training of one round, under the limit that it has: afterwards the scores say what matters."""
     limit = parts.joint if each.last else Budget.of(each.limit(parts.joint), parts.joint.cost)
     penalties = learner.under(parts.penalties(limit))
-    stage = Stage(f"search-joint{each.name}", each.epochs, learner.settings, images, each.first, learner.chain)
+    stage = Stage(f"search-joint{each.name}", each.epochs, learner.settings, parts.images, each.first, learner.chain)
     objective = Objective(learner.loss, penalties=penalties, gated=learner.gated)
     watch = _watching(learner.alive, parts.budget)
     fit(run, stage, learner.gated, data, objective, learner.optimizers, watch=watch, mover=learner.mover)
@@ -169,14 +161,14 @@ def mover_of(gated: GatedModel, data: Data, aim: Aim, settings: SearchSettings, 
     return ShapleyAscent(gated, aim, data=data, settings=settings.shapley, run=run) if weighed(gated) else None
 
 
-def settle(learner: Learner, arch: Arch, data: Data, *, run: Run, images: DataSettings) -> None:
+def settle(learner: Learner, arch: Arch, data: Data, parts: Parts, *, run: Run) -> None:
     """Train the weights on with the architecture fixed: on the one schedule of the search, or by themselves at a
     quarter of the learning rate. What is closed is removed for that, where it can be.
     """
     settings, gated, once = learner.settings, learner.gated, learner.settings.once
     calmer = settings if once else settings.model_copy(update={"lr": settings.lr / 4})
     first, chain = (settings.joint, learner.chain) if once else (0, None)
-    stage = Stage("search-freeze", settings.freeze, calmer, images, first, chain)
+    stage = Stage("search-freeze", settings.freeze, calmer, parts.images, first, chain)
     objective = Objective(learner.loss) if once else task_objective(settings)
     if irremovable(gated.backbone, gated.space) is not None:
         with gated.fixed(arch):

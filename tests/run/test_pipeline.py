@@ -20,6 +20,7 @@ from nas_prune.costs import count
 from nas_prune.run import build, pipeline
 from nas_prune.run.recipe import recipe
 from nas_prune.train.data import loaders as data
+from nas_prune.train.record import checkpoint
 
 SMOKE = sorted(name for name in recipe.recipes() if name.startswith("smoke/"))
 
