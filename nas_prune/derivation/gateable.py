@@ -23,7 +23,7 @@ def counting(model: nn.Module, axes: Axes) -> Iterator[Board]:
     board = Board()
     board.counting = True
     board.open({}, [None] * len(axes.walk.sites))
-    intercept(model, axes, [site for site in axes.walk.sites if operator(site.node) in NODE_KINDS], board, None)
+    intercept(model, axes, [site for site in axes.walk.sites if operator(site.node) in NODE_KINDS], board, {})
     try:
         yield board
     finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 
 from nas_prune.base.axis import Kind
 from nas_prune.base.errors import SpaceError
+from nas_prune.methods.fixed import Fixed
 from nas_prune.methods.gates import Gate, gates
 from nas_prune.methods.intercept import Board, intercept, plain_copy, release
 from nas_prune.methods.looked_up import LookedUp
 from nas_prune.methods.masks import Masks
+from nas_prune.methods.writing import Act
 from nas_prune.ops import Choice
 from nas_prune.tracing import Axes
 from nas_prune.tracing.arch import Arch
@@ -74,12 +77,13 @@ class GatedModel(nn.Module):
             size, fan_in = sum(self.axes[member].size for member in members), [w.shape[1] for w in self.weights(name)]
             made = gates[own] if isinstance(own, str) else own
             self.gates[_key(name)] = made.on(kind, size, fan_in, striped=bool(self._stripes(name)), **extra)
-        mix = self.gate(next(iter(self.deciders))).mix
         self._fixed: list[Fixed] = []
         self._board = Board()
         self._sites = [site for site in self.axes.walk.sites if self._touches(site.term)]
-        self._masks = Masks(self.axes, self._sites, always=mix is not Gate.mix)
-        intercept(model, self.axes, self._sites, self._board, None if mix is Gate.mix else mix)
+        acting = {member: self.gate(name) for name, members in self.deciders.items() for member in members}
+        self._masks = Masks(self.axes, self._sites, acting)
+        self._writing = [name for name, gate in acting.items() if gate.looks or gate.site == "write"]
+        intercept(model, self.axes, self._sites, self._board, {name: self.writers[name] for name in self._writing})
 
     @property
     def axes(self) -> Axes:
@@ -90,8 +94,14 @@ class GatedModel(nn.Module):
         """The backbone's forward, gated. Raises SpaceError where another GatedModel has taken the backbone."""
         if self._board.released:
             raise SpaceError("another GatedModel was made of this backbone since; use that one, or gate a copy")
-        keep = self._fixed[-1].keep() if self._fixed else self._said()
-        self._board.open(keep, self._masks(keep, moving=self.training or bool(self._fixed)))
+        if self._fixed:
+            keep = self._fixed[-1].keep()
+            self._board.open(keep, self._masks(keep, moving=True))
+        else:
+            keep = self._said()
+            masks = self._masks.learning(keep, moving=self.training)
+            acts = {name: Act(self.gate(name), partial(self.weights, name), keep, name) for name in self._writing}
+            self._board.open(keep, masks, self._masks.mixes(keep), acts)
         try:
             return self.backbone(*args, **kwargs)
         finally:
@@ -134,7 +144,8 @@ class GatedModel(nn.Module):
         def counted(name: str, keep: Tensor) -> Tensor:
             return keep.abs().clamp(max=1) if self.axes[name].kind == "stripe" else keep  # a skeleton may exceed one
 
-        return self.settled | {name: counted(name, keep).sum() for name, keep in self._board.keep.items()}
+        each = {name: keep if keep.ndim == 1 else keep.mean(0) for name, keep in self._board.keep.items()}
+        return self.settled | {name: counted(name, keep).sum() for name, keep in each.items()}
 
     def arch(self) -> Arch:
         """The architecture that the gates have decided on."""
@@ -244,42 +255,6 @@ class GatedModel(nn.Module):
 
     def _touches(self, term: Term) -> bool:
         return any(self.axes.variables.get(var) in self.space.free for var in leaves(term))
-
-
-class Fixed:
-    """A gated model while it computes one architecture. Blocks may be nested; the innermost counts."""
-
-    def __init__(self, gated: GatedModel, arch: Arch, *, mixed: bool = False, requires_grad: bool = False) -> None:
-        self.gated, self.arch, self.mixed, self.requires_grad = gated, arch, mixed, requires_grad
-        self._keep: dict[str, Tensor] = {}
-
-    def __enter__(self) -> GatedModel:
-        self.gated._fixed.append(self)
-        self.keep()  # now, and in no forward pass: torch.compile would compile the first one apart
-        self.gated._compute_live()
-        return self.gated
-
-    def __exit__(self, *error: object) -> None:
-        self.gated._fixed.pop()
-        self.gated._compute_live()
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The output for these inputs."""
-        with self:
-            return self.gated(*args, **kwargs)
-
-    def keep(self) -> dict[str, Tensor]:
-        """Keep vector (c) of 0 and 1 per axis, where and as precise as the model is now."""
-        like = next(self.gated.backbone.parameters())
-        if not self._keep or next(iter(self._keep.values())).type() != like.type():
-            free = self.gated.space.free.items()
-            self._keep = {name: self.arch.keep(axis).to(like.device, like.dtype) for name, axis in free}
-            if self.mixed:
-                said = self.gated.gate_values()
-                self._keep = {name: keep * said[name].detach() for name, keep in self._keep.items()}
-            for keep in self._keep.values():
-                keep.requires_grad_(self.requires_grad)
-        return self._keep
 
 
 def _order(name: str, index: int) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ from torch.overrides import TorchFunctionMode
 
 from nas_prune.base.errors import TraceError
 from nas_prune.methods.eager_calls import KINDS, NODE_KINDS, OPERANDS, counts
+from nas_prune.methods.masks import Mask, Mix
+from nas_prune.methods.writing import Act, Writer, Written, along, writing
 from nas_prune.ops import Choice
 from nas_prune.tracing import Axes
 from nas_prune.tracing.graph.brought import bake, computed_tensors, unwrapped
@@ -28,7 +30,6 @@ from nas_prune.tracing.graph.multihead import open_up
 from nas_prune.tracing.masked import FILLS, FORMS, WEIGHTS
 from nas_prune.tracing.walk import Site
 
-Mix = Callable[[Tensor, Tensor], Tensor]
 CallKey = tuple[int, str, int]  # (which call of the module, kind of function, how many of that kind before it there)
 
 
@@ -45,14 +46,22 @@ class Board:
         self.counted: list[tuple[Interceptor, int, Counter[str]]] = []
         self.counting = False
         self.keep: dict[str, Tensor] = {}
-        self.masks: list[Tensor | None] = []
+        self.masks: list[Mask] = []
+        self.mixes: list[list[Mix]] = []
+        self.acts: Mapping[str, Act] = {}
         self.running: list[_Interception] = []
         self.entered: Counter[int] = Counter()
         self.masking = False
 
-    def open(self, keep: dict[str, Tensor], masks: list[Tensor | None]) -> None:
-        """A new forward pass begins."""
-        self.keep, self.masks, self.inside = keep, masks, True
+    def open(
+        self,
+        keep: dict[str, Tensor],
+        masks: list[Mask],
+        mixes: list[list[Mix]] | None = None,
+        acts: Mapping[str, Act] | None = None,
+    ) -> None:
+        """A new forward pass begins. ``acts``: what gates do where their axes are written."""
+        self.keep, self.masks, self.mixes, self.acts, self.inside = keep, masks, mixes or [], acts or {}, True
         self.entered.clear()
 
     def close(self) -> None:
@@ -73,15 +82,16 @@ class Board:
 class Interceptor:
     """Opens the interception while one module runs. The only hook that stays on a model.
 
-    ``calls``: which call gets which sites; ``times``: how often a forward pass calls the module; ``inside``: of a
-    choice, how many calls of each kind a candidate makes.
+    ``calls``: which call gets which sites; ``written``: which call writes which axes, along which dimension of its
+    output; ``times``: how often a forward pass calls the module; ``inside``: of a choice, how many calls of each kind a
+    candidate makes.
     """
 
     sites: list[Site]
     calls: dict[CallKey, list[int]]
+    written: dict[CallKey, list[Written]]
     times: int
     board: Board
-    mix: Mix | None
     inside: dict[str, Counter[str]]
 
     def enter(self, module: nn.Module, arguments: Any) -> None:  # noqa: ARG002
@@ -128,11 +138,15 @@ class _Interception(TorchFunctionMode):
         kind, board = KINDS.get(func), self.interceptor.board
         if kind is None or not board.gating or not counts(kind, args, kwargs or {}):
             return func(*args, **(kwargs or {}))
-        indices = self.interceptor.calls.get((self.call, kind, self.seen[kind]), ())
+        key = (self.call, kind, self.seen[kind])
+        indices, written = self.interceptor.calls.get(key, ()), self.interceptor.written.get(key, ())
         self.seen[kind] += 1
         args, kwargs = _positional(kind, list(args), dict(kwargs or {})) if indices else (args, kwargs or {})
         for index in indices:
-            site, keep = self.interceptor.sites[index], board.masks[index]
+            site, mask, mixes = self.interceptor.sites[index], board.masks[index], board.mixes
+            keep = mask() if callable(mask) else mask
+            for mix in mixes[index] if mixes else ():
+                _close(site, args, *mix)
             if keep is None:
                 continue
             if site.how in WEIGHTS:
@@ -145,8 +159,14 @@ class _Interception(TorchFunctionMode):
                 result = FORMS[site.how](args, kwargs, site.dim, keep)
                 board.masking = False
                 return result
-            _close(site, args, keep, self.interceptor.mix)
-        return func(*args, **kwargs)
+            _close(site, args, None, keep)
+        acting = [(board.acts[name], dim) for name, dim in written if name in board.acts]
+        for act, _ in acting:
+            act.look(args[0] if args else kwargs["input"])
+        output = func(*args, **kwargs)
+        for act, dim in acting:
+            output = act(output, dim)
+        return output
 
 
 def _positional(kind: str, args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -156,7 +176,7 @@ def _positional(kind: str, args: list[Any], kwargs: dict[str, Any]) -> tuple[lis
     return args, kwargs
 
 
-def _close(site: Site, args: list[Any], keep: Tensor, mix: Mix | None) -> None:
+def _close(site: Site, args: list[Any], mix: Callable[[Tensor, Tensor], Tensor] | None, keep: Tensor) -> None:
     """Gate one operand of a call, or the weight's columns where the weight is smaller (the result is the same)."""
     operands, first = args, 0
     if isinstance(args[0], str):  # an einsum: its operands follow, or stand in a list
@@ -164,32 +184,42 @@ def _close(site: Site, args: list[Any], keep: Tensor, mix: Mix | None) -> None:
         args[1] = operands if first == 0 else args[1]
     x = operands[first + site.arg]
     weight = args[1] if site.weight is not None else None
-    if weight is not None and mix is None and weight.numel() < x.numel():
+    if weight is not None and mix is None and keep.ndim == 1 and weight.numel() < x.numel():
         inside = keep[: weight.shape[1]] if keep.shape[0] != weight.shape[1] else keep
         args[1] = weight * inside.reshape(1, -1, *(1 for _ in weight.shape[2:]))
         return
-    gate = keep.to(x.dtype).reshape([-1 if dim == site.dim else 1 for dim in range(x.ndim)])
+    gate = along(keep, x, site.dim)
     if site.how != "mask":
         operands[first + site.arg] = torch.where(gate > 0, x, FILLS[site.how])
     else:
         operands[first + site.arg] = x * gate if mix is None else mix(x, gate)
 
 
-def intercept(model: nn.Module, axes: Axes, sites: list[Site], board: Board, mix: Mix | None) -> None:
-    """Register the hooks that gate ``sites`` of an eager model; masks are read from ``board`` at every call."""
+def intercept(
+    model: nn.Module, axes: Axes, sites: list[Site], board: Board, writers: Mapping[str, Sequence[Writer]]
+) -> None:
+    """Register the hooks that gate ``sites`` of an eager model; masks are read from ``board`` at every call.
+
+    ``writers``: of the axes whose gates act, or look, where they are written.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
     runs, calls_of = _runs(axes), _calls(axes)
     inside = _inside(axes, runs, calls_of)
     by_owner: dict[str, dict[CallKey, list[int]]] = {}
+    written: dict[str, dict[CallKey, list[Written]]] = {}
     for index, site in enumerate(sites):
         owner, call = _locate(axes, site.node, runs, calls_of)
         by_owner.setdefault(owner, {}).setdefault(call, []).append(index)
-    for owner, calls in by_owner.items():
-        hook = Interceptor(sites, calls, len(runs[owner]), board, mix, inside.get(owner, {}))
+    for name, node, dim in writing(axes, writers):
+        owner, call = _locate(axes, node, runs, calls_of)
+        written.setdefault(owner, {}).setdefault(call, []).append((name, dim))
+    for owner in by_owner | written:
+        of_owner = by_owner.get(owner, {}), written.get(owner, {})
+        hook = Interceptor(sites, *of_owner, len(runs[owner]), board, inside.get(owner, {}))
         modules[owner].register_forward_pre_hook(hook.enter)
         modules[owner].register_forward_hook(hook.leave, always_call=True)
     for path in {leaf.path for leaf in axes.walk.captured.leaves}:
-        unseen = Unseen(sites, {}, 1, board, mix, {})
+        unseen = Unseen(sites, {}, {}, 1, board, {})
         modules[path].register_forward_pre_hook(unseen.enter)
         modules[path].register_forward_hook(unseen.leave, always_call=True)
 

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from nas_prune.base.errors import DataError, DivergedError
 from nas_prune.methods.criteria.criterion import criteria
-from nas_prune.methods.gated import Fixed, GatedModel
+from nas_prune.methods.fixed import Fixed
+from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.scores import Batches
 from nas_prune.tracing.graph.capture import evaluating
 

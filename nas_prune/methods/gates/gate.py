@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,14 @@ class Gate(nn.Module, ABC):
     ``size``: units of the axis. ``fan_in``: numbers per unit in each weight that writes the axis.
     A method is a subclass that says how scores come about (``score``) and how they open and close units (``open``).
     ``of_stripes``: it reads, in place of weights, what the gates of the stripes say that its units consist of.
+    ``site``: where it acts while it learns: at every reader of the axis, or on what its writers write, before anything
+    is added. ``looks``: its keep values (b c) are those of each image, made of what the first writer of the axis reads.
+    Whatever a gate does, a chosen architecture is closed where axes are read.
     """
 
     of_stripes = False
+    site: ClassVar[Literal["read", "write"]] = "read"
+    looks: ClassVar[bool] = False
 
     def __init__(self, size: int, fan_in: Sequence[int]) -> None:
         super().__init__()
@@ -45,7 +50,7 @@ class Gate(nn.Module, ABC):
         """Keep values (c) in [0, 1] for scores (c)."""
 
     def forward(self, weight: Sequence[Tensor], x: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """Keep values (c); ``x`` is for gates that look at what they gate."""
+        """Keep values (c), or (b c) of a gate that looks at ``x``, what the first writer of the axis reads."""
         return self.open(self.score(weight))
 
     def fold(self, weight: Tensor) -> Tensor:
@@ -69,10 +74,14 @@ class Gate(nn.Module, ABC):
     def go_on(self, before: Tensor, now: Tensor) -> None:
         """Other units were removed, and the scores (c) are ``now`` what they were ``before``, or have to become it."""
 
-    @staticmethod
-    def mix(x: Tensor, keep: Tensor) -> Tensor:
+    def mix(self, x: Tensor, keep: Tensor) -> Tensor:
         """How a keep value acts on what it gates; both broadcast against each other."""
         return x * keep
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether what it does is a product, which may as well be made with the weight that reads."""
+        return type(self).mix is Gate.mix
 
 
 class HardStep(torch.autograd.Function):
