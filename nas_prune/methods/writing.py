@@ -50,12 +50,7 @@ def writing(axes: Axes, writers: Mapping[str, Sequence[Writer]]) -> Iterator[tup
     tensors, graph = axes.walk.captured.tensors, axes.walk.captured.graph
     for name, weights in writers.items():
         for tensor, _, order in weights:
-            nodes = [
-                user
-                for node in axes.walk.captured.graph.nodes
-                if tensors.get(node.name) == tensor
-                for user in node.users
-            ]
+            nodes = [user for node in graph.nodes if tensors.get(node.name) == tensor for user in node.users]
             kinds = [NODE_KINDS.get(node.target.__name__, "") if node.op == "call_function" else "" for node in nodes]
             if order is not None or not nodes or any(kind not in WRITING for kind in kinds):
                 raise SpaceError(
