@@ -2,9 +2,10 @@
 
 python benchmarks/step_overhead.py [--model NAME ...] [--gate NAME ...] [--rounds 15] [--device cpu] [--threads 1]
 
-Every gate that is registered, ``skeleton`` on stripes, the others on widths, ``mask`` also half closed. A step is
-forward, loss, backward and SGD; a gated one has a penalty on MACs, too. Steps go plain, gated, plain, gated, plain,
-...: a gated one is divided by the mean of the plain ones before and after it, and of these ratios the median counts.
+Every gate that is registered, ``skeleton`` on stripes, the others on widths, ``mask`` also half closed, and ``weight``
+also when as much has been removed as by the middle, and by the end, of a search in rounds for a quarter of the MACs. A
+step is forward, loss, backward and SGD; a gated one has a penalty on MACs, too. Steps go plain, gated, plain, gated,
+plain, ...: a gated one is divided by the mean of the plain ones before and after it, and of these ratios the median counts.
 On a busy machine look at the CPU time: it is of this process alone. Of each model the images (b, px): resnet18
 (32, 64), mobilenetv3_small_100 (64, 64), vit_tiny_patch16_224 (8, 224); ``--batch`` and ``--size`` say otherwise. It
 takes about two minutes for the first two, and ten for the last.
@@ -22,14 +23,20 @@ import torch
 from torch import Tensor, nn
 
 from nas_prune.costs import Budget, Macs
+from nas_prune.derivation.regated import gated_again
+from nas_prune.derivation.removal import removed
 from nas_prune.derivation.trace import trace
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.gates import gates
 from nas_prune.methods.penalties.budget import BudgetPenalty
+from nas_prune.methods.schedules.soft_to_hard import ghfp
+from nas_prune.methods.selectors.uniform import uniform_widths
+from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace
 
 Step = Callable[[], None]
 Seconds = tuple[float, float]  # on the wall, of the processor
+MIDDLE = 1 - 0.75 * ghfp(3, 8).closed  # of the MACs, after four of eight rounds for a quarter of them
 MODELS = {"resnet18": (32, 64), "mobilenetv3_small_100": (64, 64), "vit_tiny_patch16_224": (8, 224)}
 
 
@@ -64,6 +71,12 @@ def steppers(model: str, images: Tensor, names: list[str]) -> dict[str, Step]:
         for name, axis in space.free.items() if gate == "mask, half" else ():
             gated.gate(name).get_buffer("keep")[: axis.size // 2] = 0
         steps[gate] = stepper(gated, images, labels, BudgetPenalty(Budget("0.5x", Macs(space.axes))))
+        for share in (MIDDLE, 0.25) if gate == "weight" else ():
+            widths = uniform_widths(space, Macs(space.axes), share * float(Macs(space.axes)({})))
+            left, _ = gated_again(gated, removed(gated, Arch({name: range(int(w)) for name, w in widths.items()})))
+            steps[f"weight, {share:.2f}x"] = stepper(
+                left, images, labels, BudgetPenalty(Budget("0.25x", Macs(space.axes)))
+            )
     return steps
 
 
