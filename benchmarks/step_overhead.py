@@ -5,8 +5,8 @@ python benchmarks/step_overhead.py [--model NAME ...] [--gate NAME ...] [--round
 Every gate that is registered, ``skeleton`` on stripes, the others on widths, ``mask`` also half closed, and ``weight``
 also when as much has been removed as by the middle, and by the end, of a search in rounds for a quarter of the MACs. A
 step is forward, loss, backward and SGD; a gated one has a penalty on MACs, too. Steps go plain, gated, plain, gated,
-plain, ...: a gated one is divided by the mean of the plain ones before and after it, and of these ratios the median counts.
-On a busy machine look at the CPU time: it is of this process alone. Of each model the images (b, px): resnet18
+plain, ...: a gated one is divided by the mean of the plain ones before and after it, and of these ratios the median
+counts. On a busy machine look at the CPU time: it is of this process alone. Of each model the images (b, px): resnet18
 (32, 64), mobilenetv3_small_100 (64, 64), vit_tiny_patch16_224 (8, 224); ``--batch`` and ``--size`` say otherwise. It
 takes about two minutes for the first two, and ten for the last.
 """
