@@ -29,9 +29,10 @@ CLOSED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})  # nobody can write
 
 
 class NasPruneError(Exception):
-    """Root of the tree. Its text is meant for the user: what, where, what to do."""
+    """Root of the tree. Its text is meant for the user: what, where, what to do. ``told``: the run's record has it."""
 
     exit_code = 2
+    told = False
 
 
 def first_line(error: BaseException) -> str:

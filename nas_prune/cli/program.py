@@ -11,7 +11,6 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +19,9 @@ from typer.core import TyperGroup
 
 from nas_prune.base.errors import CLOSED, FULL, InterruptedRunError, NasPruneError, RecipeError, StorageError
 from nas_prune.base.interrupts import INTERRUPTED
+from nas_prune.cli import agent
 from nas_prune.cli import export as cli_export
+from nas_prune.cli.asked import asked
 from nas_prune.cli.coverage import command as cli_coverage
 from nas_prune.cli.doctor import command as cli_doctor
 from nas_prune.cli.help import RecipeCommand, figures, table
@@ -104,7 +105,8 @@ def _program(
 @app.command(cls=RecipeCommand, context_settings=FREE_FORM)
 def run(words: Words, out: Out = None, resume: Resume = True, force: Force = False) -> None:
     """Do everything a recipe says: train, search, derive, fine-tune, evaluate, report."""
-    _go(_recipe(words), out, until="report", resume=resume, force=force)
+    with agent.told():
+        _go(asked(words), out, until="report", resume=resume, force=force)
 
 
 @app.command(cls=RecipeCommand, context_settings=FREE_FORM)
@@ -124,13 +126,14 @@ def calibrate(
     if check is not None:
         _check_calibration(check, words or [])
         return
-    _go(_recipe(words or [], models=True), out, until="calibrate", resume=resume, force=force)
+    _go(asked(words or [], models=True), out, until="calibrate", resume=resume, force=force)
 
 
 @app.command(cls=RecipeCommand, context_settings=FREE_FORM)
 def search(words: Words, out: Out = None, resume: Resume = True, force: Force = False) -> None:
     """Learn which units to keep; writes arch.json into the run folder."""
-    _go(_recipe(words), out, until="search", resume=resume, force=force)
+    with agent.told():
+        _go(asked(words), out, until="search", resume=resume, force=force)
 
 
 @app.command()
@@ -228,7 +231,8 @@ def _one_of_several() -> Iterator[None]:
 def _go(recipe: "Recipe", out: Path | None, *, until: "Until", resume: bool, force: bool) -> None:
     from nas_prune.run import pipeline
 
-    folder = out or Path("runs") / recipe.name
+    folder = out or agent.default_folder(recipe.name)
+    agent.check_folder(folder)
     results = pipeline.run(recipe, folder, until=until, resume=resume, force=force)
     show(results)
     typer.echo(f"run folder: {folder}" + (", report: report.html" if until == "report" else ""))
@@ -250,38 +254,6 @@ def _check_calibration(path: Path, words: Sequence[str]) -> None:
     from nas_prune.run.calibration.check import check
 
     figures(check(path))
-
-
-def _recipe(words: Sequence[str], *, models: bool = False) -> "Recipe":
-    """The recipe among the words of a command line, with the overrides that stand around it.
-
-    ``models``: the word may also be a model of timm, which gets a recipe made for it.
-    """
-    from nas_prune.run.recipe import overrides, recipe
-
-    _check_options(words, [key.name for key in recipe.recipe_keys()])
-    changes, names = overrides.parse(words, recipe.Recipe)
-    if not names:
-        raise RecipeError(f"name a recipe, or the path of a YAML file; there is: {', '.join(recipe.recipes())}")
-    if len(names) > 1:
-        raise RecipeError(f"cannot read {names[1]!r}; an override is written --key=value, for example --search.joint=5")
-    tokens = [change.text for change in changes]
-    if models and names[0] not in recipe.recipes() and not names[0].endswith((".yaml", ".yml")):
-        from nas_prune.cli.timm import recipe as timm_recipe
-
-        generated = ("--name=calibrate-" + names[0], "--data.name=generated", "--latency.seconds=0.2")
-        return timm_recipe.recipe_for(names[0], [*generated, *tokens])
-    return recipe.read(names[0], tokens)
-
-
-def _check_options(words: Sequence[str], keys: Sequence[str]) -> None:
-    """A misspelled option looks like an override; say so before it is called an unknown key."""
-    last_names = {key.rsplit(".", 1)[-1] for key in keys} | {key.split(".")[0] for key in keys}
-    for word in words:
-        option = word.split("=")[0]
-        near = get_close_matches(option, ["--out", "--resume", "--no-resume", "--force", "--debug"], n=1)
-        if near and option.startswith("--") and option[2:].replace("-", "_") not in last_names:
-            raise RecipeError(f"unknown option {option!r}; did you mean '{near[0]}'?")
 
 
 def _told(error: NasPruneError) -> int:

@@ -50,6 +50,7 @@ from nas_prune.train.finetune import finetune
 from nas_prune.train.loop import Run
 from nas_prune.train.record.progress import Bars
 from nas_prune.train.record.track import Track, open_track
+from nas_prune.train.score import SCORE, score
 
 __all__ = ["evaluate", "open_run", "report", "run"]
 
@@ -264,4 +265,5 @@ def _summarise(track: Track, results: dict[str, Any]) -> None:
             "params": "params",
         }
         final = {f"final/{name}": tuned[key] for name, key in names.items()}
+        final[SCORE] = score(tuned["top1"], results["budget"]["reached"], results["budget"]["limit"])
         track.summary({**final, "final/speedup": 1 / results["measured_share"], "status": results["status"]})

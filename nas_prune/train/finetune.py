@@ -19,6 +19,7 @@ from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.loop import Run, agree, fit
 from nas_prune.train.objective import Objective, Teacher, task_loss
 from nas_prune.train.optimizers import optimizer_of
+from nas_prune.train.score import SCORE
 from nas_prune.train.settings import FinetuneSettings
 from nas_prune.train.stage import Stage
 
@@ -40,7 +41,7 @@ def finetune(
     share, temperature = settings.distill, settings.temperature
     teaching = _teaching(teacher, run) if teacher is not None and share else None
     objective = Objective(task_loss(settings), teacher=teaching, share=share, temperature=temperature)
-    fit(run, stage, model, data, objective, [optimizer_of(model, settings)])
+    fit(run, stage, model, data, objective, [optimizer_of(model, settings)], watch=lambda accuracy: {SCORE: accuracy})
 
 
 def restart(model: nn.Module, seed: int) -> None:

@@ -31,6 +31,7 @@ from nas_prune.train.record.track import Track
 from nas_prune.train.stage import Stage
 from nas_prune.train.stop_signals import StopRequest, stop_signals
 
+Watch = Callable[[float], Mapping[str, float]]
 LOOK_EVERY = 25  # steps between two looks at the loss: a look waits for the device
 
 
@@ -67,14 +68,14 @@ def fit(
     objective: Objective,
     optimizers: Sequence[Optimizer],
     *,
-    watch: Callable[[], Mapping[str, float]] = dict,
+    watch: Watch = lambda _: {},
     mover: Mover | None = None,
 ) -> None:
     """Train ``model`` in place for the epochs of the stage, or for what is left of them.
 
-    The first optimizer follows the schedule, and trains what the objective has to learn. ``watch`` adds columns to the
-    journal; ``mover`` moves what no optimizer does. Raises DivergedError when the loss is not finite,
-    InterruptedRunError when a signal asks to stop.
+    The first optimizer follows the schedule, and trains what the objective has to learn. ``watch`` makes columns of the
+    journal of the accuracy of an epoch; ``mover`` moves what no optimizer does. Raises DivergedError when the loss is
+    not finite, InterruptedRunError when a signal asks to stop.
     """
     if not stage.epochs:
         return
@@ -194,7 +195,7 @@ class _Memory:
     def _stopped(self, number: int) -> InterruptedRunError:
         return InterruptedRunError(f"stopped in {self.stage.name}; the same command resumes it", number)
 
-    def close_epoch(self, position: Position, watch: Callable[[], Mapping[str, float]], data: Data) -> Position:
+    def close_epoch(self, position: Position, watch: Watch, data: Data) -> Position:
         """Move, evaluate, write the row to the journal, save; returns where the next epoch begins."""
         with drawing(self.run.seed, self.stage.name, "end of epoch", position.epoch):
             self.mover.after_epoch(self.stage.first + position.epoch)
@@ -203,7 +204,7 @@ class _Memory:
         self.keep(following)
         return following
 
-    def _journal(self, position: Position, watch: Callable[[], Mapping[str, float]], data: Data) -> None:
+    def _journal(self, position: Position, watch: Watch, data: Data) -> None:
         """Evaluate, and write the row of an epoch whose steps are done."""
         models = [self.model] if self.average is None else [self.model, self.average.module]
         for model in models:
@@ -212,7 +213,7 @@ class _Memory:
         if self.run.track is not None and self.run.accelerator.is_main_process:
             assert position.loss is not None, "an epoch has at least one step"
             rate = float(self.optimizers[0].param_groups[0]["lr"])
-            row = {"train/loss": float(position.loss), **watch(), "train/lr": rate, "eval/top1": accuracy}
+            row = {"train/loss": float(position.loss), **watch(accuracy), "train/lr": rate, "eval/top1": accuracy}
             self.run.track.log(row, stage=self.stage.name, epoch=position.epoch + 1)
 
     def keep(self, position: Position) -> None:

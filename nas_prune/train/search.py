@@ -33,11 +33,13 @@ from nas_prune.tracing.arch import Arch
 from nas_prune.train.choose import Met, meet
 from nas_prune.train.data.loaders import Data, from_loaders
 from nas_prune.train.data.settings import DataSettings
+from nas_prune.train.evaluate import top1
 from nas_prune.train.learner import Learner, gate_optimizers
-from nas_prune.train.loop import Run, fit
+from nas_prune.train.loop import Run, Watch, fit
 from nas_prune.train.objective import Objective, task_loss, task_objective
 from nas_prune.train.optimizers import optimizer_of
 from nas_prune.train.rounds import Alive, Round, rounds_of
+from nas_prune.train.score import SCORE, score
 from nas_prune.train.settings import SearchSettings
 from nas_prune.train.shapley_ascent import ShapleyAscent, weighed
 from nas_prune.train.stage import Stage
@@ -139,7 +141,7 @@ def warm_up(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSett
     objective = Objective(task_loss(settings), penalties=parts.penalties(parts.joint), gated=gated)
     gated.backbone.requires_grad_(False)
     stage = Stage("search-warmup", settings.warmup if moving else 0, settings, parts.images)
-    fit(run, stage, gated, data, objective, moving, watch=_watching(Alive.all(gated), parts.budget))
+    fit(run, stage, gated, data, objective, moving, watch=_watching(Alive.all(gated), parts.budget, data, run))
     gated.backbone.requires_grad_(True)
 
 
@@ -149,7 +151,7 @@ def learn(learner: Learner, data: Data, parts: Parts, each: Round, *, run: Run) 
     penalties = learner.under(parts.penalties(limit))
     stage = Stage(f"search-joint{each.name}", each.epochs, learner.settings, parts.images, each.first, learner.chain)
     objective = Objective(learner.loss, penalties=penalties, gated=learner.gated)
-    watch = _watching(learner.alive, parts.budget)
+    watch = _watching(learner.alive, parts.budget, data, run)
     fit(run, stage, learner.gated, data, objective, learner.optimizers, watch=watch, mover=learner.mover)
 
 
@@ -170,23 +172,29 @@ def settle(learner: Learner, arch: Arch, data: Data, parts: Parts, *, run: Run) 
     first, chain = (settings.joint, learner.chain) if once else (0, None)
     stage = Stage("search-freeze", settings.freeze, calmer, parts.images, first, chain)
     objective = Objective(learner.loss) if once else task_objective(settings)
+
+    def watch(accuracy: float) -> dict[str, float]:
+        return {SCORE: accuracy}  # the budget is met, as measured
+
     if irremovable(gated.backbone, gated.space) is not None:
         with gated.fixed(arch):
             optimizer = learner.optimizers[0] if once else optimizer_of(gated.backbone, calmer)
-            fit(run, stage, gated, data, objective, [optimizer])
+            fit(run, stage, gated, data, objective, [optimizer], watch=watch)
         return
     removal = removed(gated, arch)
     optimizer = learner.small(removal) if once else optimizer_of(removal.small, calmer)
-    fit(run, stage, removal.small, data, objective, [optimizer])
+    fit(run, stage, removal.small, data, objective, [optimizer], watch=watch)
     learner.alive.put_back(removal)
 
 
-def _watching(alive: Alive, budget: Budget) -> Callable[[], dict[str, float]]:
-    """Columns for the journal: predicted cost, and the open share of every axis as it was in the beginning."""
+def _watching(alive: Alive, budget: Budget, data: Data, run: Run) -> Watch:
+    """Columns for the journal: predicted cost, the open share of every axis as it was in the beginning, and the score
+    of what the gates would have derived now.
+    """
     full, cost = {name: axis.size for name, axis in alive.whole.space.free.items()}, alive.cost(budget.cost)
     settled = {name: float(size) for name, size in alive.gated.settled.items()}
 
-    def watch() -> dict[str, float]:
+    def watch(_: float) -> dict[str, float]:
         with torch.no_grad():
             sizes = {name: float(keep.sum()) for name, keep in alive.gated.gate_values().items()}
         row = {f"gate/{name}": size / full[name] for name, size in sizes.items()}
@@ -195,6 +203,15 @@ def _watching(alive: Alive, budget: Budget) -> Callable[[], dict[str, float]]:
             **row,
             "search/open": sum((settled | sizes).values()) / sum(full.values()),
             f"search/{unit}": float(cost(sizes)),
+            SCORE: _score_of(alive, alive.gated.arch(), budget, data, run),
         }
 
     return watch
+
+
+def _score_of(alive: Alive, arch: Arch, budget: Budget, data: Data, run: Run) -> float:
+    """The score of an architecture of what is left, with the weights as they are."""
+    with alive.gated.fixed(arch) as gated:
+        accuracy = top1(gated, data, run.accelerator)
+    cost = alive.cost(budget.cost)(arch.sizes(alive.gated.space.free))
+    return score(accuracy, float(cost.detach()), budget.limit)

@@ -63,7 +63,16 @@ def read(name_or_path: str | Path, tokens: Sequence[str] = ()) -> Recipe:
     if rest:
         raise RecipeError(f"cannot read {rest[0]!r}; an override is written --key=value, for example --search.joint=5")
     path = _locate(name_or_path)
-    document = overrides.apply(yaml_text.read_mapping(path, RecipeError), changes, Recipe)
+    return _validated(overrides.apply(yaml_text.read_mapping(path, RecipeError), changes, Recipe), path, changes)
+
+
+def changed(recipe: Recipe, tokens: Sequence[str]) -> Recipe:
+    """A recipe with overrides."""
+    changes, _ = overrides.parse(tokens, Recipe)
+    return _validated(overrides.apply(plain(recipe.model_dump()), changes, Recipe), Path(recipe.name), changes)
+
+
+def _validated(document: dict[str, Any], path: Path, changes: Sequence[Override]) -> Recipe:
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:

@@ -15,12 +15,13 @@ from types import TracebackType
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-from nas_prune.base.errors import ArtifactError
+from nas_prune.base.errors import ArtifactError, BudgetError, InterruptedRunError, NasPruneError, one_line
 from nas_prune.base.files.documents import read_document, read_journal
 from nas_prune.base.files.whole import append_line, finite, write_json, write_lines
 from nas_prune.train.record.journals import MetricsRow, WandbFile
 from nas_prune.train.settings import TrackSettings
 
+SWEEP = "WANDB_SWEEP_ID"  # in the environment of a run that an agent has started
 JournalRow = Mapping[str, float | int | str]
 JournalRows = list[dict[str, Any]]
 
@@ -82,7 +83,10 @@ class Track:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.finish(0 if error is None else getattr(error, "exit_code", 1))
+        if isinstance(error, NasPruneError) and not isinstance(error, InterruptedRunError):
+            self.summary(_end_of(error))
+            error.told = self.client is not None
+        self.finish(_exit_code(error))
 
     @property
     def _journal(self) -> Path:
@@ -113,11 +117,13 @@ class Track:
 def open_track(folder: Path, settings: TrackSettings, *, config: Mapping[str, Any], name: str) -> Track:
     """Open the record of the run in ``folder``; ``config``: dotted key -> value of the recipe, ``name``: W&B's name."""
     folder.mkdir(parents=True, exist_ok=True)
+    if "WANDB_RUN_ID" in os.environ:  # also where W&B is off, or fails: the folder is this run's
+        write_json(folder / "wandb.json", {"id": os.environ["WANDB_RUN_ID"]})
     mode = os.environ.get("WANDB_MODE") if settings.wandb == "auto" else settings.wandb
     if mode == "disabled":
         return Track(folder)
     try:
-        known = _known_run(folder)
+        known = known_run(folder)
         client = _client(folder, settings, config=dict(config), name=name, run_id=known)
     except Exception as error:  # whatever W&B raises, the run goes on without it
         _warn("start", error)
@@ -130,18 +136,19 @@ def _client(folder: Path, settings: TrackSettings, *, config: dict[str, Any], na
     """A W&B run inside ``folder``. In a sweep the agent names the run, elsewhere the folder remembers it."""
     import wandb  # here, because a run without W&B must not pay for it
 
+    given = os.environ.keys()
     run = wandb.init(
-        project=settings.project,
-        name=name,
+        project=None if "WANDB_PROJECT" in given else settings.project,
+        name=None if given & {"WANDB_NAME", SWEEP} else name,  # a sweep names its runs apart
         dir=str(folder),
         config=config,
         mode=_mode(settings),
-        id=None if "WANDB_SWEEP_ID" in os.environ else run_id,
+        id=None if given & {"WANDB_RUN_ID", SWEEP} else run_id,
         resume="allow",
         settings=wandb.Settings(reinit="create_new"),
     )
     run.define_metric("epoch")
-    for pattern in ("train/*", "eval/*", "search/*", "gate/*"):
+    for pattern in ("train/*", "eval/*", "search/*", "gate/*", "sweep/*"):
         run.define_metric(pattern, step_metric="epoch")
     run.define_metric("eval/top1", step_metric="epoch", summary="max")
     return run
@@ -169,7 +176,32 @@ def _logged_in() -> bool:
         return False
 
 
-def _known_run(folder: Path) -> str | None:
+def tell_end(error: NasPruneError) -> None:
+    """Tell W&B how a run of a sweep ended before it had a record; where W&B fails, nothing more is lost."""
+    try:
+        import wandb
+
+        run = wandb.init(resume="allow", settings=wandb.Settings(reinit="create_new"))
+        run.summary.update(_end_of(error))
+        run.finish(exit_code=_exit_code(error))
+    except Exception as failure:  # whatever W&B raises, the error itself is told on the terminal
+        _warn("be told of the error", failure)
+
+
+def _end_of(error: NasPruneError) -> dict[str, str]:
+    """What the summary says of an error: that nothing meets a budget is a result."""
+    status = "infeasible" if isinstance(error, BudgetError) else "failed"
+    return {"status": status, "error": one_line(str(error), 1000)}
+
+
+def _exit_code(error: BaseException | None) -> int:
+    """With which exit code a W&B run ends."""
+    if error is None or (isinstance(error, BudgetError) and SWEEP in os.environ):
+        return 0
+    return int(getattr(error, "exit_code", 1))
+
+
+def known_run(folder: Path) -> str | None:
     """The W&B run that this folder was recorded in before."""
     path = folder / "wandb.json"
     return str(read_document(path, WandbFile, ArtifactError)["id"]) if path.exists() else None
