@@ -1,0 +1,197 @@
+"""Laws of a run that an agent starts: what W&B records is what runs, in a folder of its own, with an honest end."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from agents import Server, drive
+
+from nas_prune.base.errors import RecipeError
+from nas_prune.base.files.whole import read_lines, write_json
+from nas_prune.cli import agent
+from nas_prune.cli.asked import asked
+from nas_prune.cli.show import MISSED, end
+from nas_prune.run.recipe.recipe import flat, read
+from nas_prune.train.score import SCORE, score
+
+VALUES = {"search.lr": 0.02, "search.joint": 2, "gate": {"name": "sigmoid", "options": {"init": 2.0}}, "compile": False}
+QUICK = ["budget.cost=macs", "track.wandb=offline"]
+COMMAND = ["${env}", "${interpreter}", "-m", "nas_prune", "run", "smoke/quickstart", *QUICK]
+
+
+@pytest.fixture(autouse=True)
+def _no_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_NAME", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+
+@pytest.fixture
+def swept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The file of values that an agent has written for the run ``run1``."""
+    path = tmp_path / "config-run1.yaml"
+    rows = {key: {"value": value} for key, value in VALUES.items()}
+    path.write_text(yaml.safe_dump({"wandb_version": 1, **rows}))
+    for name, value in {"SWEEP_ID": "s", "RUN_ID": "run1", "SWEEP_PARAM_PATH": str(path)}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    return path
+
+
+def test_every_form_of_the_words_is_one_recipe(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(VALUES))
+    nested = {"search": {"lr": 0.02, "joint": 2}, "gate": VALUES["gate"], "compile": False}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(nested))
+    recipe = asked(["smoke/quickstart", *(f"--{key}={value}" for key, value in VALUES.items())])
+    forms = [
+        ["smoke/quickstart", "--args-json", str(tmp_path / "a.json")],
+        ["smoke/quickstart", f"--args_json={tmp_path / 'a.json'}"],
+        ["smoke/quickstart", str(tmp_path / "a.json")],
+        ["smoke/quickstart", json.dumps(VALUES)],
+        ["smoke/quickstart", "--config", str(tmp_path / "a.yaml")],
+        ["--recipe", "smoke/quickstart", json.dumps(VALUES)],
+        [json.dumps({**VALUES, "recipe": "smoke/quickstart", "_wandb": {"x": 1}})],
+    ]
+    assert [asked(words) for words in forms] == [recipe] * len(forms)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["smoke/quickstart", "${args}"], r"'\$\{args\}' was left as it stands"),
+        (["smoke/quickstart", "pre-${args_json}"], "was left as it stands"),
+        (["smoke/quickstart", "--args-json"], "wants a value"),
+        (["smoke/quickstart", "--config=nowhere.yaml"], "there is no file 'nowhere.yaml'"),
+        (["smoke/quickstart", "{not json"], "is not JSON"),
+        (["smoke/quickstart", "[1].json"], "there is no file"),
+    ],
+)
+def test_what_cannot_be_read_is_told(words: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        asked(words)
+
+
+def test_the_config_of_a_resumed_run_reads_back_to_itself() -> None:
+    recipe = read("smoke/quickstart")
+    words = [f"--{key}={value}" for key, value in flat(recipe).items()]
+    assert asked(["smoke/quickstart", *words, "--_wandb={'desc': None}"]) == recipe
+
+
+@pytest.mark.usefixtures("swept")
+def test_the_values_of_the_agent_run_even_where_the_command_forgets_them() -> None:
+    recipe = asked(["smoke/quickstart"])
+    assert (recipe.search.lr, recipe.search.joint, recipe.gate.name, recipe.compile) == (0.02, 2, "sigmoid", False)
+    assert agent.chosen() == VALUES
+
+
+@pytest.mark.usefixtures("swept")
+def test_a_command_line_that_says_otherwise_does_not_run() -> None:
+    for word in ("--search.lr=0.5", "--compile", "gate=weight"):
+        with pytest.raises(RecipeError, match="W&B would record what did not run"):
+            asked(["smoke/quickstart", word])
+    assert asked(["smoke/quickstart", "--search.lr=0.02", "seed=3"]).seed == 3
+
+
+@pytest.mark.usefixtures("swept")
+def test_every_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    assert agent.default_folder("x/y") == Path("runs/x/y/run1")
+    write_json(tmp_path / "wandb.json", {"id": "run1"})
+    agent.check_folder(tmp_path)
+    write_json(tmp_path / "wandb.json", {"id": "run0"})
+    with pytest.raises(RecipeError, match="holds the W&B run run0, and this one is run1"):
+        agent.check_folder(tmp_path)
+
+
+def test_a_missed_target_is_a_result_to_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(typer.Exit) as left:
+        end([{"status": "missed"}])
+    assert left.value.exit_code == MISSED
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s")
+    assert end([{"status": "missed"}]) is None
+
+
+def test_readers_of_the_score_choose_the_same_run() -> None:
+    """Run b keeps most after pruning; a has the better dense network, and c never meets the budget."""
+    searches = {
+        "a": [(95, 2.0), (60, 1.0), (70, 1.0)],
+        "b": [(90, 1.8), (80, 1.0), (85, 1.0)],
+        "c": [(99, 1.5), (99, 1.2)],
+    }
+    rows = {run: [score(top1, cost, 1.0) for top1, cost in found] for run, found in searches.items()}
+    extremum = {run: max(found) for run, found in rows.items()}
+    last = {run: found[-1] for run, found in rows.items()}
+    band = {run: max(found[:2]) for run, found in rows.items()}
+    for figures in (extremum, last, band):
+        assert max(figures, key=lambda run: figures[run]) == "b"
+    assert score(0.0, 1.0, 1.0) > score(100.0, 2.01, 1.0)
+
+
+def sweep(values: Mapping[str, Any], command: list[str]) -> dict[str, Any]:
+    """A sweep as W&B's documentation writes one."""
+    parameters = {key: {"value": value} for key, value in values.items()}
+    return {
+        "method": "grid",
+        "metric": {"name": SCORE, "goal": "maximize"},
+        "parameters": parameters,
+        "command": command,
+    }
+
+
+MACROS = ["args", "args_no_equals", "args_no_hyphens", "args_json", "args_json_file", "args_append_hydra"]
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("macro", MACROS)
+def test_the_real_agent_and_each_macro(macro: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"search.lr": 0.02, "budget.target": "0.8x", "gate": {"name": "sigmoid"}, "data.shift": 0}
+    server = Server(sweep(values, [*COMMAND, f"${{{macro}}}"]), [("run1", values)])
+    ended = drive(server, tmp_path, monkeypatch)
+    assert (ended._finished, ended._failed) == (1, 0)
+    folder = tmp_path / "runs" / "smoke" / "quickstart" / "run1"
+    recipe = read(folder / "recipe.yaml")
+    assert (recipe.search.lr, recipe.budget.target, recipe.gate.name) == (0.02, "0.8x", "sigmoid")
+    rows = read_lines(folder / "metrics.jsonl")
+    assert [SCORE in row for row in rows] == [row["stage"] not in ("dense", "baseline") for row in rows]
+
+
+@pytest.mark.sweep
+def test_a_first_sweep_with_everything_that_goes_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No macro, a budget that nothing meets, a switch, a mistake: each ends as what it is."""
+    runs = [
+        ("forgot", {"search.lr": 0.03}),
+        ("impossible", {"budget.target": "0.001x"}),
+        ("again", {"search.lr": 0.03}),
+        ("mistake", {"search.lrr": 1}),
+    ]
+    ended = drive(Server(sweep({}, COMMAND), list(runs)), tmp_path, monkeypatch)
+    folder = tmp_path / "runs" / "smoke" / "quickstart"
+    assert read(folder / "forgot" / "recipe.yaml").search.lr == 0.03
+    results = {
+        run: json.loads((folder / run / "results.json").read_text()) for run in ("forgot", "impossible", "again")
+    }
+    assert [results[run]["status"] for run in results] == ["met", "infeasible", "met"]
+    assert (ended._finished, ended._failed) == (4, 1)
+
+
+@pytest.mark.sweep
+def test_a_run_that_is_told_to_stop_goes_on_at_another_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = tmp_path / "runs" / "smoke" / "quickstart" / "run1" / "metrics.jsonl"
+    values, stopped = {"search.joint": 3}, []
+
+    def stop(running: Mapping[str, bool]) -> list[str]:
+        if running and not stopped and journal.exists() and "search-joint" in journal.read_text():
+            stopped.append(time.monotonic())
+            return ["run1"]
+        return []
+
+    first = drive(Server(sweep(values, [*COMMAND, "${args}"]), [("run1", values)], stop), tmp_path, monkeypatch)
+    assert stopped
+    assert (first._finished, first._failed) == (1, 0), "a run that dies by the signal has not failed"
+    assert not (journal.parent / "results.json").exists()
+    second = drive(Server(sweep(values, [*COMMAND, "${args}"]), [("run1", values)]), tmp_path, monkeypatch)
+    assert (second._finished, second._failed) == (1, 0)
+    assert json.loads((journal.parent / "results.json").read_text())["status"] == "met"
