@@ -49,6 +49,9 @@ def name_of(kind: type) -> str | None:
 class Skip(Operation):
     """What is left of a block whose branches are all closed: its first argument."""
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         """x, whatever else the block was called with."""
         return x
@@ -57,6 +60,9 @@ class Skip(Operation):
 @operations.register("zero")
 class Zero(Operation):
     """What is left of the last module of a closed branch: zeros like its first argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
 
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         """Zeros of the shape of x."""
