@@ -39,7 +39,7 @@ class Trial:
 
 
 def tried(model: nn.Module, mode: AbstractContextManager[Any], axes: Axes, training: Iterable[str] = ()) -> Trial:
-    """A run on zeros, in a mode; modules at the paths ``training`` in training."""
+    """What a run of a model on zeros, in a mode of torch, raised and computed; ``training``: modules in training."""
     numbers, cuts = Numbers(), _Cuts()
     try:
         with mode, _silent(), numbers, cuts:
@@ -59,7 +59,7 @@ def without_numbers(model: nn.Module) -> Copy:
 
 
 def with_numbers(model: nn.Module) -> Copy:
-    """A copy with real tensors."""
+    """A copy without our hooks that has real tensors, and no mode to run it in."""
     return plain_copy(model), nullcontext()
 
 
