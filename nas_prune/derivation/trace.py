@@ -53,10 +53,6 @@ def trace(
     ``stripes``: whether the stripes of convolutions are axes, too. ``leaves``: paths of modules to leave as they are;
     what no graph can say is one anyway, if the rest can be captured without it.
     Raises TraceError when the model cannot be captured.
-
-    >>> axes = npr.trace(model, images, freeze={("layer4.0.conv1.weight", 0): "as wide as it is"})
-    >>> axes["layer4.0.conv1"].frozen, axes["layer3.0.conv1"].frozen
-    ('as wide as it is', None)
     """
     model = unwrapped(model)
     if parametrized(model) or has_attention(model):

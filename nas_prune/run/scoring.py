@@ -17,7 +17,9 @@ FILE = "scores.safetensors"
 
 
 def scored(job: Job, gated: GatedModel, each: Round) -> Scores:
-    """Scores (c) per axis of a round: the recipe's criterion gives them, or the gates have learnt them; kept in its folder."""
+    """Scores (c) per axis of a round: the recipe's criterion gives them, or the gates have learnt them. A file keeps
+    them.
+    """
     path = job.folder / f"scores{each.name}.safetensors"
     with job.first():
         if not path.exists():

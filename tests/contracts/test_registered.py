@@ -227,6 +227,13 @@ def test_a_selector_answers_a_question_and_leaves_it_as_it_was(name: str) -> Non
 # operations
 
 
+def learns(operation: nn.Module, x: Tensor) -> bool:
+    """Whether finite gradients reach its input and all that it learns."""
+    operation(x).square().sum().backward()
+    gradients = [x.grad, *(parameter.grad for parameter in operation.parameters())]
+    return all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", REPLACING)
 def test_an_operation_fits_where_the_module_stood(name: str, dtype: torch.dtype) -> None:
@@ -235,25 +242,17 @@ def test_an_operation_fits_where_the_module_stood(name: str, dtype: torch.dtype)
     operation = operations[name].like(layer, **LIKE.get(name, {}))
     assert operation.training == layer.training
     assert not operations[name].like(layer.eval(), **LIKE.get(name, {})).training
-    learns(operation, x, layer(x))
+    assert (operation(x).shape, operation(x).dtype) == (layer(x).shape, dtype)
+    assert learns(operation, x)
 
 
 @pytest.mark.parametrize("name", DESCRIPTIONS)
 def test_an_operation_of_plain_data_learns(name: str) -> None:
     channels = DESCRIPTIONS[name].get("channels", 8)
-    learns(operation_of(DESCRIPTIONS[name]), torch.randn(2, channels, 9, 8, requires_grad=True), None)
+    assert learns(operation_of(DESCRIPTIONS[name]), torch.randn(2, channels, 9, 8, requires_grad=True))
 
 
 @pytest.mark.parametrize("name", operations)
 def test_an_operation_refuses_what_it_does_not_know(name: str) -> None:
     with pytest.raises(SpaceError, match="nonsense"):
         operation_of({"operation": name, **DESCRIBED.get(name, {}), "nonsense": 3})
-
-
-def learns(operation: nn.Module, x: Tensor, like: Tensor | None) -> None:
-    """Its output is like another one, and gradients reach its input and all that it learns."""
-    y = operation(x)
-    assert like is None or (y.shape, y.dtype) == (like.shape, like.dtype)
-    y.square().sum().backward()
-    gradients = [x.grad, *(parameter.grad for parameter in operation.parameters())]
-    assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients)
