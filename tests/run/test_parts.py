@@ -9,11 +9,12 @@ import pytest
 
 import nas_prune
 from nas_prune.artifact.folder import describe
-from nas_prune.base.errors import NasPruneError, RecipeError
+from nas_prune.base.errors import ArtifactError, NasPruneError, RecipeError
 from nas_prune.base.parts import import_parts
 from nas_prune.base.registry import Registry, import_declared
 from nas_prune.cli.list import listings
 from nas_prune.methods.criteria import criteria
+from nas_prune.ops import operations
 from nas_prune.run import pipeline
 from nas_prune.run.checks import check
 from nas_prune.run.recipe.recipe import Recipe, read, recipe_keys
@@ -81,7 +82,9 @@ def test_a_mover_and_a_schedule_in_a_file_are_used(files: dict[str, str], tmp_pa
     assert all(sorted(kept) == (chosen[name] == 1).nonzero().flatten().tolist() for name, kept in arch.kept.items())
 
 
-def test_an_operation_in_a_file_is_searched_and_derived(files: dict[str, str], tmp_path: Path) -> None:
+def test_an_operation_in_a_file_is_searched_and_derived(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     changes = [f"parts=[{files['blurred.py']}]", f"space={files['blurs.yaml']}", "budget.target=0.4x"]
     changes += ["gate={name: weight, kinds: {operation: softmax}}", "dense.baseline=false", "finetune.epochs=0"]
     results = pipeline.run(read("smoke/quickstart", [*CHEAP, *changes]), tmp_path / "run")
@@ -91,6 +94,9 @@ def test_an_operation_in_a_file_is_searched_and_derived(files: dict[str, str], t
     blurred = [name.removesuffix(".blurred_3x3") for name in kept if name.endswith(".blurred_3x3") and kept[name]]
     assert blurred
     assert {swaps[place]["operation"] for place in blurred} == {"blurred_convolution"}
+    monkeypatch.delitem(operations._parts, "blurred_convolution")  # as where nobody has imported the file
+    with pytest.raises(ArtifactError, match=r"blurred_convolution.*import the file that registers it"):
+        nas_prune.load(tmp_path / "run" / "derived")
 
 
 def test_the_page_has_a_file_for_every_kind_of_part() -> None:
