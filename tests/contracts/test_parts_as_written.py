@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from nas_prune.base.parts import OUTSIDE
 from nas_prune.cli.list import listings
 from nas_prune.costs import Predictor, costs, predictors
 from nas_prune.methods.criteria import criteria
@@ -92,7 +93,7 @@ def test_what_a_recipe_can_name_is_listed(kind: str) -> None:
 @every
 def test_a_part_lies_in_the_folder_of_its_kind(kind: str, name: str) -> None:
     package = {"costs": "costs", "predictors": "costs", "operations": "ops"}.get(kind, f"methods.{kind}")
-    assert KINDS[kind][0][name].__module__.startswith((f"nas_prune.{package}.", "nas_prune_parts_"))
+    assert KINDS[kind][0][name].__module__.startswith((f"nas_prune.{package}.", OUTSIDE))
 
 
 def test_every_kind_that_can_be_listed_is_looked_at() -> None:
