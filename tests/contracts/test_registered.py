@@ -155,13 +155,13 @@ def moved(name: str) -> tuple[GatedModel, Mover]:
 
 
 def epoch_of(gated: GatedModel, mover: Mover, epoch: int) -> None:
-    """As in training, with random steps, so large that another unit may be the least; they follow from the epoch."""
+    """An epoch of steps to weights that follow from the epoch alone, so that every unit may be the least."""
     generator = torch.Generator().manual_seed(epoch)
     mover.begin_epoch(epoch)
     for _ in range(2):
         with torch.no_grad():
             for parameter in gated.backbone.parameters():
-                parameter += torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
         mover.after_step()
     mover.after_epoch(epoch)
 
