@@ -39,7 +39,7 @@ class Trial:
 
 
 def tried(model: nn.Module, mode: AbstractContextManager[Any], axes: Axes, training: Iterable[str] = ()) -> Trial:
-    """What a run of a model on zeros, in a mode of torch, raised and computed; ``training``: modules in training."""
+    """A run on zeros, in a mode; modules at the paths ``training`` in training."""
     numbers, cuts = Numbers(), _Cuts()
     try:
         with mode, _silent(), numbers, cuts:
