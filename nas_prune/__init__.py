@@ -1,10 +1,40 @@
 """nas_prune: differentiable pruning of timm models as architecture search, to a latency that is measured and met.
 
-    axes  = trace(model, example_inputs)               every width that can shrink
-    space = SearchSpace.read("channels", axes)         which of them may, and to which sizes
-    gated = GatedModel(model, space, gate="weight")    a gate on each
-    met   = search(gated, data, budget=..., ...)       weights and gates trained together
-    small = derive(model, axes, met.arch)              an ordinary, smaller model
+Every width that can shrink; which of them may, and to which sizes; a gate on each:
+
+    >>> import timm, torch, nas_prune as npr
+    >>> model, images = timm.create_model("test_resnet", num_classes=10), torch.randn(1, 3, 32, 32)
+    >>> axes = npr.trace(model, images)
+    >>> list(axes.free)[:4]
+    ['conv1.0', 'conv1.3', 'conv1.6', 'layer1.0.conv1']
+    >>> space = npr.SearchSpace.read("channels", axes)
+    >>> gated = npr.GatedModel(model, space, gate="weight")
+    >>> gated.gate("conv1.6").size
+    32
+
+Weights and gates are trained together, under a limit; what the gates decide is an architecture:
+
+    >>> from nas_prune.costs import Macs
+    >>> from nas_prune.settings import SearchSettings
+    >>> data = torch.utils.data.DataLoader([(torch.randn(3, 32, 32), label) for label in range(10)], batch_size=5)
+    >>> budget = npr.Budget("0.5x", cost=Macs(axes))
+    >>> brief = SearchSettings(warmup=0, joint=1, freeze=0)
+    >>> arch = npr.search(gated, data, budget=budget, settings=brief)
+    >>> arch == npr.Arch.dense(axes)
+    False
+
+It becomes an ordinary, smaller model, which is proved to compute the same, and loads with nothing of the search:
+
+    >>> small = npr.derive(model, axes, arch)
+    >>> npr.verify(model, axes, arch, images).max_rel_error < 1e-9
+    True
+    >>> npr.count(small, images).macs <= budget.limit
+    True
+    >>> npr.save(small, "derived")
+    >>> torch.equal(npr.load("derived")(images), small.eval()(images))
+    True
+
+The examples of the functions go on from here.
 
 Names are imported when they are first used, so that the command line answers at once.
 """

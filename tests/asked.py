@@ -1,10 +1,22 @@
-"""What selectors are asked in tests."""
+"""What selectors are asked in tests, and gates that learn without one."""
 
-from nas_prune.costs import Budget
+from torch import nn
+
+from nas_prune.costs import Budget, Macs
+from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.schedules import Phase
 from nas_prune.methods.scores import Scores
 from nas_prune.methods.selectors import Question, Selector
+from nas_prune.methods.selectors.ranked import ranked
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace
+from nas_prune.train.choose import Met
+from nas_prune.train.data.loaders import Data
+from nas_prune.train.learner import Learner
+from nas_prune.train.loop import Run
+from nas_prune.train.rounds import rounds_of
+from nas_prune.train.search import Parts, learn, warm_up
+from nas_prune.train.settings import SearchSettings
 
 
 def ask(select: Selector, *task: object, **options: object) -> Arch:
@@ -15,3 +27,12 @@ def ask(select: Selector, *task: object, **options: object) -> Arch:
 def asked(scores: Scores, budget: Budget, space: SearchSpace) -> Question:
     """The question under a budget."""
     return Question(scores, budget.cost, budget.limit, space)
+
+
+def learnt(gated: GatedModel, data: Data, penalties: list[nn.Module], settings: SearchSettings, run: Run) -> None:
+    """Warm-up and joint training under these penalties, without a decision."""
+    budget = Budget("1x", Macs(gated.axes))
+    parts = Parts(budget, budget, lambda _: penalties, lambda gated, _: gated.scores(), ranked, lambda *_: Met(Arch()))
+    warm_up(gated, data, parts, settings=settings, run=run)
+    (whole,) = rounds_of(1, settings.joint, lambda *_: Phase(1.0, 1.0))
+    learn(Learner(gated, settings, None), data, parts, whole, run=run)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from asked import ask
+from asked import ask, learnt
 from known_answers import PLANTS, planted_choice, planted_units, planted_width
 from zoo import few
 
@@ -21,7 +21,7 @@ from nas_prune.train.data.loaders import from_loaders
 from nas_prune.train.loop import Run, fit
 from nas_prune.train.objective import task_objective
 from nas_prune.train.optimizers import optimizer_of
-from nas_prune.train.search import learn, search
+from nas_prune.train.search import search
 from nas_prune.train.settings import SearchSettings
 from nas_prune.train.stage import Stage
 
@@ -79,7 +79,7 @@ def test_gates_under_one_price_find_the_width_of_the_teacher(width):
     gated = gated_for(task, "hard_concrete")
     price = BudgetPenalty(Budget("1x", Macs(gated.axes)), alpha=4.0, form="log")  # a price, and no target to land on
     run = Run(Accelerator(cpu=True))
-    learn(gated, data_of(task), budget=Budget("1x", price.cost), penalties=[price], settings=SETTINGS, run=run)
+    learnt(gated, data_of(task), [price], SETTINGS, run)
     arch = gated.eval().arch()
     (found,) = (len(units) for units in arch.kept.values())
     assert width <= found <= 2 * width  # of 10 * width; 1.2 to 1.8 times seen

@@ -41,7 +41,7 @@ def nas_prune_cells(pretrained: bool = False, **kwargs: Any) -> "nn.Module":
 
 
 def register() -> None:
-    """Make timm know it."""
+    """Let ``timm.create_model("nas_prune_cells", ...)`` make such a network."""
     from timm.models import is_model, register_model
 
     if not is_model(nas_prune_cells.__name__):

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from nas_prune.artifact.swaps import Swaps, swap, swapped
 from nas_prune.base.errors import ArtifactError
 from nas_prune.base.plain import is_plain
+from nas_prune.base.wider import is_wider, mark
 from nas_prune.derivation.source.edits import Record, original, recorded, repeat
-from nas_prune.derivation.widening import is_wider, mark
 
 Shape = tuple[int, ...]
 Attributes = dict[str, dict[str, Any]]  # path of a module -> name -> plain value

@@ -45,6 +45,10 @@ def save(
     ``origin``: name and arguments that ``timm.create_model`` was called with, where the model does not say it itself.
     ``remarks``: plain data that is kept beside the model, its ``certificate`` and its ``provenance``.
     Raises ArtifactError if loading would not give back the same model; nothing is written then.
+
+    >>> npr.save(small, "derived", arch=arch, remarks={"provenance": {"note": "no training"}})
+    >>> npr.Arch.read("derived/arch.json") == arch
+    True
     """
     target = Path(folder).resolve()
     _check_replaceable(target)
@@ -67,6 +71,9 @@ def load(folder: str | os.PathLike[str]) -> nn.Module:
     """The saved model, on the CPU and in eval mode; its outputs are bit-equal to those of the model that was saved.
 
     Raises ArtifactError, before anything is allocated, if the folder is incomplete, damaged or tampered with.
+
+    >>> npr.load("derived").fc.in_features == len(arch.kept["layer4.0.conv2"])
+    True
     """
     path = Path(folder)
     config = checked(path)

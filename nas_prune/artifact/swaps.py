@@ -84,7 +84,9 @@ def _built(path: str, record: Mapping[str, Any]) -> Operation:
     try:
         return operations[name](**config)
     except UnknownNameError as error:
-        raise ArtifactError(f"at {path!r}: {error}") from error
+        raise ArtifactError(
+            f"at {path!r}: {error}; import the file that registers it first, if it is one of your own"
+        ) from error
     except Exception as error:  # a constructor may raise anything when its arguments do not fit
         raise ArtifactError(
             f"the operation {shown(name)} at {shown(path)} cannot be built with {shown(config, 200)}: "

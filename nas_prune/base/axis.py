@@ -31,6 +31,11 @@ class Axis:
 
     A width can only take multiples of ``divisor`` (the full ``size`` is always allowed). ``given``: the units that the
     dense network has, where an axis was widened, or is a candidate that the dense network lacks.
+
+    >>> axes["conv1.0"].kind, axes["conv1.0"].size, axes["fc"].frozen
+    ('channel', 16, 'model output')
+    >>> [member.tensor for member in axes["conv1.0"].members if member.role != "follow"]
+    ['conv1.0.weight', 'conv1.3.weight']
     """
 
     name: str

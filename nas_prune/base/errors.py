@@ -29,7 +29,12 @@ CLOSED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})  # nobody can write
 
 
 class NasPruneError(Exception):
-    """Root of the tree. Its text is meant for the user: what, where, what to do. ``told``: the run's record has it."""
+    """Root of the tree. Its text is meant for the user: what, where, what to do. ``told``: the run's record has it.
+
+    >>> npr.Arch({"conv2": [0]}).check(axes)
+    Traceback (most recent call last):
+    nas_prune.base.errors.ArchError: the architecture names axis 'conv2', which the model does not have; ...
+    """
 
     exit_code = 2
     told = False

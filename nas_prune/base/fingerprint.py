@@ -9,7 +9,7 @@ import torch
 
 
 def fingerprint(place: torch.device | None = None) -> dict[str, str]:
-    """Processor, accelerator, threads and versions: what decides about a latency.
+    """Name -> text of everything here that a latency depends on: processor, accelerator, threads, versions.
 
     ``place``: where it was timed; on the CPU the GPU beside it has no part in it.
     """

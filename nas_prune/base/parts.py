@@ -15,6 +15,8 @@ from nas_prune.base.errors import RecipeError, first_line, shown
 from nas_prune.base.registry import Registry, hint
 from nas_prune.base.settings import PartSettings
 
+OUTSIDE = "nas_prune_parts_"  # how the names of modules begin that are files which a recipe names
+
 
 def bound(key: str, registry: Registry[Any], settings: PartSettings, given: int) -> Callable[..., Any]:
     """The part that a recipe names under ``key``, with its options in place; it is still given so many arguments.
@@ -53,7 +55,7 @@ def import_parts(files: Sequence[str]) -> None:
     """Import Python files whose parts a recipe names, each once. Raises RecipeError, naming the file that cannot be."""
     for number, file in enumerate(files):
         path = Path(file).resolve()
-        name = f"nas_prune_parts_{path.stem}_{crc32(str(path).encode()):x}"  # the same one in every process
+        name = f"{OUTSIDE}{path.stem}_{crc32(str(path).encode()):x}"  # the same one in every process
         if name in sys.modules:
             continue
         spec = spec_from_file_location(name, path)

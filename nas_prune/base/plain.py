@@ -25,5 +25,5 @@ def is_moderate(value: Any, largest: int = LARGEST) -> bool:
 
 
 def tuples(value: Any) -> Any:
-    """timm writes tuples where JSON only knows lists."""
+    """The value with a tuple for every list in it: timm writes tuples where JSON only knows lists."""
     return tuple(tuples(item) for item in value) if isinstance(value, list) else value

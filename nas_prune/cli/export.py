@@ -49,7 +49,7 @@ class ExportOptions:
 
 @wraps(ExportOptions)
 def command(**options: Any) -> None:
-    """Export one artefact and tell how it went."""
+    """Run ``nas-prune export``: write one artefact as a file; print its size and how far its outputs are off."""
     import torch
 
     from nas_prune.artifact.export import export, image_shape

@@ -14,6 +14,9 @@ class Budget:
     """``target`` as text, and the cost model that it limits.
 
     ``limit``: in the unit of the cost; ``relative``: whether it is a share of the dense model's cost.
+
+    >>> npr.Budget("0.5x", cost=Macs(axes)).limit, npr.Budget("2M", cost=Macs(axes)).limit
+    (2049504.0, 2000000.0)
     """
 
     target: str

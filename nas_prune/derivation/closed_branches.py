@@ -16,7 +16,9 @@ from nas_prune.tracing.stripes import alive
 
 
 def remove(model: nn.Module, axes: Axes, arch: Arch) -> None:
-    """Replace modules of a copy of the traced model, in place. Stripes first: a striped block may be skipped."""
+    """Put what is left of striped convolutions, closed branches and choices in their places in a copy of the traced
+    model, in place. Stripes first: a striped block may be skipped.
+    """
     for each in axes.stripes:
         if len(arch.kept.get(each.name, range(each.var.size))) < each.var.size:
             filters = axes.indices(axes.tensors[f"{each.module}.weight"][0], arch)

@@ -31,6 +31,10 @@ def derive(model: nn.Module, axes: Axes, arch: Arch, *, edits: Mapping[str, Tens
 
     ``edits``: name of a parameter or buffer -> values of its dense shape, which take the place of its own first.
     Raises ArchError if the architecture or an edit does not fit, DeriveError if the model's own code cannot express it.
+
+    >>> half = npr.derive(model, axes, npr.Arch({"conv1.6": range(16)}))
+    >>> half.conv1[6], model.conv1[6]
+    (Conv2d(16, 16, ...), Conv2d(16, 32, ...))
     """
     arch.check(axes)
     small = edited(model, edits or {})

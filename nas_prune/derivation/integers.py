@@ -37,7 +37,7 @@ Changes = dict[str, dict[int, set[int]]]  # module path -> old size -> the new s
 
 
 def repair(model: nn.Module, axes: Axes, arch: Arch) -> None:
-    """Repair every module of a model whose tensors are sliced already."""
+    """Set the integers that modules keep about their widths to what these became; the tensors are sliced already."""
     evidence = Evidence(model, axes, arch)
     for path, module in model.named_modules():
         certain = _from_weight(module) | (evidence.groups.get(path, {}) if isinstance(module, GROUPED) else {})
@@ -56,7 +56,7 @@ def repair(model: nn.Module, axes: Axes, arch: Arch) -> None:
 
 
 def ambiguous(model: nn.Module, axes: Axes, arch: Arch) -> set[Tie]:
-    """What a module's methods know by one number, and what has become several."""
+    """A tie for each number of a module that its methods read and that has become several numbers."""
     evidence, found = Evidence(model, axes, arch), set[Tie]()
     for path, module in model.named_modules():
         used = names_used(type(module))  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ def _is_width(name: str, value: Any) -> bool:
 
 
 class Evidence:
-    """What the numbers that modules hold have become."""
+    """What the numbers that modules hold became with an architecture, as far as the graph tells."""
 
     def __init__(self, model: nn.Module, axes: Axes, arch: Arch) -> None:
         self.named: dict[tuple[str, str], set[int]] = {}

@@ -54,8 +54,7 @@ def substitute(model: nn.Module, rules: Sequence[Replacement]) -> list[str]:
             f"`replace` matches no module of {type(model).__name__}: {one_line(patterns)}; see its named_modules()"
         )
     for path, rule in found.items():
-        old = model.get_submodule(path)
-        model.set_submodule(path, Choice.like(old, candidates=rule.candidates).train(old.training))
+        model.set_submodule(path, Choice.like(model.get_submodule(path), candidates=rule.candidates))
     return list(found)
 
 

@@ -72,7 +72,7 @@ def without_numbers(model: nn.Module) -> Copy:
 
 
 def with_numbers(model: nn.Module) -> Copy:
-    """A copy with real tensors."""
+    """A copy without our hooks that has real tensors, and no mode to run it in."""
     return plain_copy(model), nullcontext()
 
 

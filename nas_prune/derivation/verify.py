@@ -39,6 +39,9 @@ class Certificate:
     ``max_rel_error``: the same, relative to the output's magnitude. ``worst_node``, ``worst_node_error``: the node of
     the graph that differed most, relative. ``control_error``: what the comparison showed with one gate left out.
     ``tolerance``: what ``max_rel_error`` had to meet, 1e-6 if the model's own code rounds to float32, else 1e-9.
+
+    >>> sorted(npr.verify(model, axes, arch, images).as_dict())[:3]
+    ['control_error', 'dtype', 'max_abs_error']
     """
 
     max_abs_error: float
@@ -60,6 +63,10 @@ def verify(model: nn.Module, axes: Axes, arch: Arch, example_inputs: Inputs, *, 
     (1e-6 where the model's own code rounds to float32).
 
     ``model`` is left untouched, whatever the outcome. Of a decision that edits weights, give it the ``edited`` model.
+
+    >>> proof = npr.verify(model, axes, npr.Arch.random(axes, keep=0.5), images)
+    >>> proof.worst_node_error < proof.tolerance < proof.control_error
+    True
     """
     double = plain_copy(model).double().eval().cpu()
     inputs = _doubled(double, axes, example_inputs)

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from nas_prune.base.axis import BITS
 from nas_prune.base.errors import SpaceError
+from nas_prune.base.wider import mark
 from nas_prune.derivation.derive import replaced, run_once
 from nas_prune.derivation.integers import repair
 from nas_prune.derivation.source.edits import edits_of, rewrite
 from nas_prune.tracing import Axes
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.terms import Cat, Prod, Term, Var, leaves, resolve
-
-MARK = "_nas_prune_widened"  # what a widened model, its copies and what is derived from it are known by
 
 
 def widen(model: nn.Module, axes: Axes, sizes: Mapping[str, int]) -> None:
@@ -36,16 +35,6 @@ def widen(model: nn.Module, axes: Axes, sizes: Mapping[str, int]) -> None:
     repair(model, axes, Arch({name: range(size) for name, size in sizes.items()}))
     run_once(model, axes.walk.captured)
     mark(model)
-
-
-def mark(model: nn.Module) -> None:
-    """Let a model be known as one that may be larger than its origin."""
-    setattr(model, MARK, True)
-
-
-def is_wider(model: nn.Module) -> bool:
-    """Whether a model may be larger than its origin."""
-    return getattr(model, MARK, False) is True
 
 
 def unwidenable(axes: Axes, name: str, size: int) -> str | None:

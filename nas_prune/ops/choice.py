@@ -69,7 +69,7 @@ class Choice(Operation):
         _check(candidates)
         split = {name: _split(description) for name, description in candidates.items()}
         like = {name: kind.like(module, **others) for name, (kind, others) in split.items()}
-        return cls.of(like, options.get("shared"))
+        return cls.of(like, options.get("shared")).train(module.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """The sum of what the candidates make of x."""

@@ -49,6 +49,9 @@ def name_of(kind: type) -> str | None:
 class Skip(Operation):
     """What is left of a block whose branches are all closed: its first argument."""
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         """x, whatever else the block was called with."""
         return x
@@ -56,8 +59,16 @@ class Skip(Operation):
 
 @operations.register("zero")
 class Zero(Operation):
-    """What is left of the last module of a closed branch: zeros like its first argument."""
+    """What is left of the last module of a closed branch: zeros like its first argument.
+
+    ``channels``, ``stride``: what an operation of a cell is told; the zeros are those of every ``stride``-th pixel.
+    """
+
+    def __init__(self, *, channels: int | None = None, stride: int | None = None) -> None:
+        told = {"channels": channels, "stride": stride}
+        super().__init__(**{name: value for name, value in told.items() if value is not None})
 
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
-        """Zeros of the shape of x."""
-        return torch.zeros_like(x)
+        """Zeros of the shape of x, whatever else the module was called with."""
+        step = self.config.get("stride", 1)
+        return torch.zeros_like(x if step == 1 else x[:, :, ::step, ::step])

@@ -104,7 +104,7 @@ class StripeForm(Document):
 
 
 class StripesFile(Document):
-    """stripes.json."""
+    """What stripes.json holds: a form for every convolution that lost stripes."""
 
     convolutions: list[StripeForm]
 
@@ -129,7 +129,7 @@ class AxisFile(Document):
 
 
 class AxesFile(Document):
-    """axes.json."""
+    """What axes.json holds: every axis of the model, frozen or not."""
 
     axes: list[AxisFile]
 

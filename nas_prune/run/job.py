@@ -43,7 +43,7 @@ class Job:
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
-        """How long a step took, also over several attempts; a step that was skipped takes no time."""
+        """Take the time of the block, and keep how long the step took over all attempts; a skipped one takes none."""
         start = time.monotonic()
         try:
             yield
@@ -53,12 +53,12 @@ class Job:
             self.write("seconds.json", self.seconds)
 
     def first(self) -> AbstractContextManager[None]:
-        """One process measures, decides and writes; then the others do the same, and find it in the run folder."""
+        """A block that one process runs before the others: it measures and writes, they find that in the run folder."""
         turn: AbstractContextManager[None] = self.run.accelerator.main_process_first()
         return turn
 
     def write(self, name: str, value: object) -> None:
-        """A JSON file in the run folder, which one process writes."""
+        """Write a JSON file into the run folder, in one of the processes."""
         if self.run.accelerator.is_main_process:
             write_json(self.folder / name, value)
 
@@ -82,8 +82,8 @@ class Job:
 
 @contextmanager
 def held(folder: Path, *, first: bool = True) -> Iterator[None]:
-    """The folder, made if need be and tidied, for this process alone; of several that were launched together, for the
-    ``first``. Raises InUseError where another one works in it.
+    """Hold the folder in the block, made if need be and tidied, for this process alone; of several that were launched
+    together, for the ``first``. Raises InUseError where another one works in it.
     """
     with ExitStack() as stack:
         if first:
@@ -146,7 +146,7 @@ def open_run(folder: Path) -> Recipe:
 
 
 def identity(recipe: Recipe) -> str:
-    """A number for a recipe, by which its checkpoints know each other."""
+    """The SHA-256 of a recipe, by which its checkpoints know each other."""
     return hashlib.sha256(json.dumps(recipes.flat(recipe), sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -145,7 +145,7 @@ class DenseTarget(Document):
 
 
 class TargetsFile(Document):
-    """targets.json."""
+    """What targets.json holds: a row for every target, and the dense model."""
 
     targets: list[TargetRow]
     dense: DenseTarget

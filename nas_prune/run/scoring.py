@@ -17,7 +17,9 @@ FILE = "scores.safetensors"
 
 
 def scored(job: Job, gated: GatedModel, each: Round) -> Scores:
-    """Scores (c) per axis of a round: the recipe's criterion gives them, or the gates have learnt them. Kept."""
+    """Scores (c) per axis of a round: the recipe's criterion gives them, or the gates have learnt them. A file keeps
+    them.
+    """
     path = job.folder / f"scores{each.name}.safetensors"
     with job.first():
         if not path.exists():
@@ -26,7 +28,7 @@ def scored(job: Job, gated: GatedModel, each: Round) -> Scores:
 
 
 def write(path: Path, scores: Scores) -> None:
-    """A file of scores, whole or not at all."""
+    """Write a file of scores, whole or not at all."""
     atomic_write(path, save({name: score.cpu().contiguous() for name, score in scores.items()}))
 
 

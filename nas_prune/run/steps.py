@@ -43,7 +43,7 @@ ROUND = 5  # a round of the search is timed so many times longer than a sample o
 
 
 def train_dense(job: Job) -> None:
-    """The backbone, before the search; of a choice, the first candidate alone, and then the others start from it."""
+    """Train the backbone before the search; of a choice, the first candidate, from which the others then start."""
     settings = job.recipe.dense
     stage = Stage("dense", settings.epochs, settings, job.recipe.data)
     with first_alone(job.model):
@@ -168,7 +168,7 @@ def saved(job: Job, name: str) -> bool:
 
 
 def save(job: Job, model: nn.Module, name: str, arch: Arch, certificate: dict[str, Any]) -> None:
-    """The model as an artefact in the run folder, with its proof and its recipe."""
+    """Write the model as an artefact into the run folder, with its proof and its recipe."""
     if job.run.accelerator.is_main_process:
         source = build.origin(job.recipe.model, job.data)
         kwargs = {name: value for name, value in job.recipe.model.kwargs.items() if name in source[1]}

@@ -91,7 +91,7 @@ def _one(
 
 
 def _figures(job: Job, calibration: Calibration, limit: Budget, arch: Arch) -> dict[str, Any]:
-    """What is exact or predicted."""
+    """The figures of a target that are counted or predicted; nothing is timed."""
     sizes = arch.sizes(job.space.free)
     left, predicted = counted(job.space.axes, sizes), float(calibration.predictor(sizes))
     counted_cost = float(limit.cost(sizes).detach())

@@ -33,7 +33,7 @@ class Learner:
         return self.alive.gated
 
     def under(self, penalties: Sequence[nn.Module]) -> Sequence[nn.Module]:
-        """These penalties from now on; what the ones before remember, they do."""
+        """Take these penalties from now on, with the state of those before them; returns them."""
         for before, now in zip(self.penalties, penalties, strict=False):
             now.load_state_dict(before.state_dict())
         self.penalties = list(penalties)
@@ -57,7 +57,7 @@ class Learner:
         self.alive = alive
 
     def small(self, removal: Removal) -> Optimizer:
-        """The optimizer of what a removal leaves without gates; it goes on, and the average does, in one training."""
+        """An optimizer of the plain model that a removal left, with what the present one knows; the average follows."""
         small, backbone = removal.small, self.gated.backbone
         made = [optimizer_of(small, self.settings)]
         if self.chain.average is not None:

@@ -40,7 +40,7 @@ class Round:
 
     @property
     def name(self) -> str:
-        """As it is called in stages and files; nothing, where there is one round only."""
+        """The end of its name in stages and files, such as -2; empty where there is one round only."""
         return f"-{self.number}" if self.rounds > 1 else ""
 
     def limit(self, budget: Budget) -> float:
@@ -68,7 +68,7 @@ class Alive:
 
     @staticmethod
     def all(gated: GatedModel) -> Alive:
-        """Nothing has gone yet."""
+        """The whole: nothing has gone yet."""
         places = {name: numbered(tensor) for name, tensor in gated.backbone.state_dict().items()}
         return Alive(gated, gated, Arch(), places)
 

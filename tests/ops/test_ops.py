@@ -105,6 +105,15 @@ def test_all_operations_are_tested() -> None:
     assert ours == {str(each["operation"]) for each in DESCRIPTIONS.values()}
 
 
+def test_a_zero_is_as_large_as_what_would_stand_there() -> None:
+    x = torch.randn(2, CHANNELS, 9, 8)
+    for told in ({}, {"channels": CHANNELS, "stride": 1}, {"channels": CHANNELS, "stride": 2}):
+        zero = build({"operation": "zero", **told})
+        assert described(zero) == {"operation": "zero", **told}
+        pool = build({"operation": "cell_pool", "channels": CHANNELS, **told})
+        assert torch.equal(zero(x), torch.zeros_like(pool(x)))
+
+
 # a choice
 
 

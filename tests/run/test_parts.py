@@ -8,19 +8,28 @@ from pathlib import Path
 import pytest
 
 import nas_prune
-from nas_prune.base.errors import NasPruneError, RecipeError
+from nas_prune.artifact.folder import describe
+from nas_prune.base.errors import ArtifactError, NasPruneError, RecipeError
 from nas_prune.base.parts import import_parts
 from nas_prune.base.registry import Registry, import_declared
+from nas_prune.cli.list import listings
 from nas_prune.methods.criteria import criteria
+from nas_prune.ops import operations
 from nas_prune.run import pipeline
 from nas_prune.run.checks import check
-from nas_prune.run.recipe.recipe import Recipe, read
+from nas_prune.run.recipe.recipe import Recipe, read, recipe_keys
 from nas_prune.tracing.arch import Arch
 from nas_prune.train.record.checkpoint import load
 
 PAGE = (Path(__file__).parents[2] / "docs" / "adding_a_method.md").read_text()
-FILES = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL))
+FILES = dict(re.findall(r"```(?:python|yaml)\n# (\w+\.(?:py|yaml))\n(.*?)```", PAGE, re.DOTALL))
+TOUCHES = re.findall(
+    r"^\| (\w+) \| `([\w/]+)` \| `([\w.]+)`.* \| `([\w/.]+)` \|$", PAGE, re.MULTILINE
+)  # of its last table
 CHEAP = ["budget.cost=macs", "budget.target=0.6x", "latency.samples=12", "latency.seconds=0.01"]
+
+
+pytestmark = pytest.mark.usefixtures("recorded_timings")  # nothing here is about milliseconds
 
 
 @pytest.fixture
@@ -71,6 +80,38 @@ def test_a_mover_and_a_schedule_in_a_file_are_used(files: dict[str, str], tmp_pa
     arch = Arch.read(tmp_path / "run" / "arch.json")
     chosen = {name: saved[f"mover.{name.replace('.', '/')}"] for name in arch.kept}
     assert all(sorted(kept) == (chosen[name] == 1).nonzero().flatten().tolist() for name, kept in arch.kept.items())
+
+
+def test_an_operation_in_a_file_is_searched_and_derived(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = [f"parts=[{files['blurred.py']}]", f"space={files['blurs.yaml']}", "budget.target=0.4x"]
+    changes += ["gate={name: weight, kinds: {operation: softmax}}", "dense.baseline=false", "finetune.epochs=0"]
+    results = pipeline.run(read("smoke/quickstart", [*CHEAP, *changes]), tmp_path / "run")
+    assert results["status"] == "met"
+    swaps = describe(tmp_path / "run" / "derived")["swaps"]
+    kept = Arch.read(tmp_path / "run" / "arch.json").kept
+    blurred = [name.removesuffix(".blurred_3x3") for name in kept if name.endswith(".blurred_3x3") and kept[name]]
+    assert blurred
+    assert {swaps[place]["operation"] for place in blurred} == {"blurred_convolution"}
+    monkeypatch.delitem(operations._parts, "blurred_convolution")  # as where nobody has imported the file
+    with pytest.raises(ArtifactError, match=r"blurred_convolution.*import the file that registers it"):
+        nas_prune.load(tmp_path / "run" / "derived")
+
+
+def test_the_page_has_a_file_for_every_kind_of_part() -> None:
+    shown = {kind for text in FILES.values() for kind in re.findall(r"^@(\w+)\.register", text, re.MULTILINE)}
+    assert shown == listings().keys() - {"recipes", "spaces", "datasets", "models", "costs", "predictors"}
+
+
+def test_what_the_page_says_that_a_part_touches_is_there() -> None:
+    kinds = re.findall(r"^\| (\w+) \| `(?:methods|ops)/", PAGE, re.MULTILINE)  # of both tables
+    assert sorted(kinds) == sorted(2 * [kind for kind, *_ in TOUCHES])
+    keys = recipe_keys()
+    for _, folder, key, test in TOUCHES:
+        assert (Path(nas_prune.__path__[0]) / folder / "__init__.py").is_file()
+        assert any(each.name == key or each.name.startswith(f"{key}.") for each in keys), key
+        assert (Path(__file__).parents[2] / test).exists()
 
 
 def test_the_page_names_every_kind_of_part() -> None:

@@ -9,7 +9,7 @@ import timm
 import torch
 import torch.multiprocessing as mp
 from accelerate import Accelerator
-from asked import ask
+from asked import ask, learnt
 from processes import free_port, joined
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -17,7 +17,7 @@ from zoo import Traced, apart, build, few, traced
 
 import nas_prune as npr
 from nas_prune.base.errors import ArchError, BudgetError, SpaceError
-from nas_prune.costs import Budget, Macs, Params, count
+from nas_prune.costs import Macs, Params, count
 from nas_prune.derivation.replace import laid_out, substitute
 from nas_prune.derivation.verify import verify
 from nas_prune.methods.gated import GatedModel
@@ -31,7 +31,7 @@ from nas_prune.tracing.oracle import perturbed
 from nas_prune.tracing.space import Replacement, SearchSpace
 from nas_prune.train.data.loaders import Data, from_loaders
 from nas_prune.train.loop import Run
-from nas_prune.train.search import learn, search
+from nas_prune.train.search import search
 from nas_prune.train.settings import SearchSettings, ShapleySettings
 from nas_prune.train.shapley_ascent import ascend
 
@@ -278,8 +278,7 @@ def test_shapley_gates_are_moved_by_contribution_alone(tmp_path: Path) -> None:
     ascend(gated, data, ShapleySettings(paper_mode=True, permutations=2), run, epoch=1)
     assert (tmp_path / "shapley.jsonl").read_text().count("evaluations") == 2
     settings = SearchSettings(warmup=1, joint=0)
-    budget = Budget("0.9x", Macs(space.axes))
-    learn(gated, data, budget=budget, penalties=[], settings=settings, run=run)  # no gate learns by gradient
+    learnt(gated, data, [], settings, run)  # no gate learns by gradient
     assert not (tmp_path / "checkpoints").exists()
 
 

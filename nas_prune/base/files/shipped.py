@@ -11,7 +11,7 @@ from nas_prune.base.errors import NasPruneError
 
 
 def shipped(kind: Literal["recipes", "search_spaces"]) -> Path:
-    """The folder of that kind."""
+    """The folder of the shipped files of that kind, in the package or beside it. Raises NasPruneError for none."""
     package = Path(__file__).resolve().parents[2]
     for folder in (package / kind, package.parent / kind):
         if folder.is_dir():

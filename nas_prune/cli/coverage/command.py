@@ -113,7 +113,7 @@ def _in_a_process(case: "Case") -> Examined:
 
 
 def summary(rows: Sequence[Examined]) -> str:
-    """The figures of the whole table."""
+    """One paragraph with the figures of the whole table: of how many models what holds."""
 
     def good(*checks: str) -> int:
         return sum(all(check not in row["problems"] for check in ("trace", *checks)) for row in rows)

@@ -75,7 +75,7 @@ class DoctorOptions:
 
 @wraps(DoctorOptions)
 def command(**options: Any) -> None:
-    """Look at one model and tell."""
+    """Run ``nas-prune doctor``: print what of a model can shrink, what cannot and why, or one axis of it in full."""
     from nas_prune.cli.doctor import diagnosis as doctor
     from nas_prune.cli.doctor import subject
 

@@ -96,7 +96,7 @@ class Train(Validate):
 @app.command(epilog="Example: nas-prune timm benchmark --model local-dir:runs/quickstart/finetuned --batch-size 64")
 @wraps(Benchmark)
 def benchmark(**options: Any) -> None:
-    """Throughput and latency."""
+    """Run ``nas-prune timm benchmark``: print throughput and latency."""
     asked = Benchmark(**options)
     tokens = _tokens(asked)
     from nas_prune.cli.timm import recipe as timm_recipe
@@ -108,7 +108,7 @@ def benchmark(**options: Any) -> None:
 @app.command(epilog="Example: nas-prune timm validate --model local-dir:runs/quickstart/finetuned --dataset digits")
 @wraps(Validate)
 def validate(**options: Any) -> None:
-    """Accuracy and loss."""
+    """Run ``nas-prune timm validate``: print accuracy and loss."""
     asked = Validate(**options)
     tokens = _tokens(asked)
     from nas_prune.cli.timm import recipe as timm_recipe
@@ -123,7 +123,7 @@ def validate(**options: Any) -> None:
 )
 @wraps(Train)
 def train(**options: Any) -> None:
-    """Fine-tune."""
+    """Run ``nas-prune timm train``: fine-tune, save and print what came of it."""
     asked = Train(**options)
     tokens = _tokens(asked)
     from nas_prune.cli.timm import recipe as timm_recipe

@@ -39,7 +39,7 @@ def recipe_for(name: str, tokens: Sequence[str]) -> Recipe:
 
 
 def facts_of(name: str) -> dict[str, Any]:
-    """What is known about a model before it is built."""
+    """``backbone``, ``model_args`` and ``pretrained_cfg`` of a model or of an artefact, which is not built for that."""
     if (folder := folder_of(name)) is not None:
         return artifact.describe(folder)
     if isdir(name):

@@ -45,11 +45,11 @@ class LeastSquares:
         return np.where(self.dense > 0, self.dense, self.columns.max(axis=0))
 
     def without(self, left_out: NDArray[np.bool_]) -> LeastSquares:
-        """The same with some columns (f) left out: their coefficients are zero."""
+        """The problem with some columns (f) left out: their coefficients are zero."""
         return replace(self, columns=self.columns * ~left_out, dense=self.dense * ~left_out)
 
     def rows(self, chosen: NDArray[np.bool_]) -> LeastSquares:
-        """The same with some of the networks."""
+        """The problem with some of the networks (n) alone."""
         return replace(self, columns=self.columns[chosen], ms=self.ms[chosen])
 
 

@@ -22,6 +22,12 @@ class LatencyPredictor(Predictor):
     """Predicted milliseconds of the derived model; the dense model's are ``dense_ms`` exactly.
 
     ``hidden``: units in each of the two hidden layers; the other arguments are those of Predictor.
+
+    >>> predictor = npr.LatencyPredictor({"conv1": 32, "conv2": 64}, dense_ms=4.0)
+    >>> half, dense = predictor.shares([{"conv1": 16, "conv2": 32}]), predictor.shares([{}])
+    >>> predictor.fit(torch.cat([half, dense]), torch.tensor([1.0, 4.0]), generator=torch.Generator().manual_seed(0))
+    >>> float(predictor({})), 0.8 < float(predictor({"conv1": 16, "conv2": 32})) < 1.3
+    (4.0, True)
     """
 
     def __init__(

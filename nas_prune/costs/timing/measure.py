@@ -141,6 +141,10 @@ def measure(
     """Median latency of ``model(example_inputs)`` in float32 and eval mode, in at most about ``seconds``.
 
     Other precisions and layouts: ``measure_together``. Raises what that raises.
+
+    >>> timing = npr.measure(small, images, seconds=0.05)
+    >>> timing.low_ms <= timing.median_ms <= timing.high_ms
+    True
     """
     return measure_together({"model": model}, example_inputs, conditions=Conditions(runtime, threads), seconds=seconds)[
         "model"

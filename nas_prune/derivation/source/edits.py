@@ -19,6 +19,7 @@ from torch import nn
 from torch.fx import Node
 
 from nas_prune.base.errors import ArtifactError
+from nas_prune.base.parts import OUTSIDE
 from nas_prune.derivation.source.literals import attribute_of, number, numerals
 from nas_prune.derivation.source.sizes import (
     RESHAPES,
@@ -127,8 +128,12 @@ def _title(kind: type) -> str:
 
 
 def _without_path(title: str) -> str:
-    """Classes of ours go by their name alone: files move, and artefacts that were made before must load."""
-    return f"nas_prune.{title.rpartition('.')[2]}" if title.startswith("nas_prune.") else title
+    """The name of a class without its file, where it is of ours or of the ``parts:`` of a recipe.
+
+    Files move, and what was made before must load.
+    """
+    ours = title.startswith(("nas_prune.", OUTSIDE))
+    return f"nas_prune.{title.rpartition('.')[2]}" if ours else title
 
 
 def _digest(method: FunctionType) -> str:

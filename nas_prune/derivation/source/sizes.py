@@ -110,7 +110,7 @@ def is_near(tree: ast.FunctionDef, call: ast.expr, line: int) -> bool:
 
 
 def computed_sizes(model: nn.Module, axes: Axes, nodes: Iterable[Node]) -> set[Tie]:
-    """What modules know by one local name, which gives one of these nodes the size of an axis."""
+    """A tie for each local name of a module's code that gives one of these nodes the size of an axis."""
     found = set[Tie]()
     for node in nodes:
         path, literals = axes.walk.captured.owner(node), axes.walk.literals.get(node, [])

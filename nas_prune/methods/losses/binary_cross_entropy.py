@@ -18,7 +18,7 @@ class BinaryCrossEntropy(Loss):
         self.threshold = threshold
 
     def forward(self, said: Said, targets: Tensor) -> Tensor:
-        """The mean over batch and classes."""
+        """The loss, (), the mean over batch and classes."""
         logits = said.logits
         if targets.ndim == 1:
             off = self.smoothing / logits.shape[1]

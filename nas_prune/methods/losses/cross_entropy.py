@@ -8,9 +8,9 @@ from nas_prune.methods.losses.loss import Loss, Said, losses
 
 @losses.register("cross_entropy")
 class CrossEntropy(Loss):
-    """Targets that mixup has made are smoothed already."""
+    """Smooths labels; targets that mixup has made are smoothed already."""
 
     def forward(self, said: Said, targets: Tensor) -> Tensor:
-        """The mean over the batch."""
+        """The loss, (), the mean over the batch."""
         smoothing = 0.0 if targets.ndim == 2 else self.smoothing
         return F.cross_entropy(said.logits, targets, label_smoothing=smoothing)

@@ -22,7 +22,7 @@ class Distillation(Loss):
         self.temperature = temperature
 
     def forward(self, said: Said, targets: Tensor) -> Tensor:  # noqa: ARG002
-        """The mean over the batch."""
+        """The loss, (), the mean over the batch; targets are not looked at."""
         if said.teacher is None:
             raise RecipeError(
                 "the loss distillation needs a teacher; only finetune has one, with finetune.distill above 0"

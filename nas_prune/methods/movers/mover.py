@@ -45,7 +45,7 @@ class Mover(Still):
         self._gated, self.aim = (gated,), aim  # in a tuple: the model is no part of this module
 
     def follow(self, gated: GatedModel, kept: Arch) -> None:  # noqa: ARG002
-        """Move ``gated`` from now on: what was left when all units but those ``kept`` were removed for good."""
+        """Move ``gated`` from now on, which is what was left when all units but those ``kept`` were removed."""
         self._gated = (gated,)
 
     def left(self) -> Arch:

@@ -26,7 +26,7 @@ from nas_prune.tracing.arch import Arch
 
 @movers.register("soft_filter")
 class SoftFilter(Mover):
-    """Needs gates called ``mask``, and axes of widths alone. Raises SpaceError for others."""
+    """Zeroes weights after every epoch. Needs gates called ``mask`` and a space of widths; SpaceError for others."""
 
     def __init__(self, gated: GatedModel, aim: Aim) -> None:
         super().__init__(gated, aim)
@@ -42,7 +42,7 @@ class SoftFilter(Mover):
 
     @torch.no_grad()
     def after_epoch(self, epoch: int) -> None:
-        """Zero, shrink or close, as the schedule says."""
+        """Zero, shrink or close the units of least norm, as many as the schedule says."""
         phase = self.aim.schedule(epoch, self.aim.epochs)
         for name in self.gated.space.free:
             gone, removed = self.gone[name] * phase.closed, self.removed[name]
@@ -54,7 +54,7 @@ class SoftFilter(Mover):
             keep.index_fill_(0, hard, 0.0)
 
     def follow(self, gated: GatedModel, kept: Arch) -> None:
-        """What was removed counts as closed for good."""
+        """Move ``gated`` from now on; what was removed counts as closed for good."""
         sizes = kept.sizes(self.gated.space.free)
         self.removed.update({name: axis.size - sizes[name] for name, axis in self.gated.space.free.items()})
         super().follow(gated, kept)

@@ -17,7 +17,7 @@ from nas_prune.methods.penalties.penalty import penalties
 
 @penalties.register("budget")
 class BudgetPenalty(nn.Module):
-    """``margin``: aim at this share of the target, so that rounding widths does not overshoot it."""
+    """``alpha``: the price. ``margin``: aim at this share of the target, so that rounding does not overshoot it."""
 
     def __init__(
         self, budget: Budget, *, alpha: float = 2.0, form: Literal["hinge", "log"] = "hinge", margin: float = 1.0
@@ -28,7 +28,7 @@ class BudgetPenalty(nn.Module):
         self.dense = float(budget.cost({}).detach())
 
     def forward(self, gated: GatedModel) -> Tensor:
-        """The penalty for the sizes of the last forward pass."""
+        """The penalty, (), for the sizes of the last forward pass."""
         cost = self.cost(gated.sizes())
         if self.form == "log":
             return self.alpha * torch.log1p(cost / self.dense)

@@ -26,7 +26,7 @@ class SkeletonPenalty(nn.Module):
         self.alpha = alpha
 
     def forward(self, gated: GatedModel) -> Tensor:
-        """The penalty for the skeletons as they are."""
+        """The penalty, (), for the skeletons as they are."""
         skeletons = [gate for gate in gated.gates.modules() if isinstance(gate, Skeleton)]
         if not skeletons:
             raise SpaceError("the penalty `skeleton` needs gates of that name: set `gate.name: skeleton`")

@@ -40,7 +40,7 @@ class StructuralPenalty(nn.Module):
         self._spans: dict[str, list[Tensor]] = {}
 
     def forward(self, gated: GatedModel) -> Tensor:
-        """The penalty for the weights as they are."""
+        """The penalty, (), for the weights as they are."""
         return self.alpha * torch.stack([self._share(*layer) for layer in self._chosen(gated.backbone)]).sum()
 
     def _chosen(self, backbone: nn.Module) -> Iterator[tuple[str, Tensor, Mapping[str, int]]]:

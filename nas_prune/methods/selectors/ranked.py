@@ -17,7 +17,10 @@ from nas_prune.tracing.space import SearchSpace
 
 @selectors.register("ranked")
 def ranked(question: Question) -> Decision:
-    """The lowest threshold whose architecture is within the limit, found by bisection over the scores."""
+    """The architecture of the lowest threshold that is within the limit, found by bisection over the scores.
+
+    Raises BudgetError where even the smallest architecture is not.
+    """
     scores, space = question.scores, question.space
     thresholds = torch.unique(torch.cat([scores[name].flatten() for name in space.free])).tolist()
     low, high = -1, len(thresholds)  # the threshold at ``low`` keeps too much, the one at ``high`` fits

@@ -30,7 +30,7 @@ TUNED_ON, FITTED_ON = 400, 2000  # coalitions, at most: the cost is cubic
 
 @dataclass(frozen=True)
 class Kernel:
-    """``tau`` and ``rho`` of above, and who belongs to which choice: ``members`` (n g)."""
+    """k(S, T) with its ``tau`` and ``rho``, and which of n players belongs to which of g choices: ``members`` (n g)."""
 
     tau: float
     rho: float

@@ -19,19 +19,19 @@ class KernelGrid:
 
     @classmethod
     def around(cls, positions: Iterable[int]) -> Self:
-        """The smallest one that holds them all."""
+        """The smallest grid that holds all these positions."""
         known = sorted(set(positions))
         step = gcd(*(position - known[0] for position in known)) or 1
         return cls(known[0], step, (known[-1] - known[0]) // step + 1)
 
     @property
     def positions(self) -> range:
-        """What it holds."""
+        """The positions that it holds."""
         return range(self.start, self.start + self.step * self.count, self.step)
 
     @property
     def last(self) -> int:
-        """The last one that it holds."""
+        """The last position that it holds."""
         return self.positions[-1]
 
 
@@ -52,7 +52,7 @@ class StripePlan:
 
     @property
     def filters(self) -> int:
-        """How many there are, the dead ones included."""
+        """How many filters there are, the dead ones included."""
         return len(self.alive)
 
     def lives(self, stripe: Stripe) -> bool:

@@ -71,7 +71,7 @@ class Calibration:
 
     @property
     def error(self) -> PredictionError:
-        """Of the chosen predictor."""
+        """The out-of-sample error of the chosen predictor."""
         return self.errors[self.name]
 
 
@@ -116,7 +116,7 @@ def calibrate(
 def here(
     space: SearchSpace, example_inputs: Tensor, settings: LatencySettings, about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What decides about a latency: model, axes, images, conditions and device."""
+    """The facts that a latency here depends on, as plain data: model, axes, images, conditions and device."""
     return {
         "model": dict(about),
         "axes": {name: axis.size for name, axis in space.free.items()},

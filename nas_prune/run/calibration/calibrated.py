@@ -122,7 +122,7 @@ def _remembered(job: Job, kept: Path, wanted: Mapping[str, Any]) -> Path | None:
 
 
 def said(made: Calibration) -> str:
-    """A calibration in a sentence."""
+    """One sentence about a calibration: which predictor won, how far it and the others are off, how noisy it is."""
     error, others = made.error, [f"{name} {100 * e.mape:.1f} %" for name, e in made.errors.items() if name != made.name]
     beside = f" ({', '.join(others)})" if others else ""
     return (

@@ -34,7 +34,7 @@ class ModelFacts(Document):
 
 
 class ConditionFacts(Document):
-    """Under what it was timed."""
+    """The conditions under which the model was timed."""
 
     runtime: Runtime
     threads: Annotated[int, Field(ge=1, le=4096)] | None

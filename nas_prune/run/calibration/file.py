@@ -104,7 +104,7 @@ def sum_of(tensors: Mapping[str, Tensor], facts: str) -> str:
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
-    """What a calibration is true of and what is here, wherever the two differ in a way that decides about latency."""
+    """One text for each fact that a latency depends on and that is another in a calibration than here."""
     for key in ("model", "replaced", "axes", "image", "batch_size", "conditions"):
         if there[key] != here[key]:
             yield f"{key}: {_short(there[key], here[key])}"

@@ -145,7 +145,7 @@ def sparkline(metrics: Rows, key: str) -> str:
 
 
 def style() -> Any:
-    """Text stays text, and the same run gives the same bytes."""
+    """matplotlib's settings for a block in which text stays text, and the same run gives the same bytes."""
     return matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "nas_prune", "font.size": 11})
 
 
@@ -165,7 +165,7 @@ def blank(vertical: str, horizontal: str, height: float = 3.7) -> tuple[Figure, 
 
 
 def legend(axes: Axes) -> None:
-    """One line above the plot, where no curve can run through it."""
+    """Write the legend in one line above the plot, where no curve can run through it."""
     above = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "ncols": 4}
     names = axes.legend(frameon=False, labelcolor=Ink.MUTED.value, handletextpad=0.4, columnspacing=1.4, **above)
     for text in names.get_texts():

@@ -20,7 +20,7 @@ _ERASED_PROPORTIONS = (math.log(0.3), math.log(1 / 0.3))
 
 
 def augment(images: Tensor, settings: DataSettings, generator: torch.Generator) -> Tensor:
-    """(b c h w) normalised -> (b c h w), where h = w."""
+    """Square normalised images (b c h w), cropped, shifted, flipped and erased at random as the settings say."""
     if settings.hflip or settings.shift or settings.crop_scale != (1.0, 1.0):
         grid = _places(len(images), images.shape[-1], settings, generator)
         images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
