@@ -70,13 +70,8 @@ class GatedModel(nn.Module):
         self.gates = nn.ModuleDict()
         for name, members in self.deciders.items():
             kind = self.axes[members[0]].kind
-            if isinstance(gate, Mapping):
-                self.gates[_key(name)] = gate[name]
-                continue
-            own, extra = (kinds or {}).get(kind, (gate, options or {}))
-            size, fan_in = sum(self.axes[member].size for member in members), [w.shape[1] for w in self.weights(name)]
-            made = gates[own] if isinstance(own, str) else own
-            self.gates[_key(name)] = made.on(kind, size, fan_in, striped=bool(self._stripes(name)), **extra)
+            given = gate[name] if isinstance(gate, Mapping) else (kinds or {}).get(kind, (gate, options or {}))
+            self.gates[_key(name)] = given if isinstance(given, Gate) else self._made(name, members, *given)
         self._fixed: list[Fixed] = []
         self._board = Board()
         self._sites = [site for site in self.axes.walk.sites if self._touches(site.term)]
@@ -84,6 +79,12 @@ class GatedModel(nn.Module):
         self._masks = Masks(self.axes, self._sites, acting)
         self._writing = [name for name, gate in acting.items() if gate.looks or gate.site == "write"]
         intercept(model, self.axes, self._sites, self._board, {name: self.writers[name] for name in self._writing})
+
+    def _made(self, name: str, members: tuple[str, ...], gate: str | type[Gate], options: Mapping[str, Any]) -> Gate:
+        """A gate for an axis, or for the candidates of a choice."""
+        kind, made = self.axes[members[0]].kind, gates[gate] if isinstance(gate, str) else gate
+        size, fan_in = sum(self.axes[member].size for member in members), [w.shape[1] for w in self.weights(name)]
+        return made.on(kind, size, fan_in, striped=bool(self._stripes(name)), **options)
 
     @property
     def axes(self) -> Axes:

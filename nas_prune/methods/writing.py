@@ -40,7 +40,7 @@ def along(keep: Tensor, x: Tensor, dim: int) -> Tensor:
             f"a gate looked at {len(keep)} images, and is to act on {len(x)}: here, parts of images are computed by "
             "themselves; freeze the axis, or choose a gate that does not look at images"
         )
-    dim %= x.ndim
+    dim %= max(1, x.ndim)
     images = len(keep) if keep.ndim == 2 else 1
     return keep.to(x.dtype).reshape([-1 if each == dim else images if each == 0 else 1 for each in range(x.ndim)])
 
