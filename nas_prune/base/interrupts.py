@@ -27,6 +27,19 @@ class Interruptible:
         signal.signal(signal.SIGINT, signal.default_int_handler if self.former is None else self.former)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as Ctrl-C is: nothing on the way takes it for a failure of its own."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    """A handler that raises Terminated."""
+    raise Terminated(number)
+
+
 def _end_imports(number: int, frame: FrameType | None) -> None:
     here = frame
     while here is not None and not here.f_code.co_filename.startswith("<frozen importlib"):

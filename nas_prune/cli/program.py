@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from nas_prune.base.errors import CLOSED, FULL, InterruptedRunError, NasPruneError, RecipeError, StorageError
-from nas_prune.base.interrupts import INTERRUPTED
+from nas_prune.base.interrupts import INTERRUPTED, Terminated, terminate
 from nas_prune.cli import agent
 from nas_prune.cli import export as cli_export
 from nas_prune.cli.asked import asked
@@ -34,14 +34,18 @@ if TYPE_CHECKING:
 
 
 class Interruptible(TyperGroup):
-    """Commands of which Ctrl-C, wherever it strikes, is an error that says how to go on."""
+    """Commands of which Ctrl-C and SIGTERM, wherever they strike, are an error that says how to go on."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
+        former = signal.signal(signal.SIGTERM, terminate)
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise InterruptedRunError(INTERRUPTED, signal.SIGINT) from None
+        except KeyboardInterrupt as error:
+            number = error.number if isinstance(error, Terminated) else signal.SIGINT
+            raise InterruptedRunError(INTERRUPTED, number) from None
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if former is None else former)
 
 
 app = typer.Typer(

@@ -73,7 +73,7 @@ def run(
         with _told_if_infeasible(job):
             results = _steps(job, until)
         if job.run.track is not None:
-            _summarise(job.run.track, results)
+            _summarise(job.run.track, results, job.recipe.name.replace("/", "-"))
         if until == "report" and job.run.accelerator.is_main_process:
             report(folder)
     return results
@@ -253,8 +253,8 @@ def _steps(job: Job, until: Until) -> dict[str, Any]:
         return evaluated(job, Outcome(calibration, met, gated, models, certificate))
 
 
-def _summarise(track: Track, results: dict[str, Any]) -> None:
-    """Final figures for W&B."""
+def _summarise(track: Track, results: dict[str, Any], name: str) -> None:
+    """Final figures for W&B, and the model that they are of."""
     tuned = results.get("finetuned")
     if isinstance(tuned, dict):
         names = {
@@ -264,6 +264,8 @@ def _summarise(track: Track, results: dict[str, Any]) -> None:
             "macs": "macs",
             "params": "params",
         }
-        final = {f"final/{name}": tuned[key] for name, key in names.items()}
+        final: dict[str, Any] = {f"final/{each}": tuned[key] for each, key in names.items()}
         final[SCORE] = score(tuned["top1"], results["budget"]["reached"], results["budget"]["limit"])
-        track.summary({**final, "final/speedup": 1 / results["measured_share"], "status": results["status"]})
+        final |= {"final/speedup": 1 / results["measured_share"], "status": results["status"]}
+        track.summary(final)
+        track.keep(name, track.folder / "finetuned", final)

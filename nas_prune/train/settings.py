@@ -155,3 +155,6 @@ class TrackSettings(Settings):
         "auto", description="auto: online when logged in, offline otherwise"
     )
     project: str = Field("nas_prune", description="Weights & Biases project")
+    preemptible: bool = Field(
+        False, description="a run that is stopped by a signal will be started again; on by itself in a Slurm job"
+    )

@@ -195,3 +195,19 @@ def test_a_run_that_is_told_to_stop_goes_on_at_another_agent(tmp_path: Path, mon
     second = drive(Server(sweep(values, [*COMMAND, "${args}"]), [("run1", values)]), tmp_path, monkeypatch)
     assert (second._finished, second._failed) == (1, 0)
     assert json.loads((journal.parent / "results.json").read_text())["status"] == "met"
+
+
+@pytest.mark.parametrize(
+    ("words", "target"),
+    [
+        (["budget.share=0.3"], "0.3x"),
+        (["budget={'share': 0.25}"], "0.25x"),
+        (["budget.share=0.3", "budget.target=0.6x"], "0.6x"),
+        (["budget.target=0.6x", "budget.share=0.3"], "0.3x"),
+    ],
+)
+def test_a_share_is_a_target_that_a_sweep_can_draw(words: list[str], target: str) -> None:
+    recipe = asked(["smoke/quickstart", *words])
+    assert (recipe.budget.target, recipe.budget.share) == (target, None)
+    with pytest.raises(RecipeError, match=r"budget\.share"):
+        asked(["smoke/quickstart", "budget.share=1.5"])

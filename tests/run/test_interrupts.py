@@ -41,8 +41,23 @@ def test_a_command_that_is_interrupted_says_how_to_go_on(
     def strike(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_recipe", strike)
+    monkeypatch.setattr(cli, "asked", strike)
     with pytest.raises(SystemExit) as left:
         cli.main(["run", "quickstart"])
     assert left.value.code == 130
     assert capsys.readouterr().err == f"error: {INTERRUPTED}\n"
+
+
+def test_a_command_that_is_terminated_anywhere_says_so_and_dies_by_the_signal(tmp_path: Path) -> None:
+    script = "import os, signal\nfrom nas_prune.cli import program\n"
+    script += (
+        "program.asked = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)\nprogram.main(['run', 'quickstart'])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=120, cwd=tmp_path, check=False
+    )
+    assert done.returncode == -signal.SIGTERM
+    assert done.stderr == f"error: {INTERRUPTED}\n"
+    assert list(tmp_path.iterdir()) == []

@@ -163,6 +163,8 @@ def _set(document: dict[str, Any], override: Override, section: Section) -> None
     for depth, name in enumerate(parents):
         here = _step(here, name, _default(section, override.path[: depth + 1]), override)
     value = override.value
+    if override.path == ("budget", "target"):
+        here.pop("share", None)  # the later word counts
     if isinstance(value, str) and is_part(type_at(section, override.path)):
         value = {"name": value, "options": {}}
     if isinstance(value, dict) and is_section(type_at(section, override.path)) and isinstance(here, dict):

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from nas_prune.base.axis import Kind
 from nas_prune.base.settings import PartSettings, Settings
@@ -41,10 +41,22 @@ class BudgetSettings(Settings):
     """The limits that the derived model is measured against."""
 
     target: str = Field("0.5x", description="0.5x of the dense latency, or an absolute figure such as 4.0ms")
+    share: float | None = Field(
+        None, gt=0.0, lt=1.0, description="the target as a number, 0.5 for 0.5x: for sweeps that draw it"
+    )
     cost: Literal["latency", "macs", "params", "memory"] = Field("latency", description="what is limited")
     limits: dict[Literal["latency", "macs", "params", "memory"], str] = Field(
         {}, description="further limits that must hold as well, e.g. {params: 0.5x, memory: 40M}"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shared(cls, given: Any) -> Any:
+        """A share is another way to write a target, and only that is kept."""
+        share = given.get("share") if isinstance(given, dict) else None
+        valid = isinstance(share, int | float) and not isinstance(share, bool) and 0 < share < 1
+        return {**given, "target": f"{share!r}x", "share": None} if valid else given
+
     rounds: PositiveInt = Field(
         12, description="at most so many derive-and-measure rounds until the measurement meets the target"
     )

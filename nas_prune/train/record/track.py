@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 from nas_prune.base.errors import ArtifactError, BudgetError, InterruptedRunError, NasPruneError, one_line
 from nas_prune.base.files.documents import read_document, read_journal
 from nas_prune.base.files.whole import append_line, finite, write_json, write_lines
+from nas_prune.base.interrupts import Terminated
+from nas_prune.train.record.heart import Heart
 from nas_prune.train.record.journals import MetricsRow, WandbFile
 from nas_prune.train.settings import TrackSettings
 
@@ -29,10 +31,11 @@ JournalRows = list[dict[str, Any]]
 class Track:
     """Where a run writes its progress. ``client`` is a W&B run, or None."""
 
-    def __init__(self, folder: Path, client: Any = None, *, resumed: bool = False) -> None:
+    def __init__(self, folder: Path, client: Any = None, *, resumed: bool = False, preemptible: bool = False) -> None:
         self.folder = folder
         self.client = client
-        self._resumed = resumed
+        self._resumed, self._preemptible = resumed, preemptible
+        self._heart = Heart(lambda: self._beat())
         self._sent: set[tuple[object, ...]] = set()
         self._around: tuple[JournalRows, JournalRows] = (
             [],
@@ -77,13 +80,38 @@ class Track:
             _attempt(self, "finish", lambda: self.client.finish(exit_code=exit_code))
             self.client = None
 
+    def keep(self, name: str, folder: Path, facts: JournalRow) -> None:
+        """A derived model as a W&B artifact with its figures; only online, where others can fetch it."""
+        if self.client is None or self.client.offline:
+            return
+
+        def logged() -> None:
+            import wandb
+
+            artifact = wandb.Artifact(name, type="model", metadata=_present(facts))
+            artifact.add_dir(str(folder))
+            self.client.log_artifact(artifact, aliases=["latest", str(facts.get("status", "derived"))])
+
+        _attempt(self, "take an artifact", logged)
+
+    def _beat(self) -> None:
+        """A sign of life: W&B takes a run that is silent for five minutes for dead."""
+        if self.client is not None:
+            _attempt(self, "take a heartbeat", lambda: self.client.log({"heartbeat": time.monotonic() - self._since}))
+
     def __enter__(self) -> Self:
+        if self.client is not None:
+            self._heart.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, NasPruneError) and not isinstance(error, InterruptedRunError):
+        self._heart.stop()
+        if isinstance(error, InterruptedRunError | KeyboardInterrupt):
+            if self._preemptible and self.client is not None:
+                _attempt(self, "be told to start it again", self.client.mark_preempting)
+        elif isinstance(error, NasPruneError):
             self.summary(_end_of(error))
             error.told = self.client is not None
         self.finish(_exit_code(error))
@@ -129,7 +157,8 @@ def open_track(folder: Path, settings: TrackSettings, *, config: Mapping[str, An
         _warn("start", error)
         return Track(folder)
     write_json(folder / "wandb.json", {"id": client.id})
-    return Track(folder, client, resumed=client.id == known)
+    preemptible = settings.preemptible or "SLURM_JOB_ID" in os.environ
+    return Track(folder, client, resumed=client.id == known, preemptible=preemptible)
 
 
 def _client(folder: Path, settings: TrackSettings, *, config: dict[str, Any], name: str, run_id: str | None) -> Any:
@@ -198,6 +227,8 @@ def _exit_code(error: BaseException | None) -> int:
     """With which exit code a W&B run ends."""
     if error is None or (isinstance(error, BudgetError) and SWEEP in os.environ):
         return 0
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + (error.number if isinstance(error, Terminated) else 2)
     return int(getattr(error, "exit_code", 1))
 
 
