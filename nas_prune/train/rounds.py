@@ -14,7 +14,7 @@ import torch
 from nas_prune.costs import Budget, CostModel
 from nas_prune.costs.left import Left
 from nas_prune.derivation.regated import gated_again
-from nas_prune.derivation.removal import Places, Removal, numbered, put_back
+from nas_prune.derivation.removal import Places, Removal, put_back
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.schedules import Schedule
 from nas_prune.methods.scores import Batches, Scores
@@ -59,7 +59,8 @@ def rounds_of(rounds: int, epochs: int, schedule: Schedule) -> Iterator[Round]:
 
 @dataclass(frozen=True)
 class Alive:
-    """What is left of the gated model ``whole``: ``gated``, of its units ``kept``, and the places of its weights."""
+    """What is left of the gated model ``whole``: ``gated``, of its units ``kept``, and the places of its weights
+    where these are others."""
 
     whole: GatedModel
     gated: GatedModel
@@ -69,8 +70,7 @@ class Alive:
     @staticmethod
     def all(gated: GatedModel) -> Alive:
         """The whole: nothing has gone yet."""
-        places = {name: numbered(tensor) for name, tensor in gated.backbone.state_dict().items()}
-        return Alive(gated, gated, Arch(), places)
+        return Alive(gated, gated, Arch(), {})
 
     def arch(self, arch: Arch) -> Arch:
         """An architecture of what is left, in units of the whole."""
@@ -106,4 +106,5 @@ class Alive:
 
     def _composed(self, places: Places) -> Places:
         """Places in the whole of what has these places in ``gated.backbone``."""
-        return {name: self.places[name].flatten()[place] for name, place in places.items()}
+        known = self.places.items()
+        return {**places, **{name: place.flatten()[places[name]] for name, place in known if name in places}}

@@ -103,9 +103,8 @@ def searched(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSet
     schedule = bound("search.schedule", schedules, settings.schedule, 2)
     if settings.learns:
         warm_up(gated, data, parts, settings=settings, run=run)
-    learner = Learner(
-        gated, settings, mover_of(gated, data, Aim(parts.budget, settings.joint, schedule), settings, run)
-    )
+    mover = mover_of(gated, data, Aim(parts.budget, settings.joint, schedule), settings, run)
+    learner = Learner(gated, settings, mover)
     for each in rounds_of(settings.rounds, settings.joint, schedule):
         if settings.learns:
             learn(learner, data, parts, each, run=run)
