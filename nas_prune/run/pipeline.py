@@ -87,6 +87,8 @@ def _told_if_infeasible(job: Job) -> Iterator[None]:
         yield
     except BudgetError as error:
         job.write("results.json", {"status": "infeasible", "target": job.recipe.budget.target, "why": str(error)})
+        if job.run.track is not None:
+            job.run.track.summary({"status": "infeasible"})
         raise
 
 

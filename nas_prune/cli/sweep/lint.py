@@ -17,8 +17,29 @@ from nas_prune.cli.sweep.command_line import AS_JSON, COMMANDS, MACRO, PLACES, V
 from nas_prune.cli.sweep.file import SCORE, Sweep
 
 METHODS = ("grid", "random", "bayes")
-TOP = ("program", "command", "method", "parameters", "metric", "early_terminate", "name", "project", "entity")
-TOP += ("description", "run_cap", "settings", "job", "image_uri", "controller", "launch", "apiVersion", "kind", "prior_runs")
+TOP: tuple[str, ...] = (
+    "program",
+    "command",
+    "method",
+    "parameters",
+    "metric",
+    "early_terminate",
+    "name",
+    "project",
+    "entity",
+)
+TOP += (
+    "description",
+    "run_cap",
+    "settings",
+    "job",
+    "image_uri",
+    "controller",
+    "launch",
+    "apiVersion",
+    "kind",
+    "prior_runs",
+)
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 SHELL = ("&&", "||", "|", ";", ">", "<", "&")
 MANY = 1000  # runs of a grid, from which it is said that it is large
@@ -78,7 +99,7 @@ def _forms(sweep: Sweep) -> Iterator[Finding]:
         where = f"parameters.{parameters.dotted(name)}"
         if not all(NAME.fullmatch(part) for part in name.split(parameters.JOINT)):
             yield Finding(where, "W&B allows letters, digits, and _ . - in a name")
-        wrong = list(parameters.problems(name, parameter))
+        wrong = list(parameters.problems(parameter))
         yield from (Finding(where, text) for text in wrong)
         if wrong:
             continue
@@ -93,7 +114,7 @@ def _forms(sweep: Sweep) -> Iterator[Finding]:
 def _extent(sweep: Sweep) -> Iterator[Finding]:
     """Whether there is anything to vary, and too much of it."""
     known = sweep.parameters.values()
-    if any(list(parameters.problems("", each)) for each in known):
+    if any(list(parameters.problems(each)) for each in known):
         return
     if not sweep.varying:
         yield Finding("parameters", "none varies, every run would be the same; give one of them values: [...]")
@@ -126,7 +147,9 @@ def _elements(sweep: Sweep) -> Iterator[Finding]:
         rest = VARIABLE.sub("", element)
         whole, inner = MACRO.fullmatch(rest), MACRO.findall(rest)
         if whole and whole[1] not in known:
-            yield Finding("command", f"W&B knows no macro {element}, and drops it without a word{hint(whole[1], known)}")
+            yield Finding(
+                "command", f"W&B knows no macro {element}, and drops it without a word{hint(whole[1], known)}"
+            )
         elif inner and not whole:
             yield Finding("command", f"the macro in {element!r} stays as it is; a macro is a whole element of the list")
         elif element in SHELL:
@@ -151,7 +174,9 @@ def _ours(sweep: Sweep) -> Iterator[Finding]:
         )
         return
     if command.verb not in COMMANDS:
-        yield Finding("command", f"it gives nas-prune {command.verb!r} to do; write run and a recipe behind the program")
+        yield Finding(
+            "command", f"it gives nas-prune {command.verb!r} to do; write run and a recipe behind the program"
+        )
         return
     if command.verb != "run":
         text = f"nas-prune {command.verb} ends before there are results; write run"

@@ -62,7 +62,7 @@ def distribution(parameter: Parameter) -> str:
     return "int_uniform" if whole else "uniform"
 
 
-def problems(name: str, parameter: Any) -> Iterator[str]:
+def problems(parameter: Any) -> Iterator[str]:
     """What is wrong with the form of one parameter, and what to write."""
     if not isinstance(parameter, Mapping):
         yield f"it is {parameter!r}; write a mapping, such as {{value: {parameter!r}}} or {{values: [...]}}"
@@ -72,7 +72,7 @@ def problems(name: str, parameter: Any) -> Iterator[str]:
         yield f"it has no key {', '.join(unknown)}; there is: {', '.join(KEYS)}"
     texts = [key for key in NUMBERS if isinstance(parameter.get(key), str)]
     for key in texts:
-        yield f"{key} {parameter[key]} is text to W&B, whose YAML wants a point in such numbers: {_pointed(parameter[key])}"
+        yield f"{key} {parameter[key]} is text to W&B, whose YAML wants a point there: {_pointed(parameter[key])}"
     kind = distribution(parameter)
     if kind not in REQUIRED:
         yield f"W&B has no distribution {kind!r}; there is: {', '.join(REQUIRED)}"
@@ -152,8 +152,8 @@ def _stepped(value: float, parameter: Parameter) -> float | int:
     """A value in steps of q, whole where q is."""
     if not str(parameter.get("distribution", "")).startswith("q_"):
         return value
-    step = parameter.get("q", 1.0)
-    return type(step)(round(value / step) * step)
+    step: float | int = parameter.get("q", 1.0)
+    return round(value / step) * step
 
 
 def _pointed(text: str) -> str:

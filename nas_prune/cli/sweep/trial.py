@@ -117,7 +117,9 @@ def _lost(subject: Subject, name: str, parameter: Mapping[str, Any]) -> Iterator
 
 def _in_the_agent(found: list[Recipe]) -> Iterator[Finding]:
     if any(run.track.wandb == "disabled" for run in found):
-        text = "track.wandb is disabled, so that W&B sees no score; add track.wandb=auto, or use `nas-prune sweep local`"
+        text = (
+            "track.wandb is disabled, so that W&B sees no score; add track.wandb=auto, or use `nas-prune sweep local`"
+        )
         yield Finding("command", text, warning=True)
 
 
@@ -145,7 +147,9 @@ def _unreachable(found: list[Recipe]) -> Iterator[Finding]:
         amount, unit = checked_target("budget.target", run.budget.target, run.budget.cost)
         least = facts["smallest_ms"] / (facts["dense_ms"] if unit == "x" else 1.0)
         if amount < least:
-            text = f"{run.budget.target} cannot be met: by the calibration, the smallest network takes {least:.3g}{unit}"
+            text = (
+                f"{run.budget.target} cannot be met: by the calibration, the smallest network takes {least:.3g}{unit}"
+            )
             yield Finding("parameters.budget.target", f"{text}; ask for at least {1.05 * least:.2g}{unit}")
 
 

@@ -159,8 +159,8 @@ def measure_together(
     """Latency of several models that take turns, for at most about ``seconds`` per model.
 
     ``calm``: milliseconds that some of them take while nothing disturbs the machine; disturbed timings are taken again,
-    up to ``TRIES`` in all. Where processes share a machine, they can take turns (``turn``). Raises RuntimeMissingError with what to install, NasPruneError for conditions that the
-    runtime cannot meet, RunError if a model does not run there.
+    up to ``TRIES`` in all. Processes that share a machine can take turns (``turn``). Raises RuntimeMissingError with
+    what to install, NasPruneError for conditions that the runtime cannot meet, RunError if a model does not run there.
     """
     with using(conditions.threads):
         calls = prepare_all(models, example_inputs, conditions)
