@@ -1,5 +1,6 @@
 """Laws of sweeps: a file that would waste the runs is told, and a local sweep that was killed ends the same."""
 
+import copy
 import json
 import os
 import signal
@@ -12,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from test_cli import Ended, here, nas_prune
 
 import nas_prune as npr
 from nas_prune.artifact.folder import describe
-from nas_prune.base.errors import InterruptedRunError, NasPruneError, RecipeError
+from nas_prune.base.errors import BudgetError, InterruptedRunError, NasPruneError, RecipeError
 from nas_prune.base.files.whole import append_line, read_json, read_lines, write_json
+from nas_prune.cli import show
 from nas_prune.cli.sweep import best, inside, outcome, page, suggest, worker
 from nas_prune.cli.sweep import local as local_sweep
 from nas_prune.cli.sweep.command_line import WRITTEN
@@ -39,6 +42,8 @@ GOOD: dict[str, Any] = {
     "command": ["${env}", "nas-prune", "run", "quickstart", "${args}"],
     "parameters": {"gate.name": {"values": ["weight", "sigmoid"]}, "budget.target": {"values": ["0.8x", "0.9x"]}},
 }
+PAGE = (ROOT / "docs" / "sweeps.md").read_text()
+PAGE_FILE = PAGE.partition("```yaml\n")[2].partition("```")[0]
 BAYES = {"method": "bayes", "parameters": {"search.lr": {"min": 0.01, "max": 0.1}}}
 
 
@@ -56,11 +61,21 @@ def parameter(name: str, **how: Any) -> dict[str, Any]:
     return {"parameters": {**GOOD["parameters"], name: how}}
 
 
+def commands(name: str) -> list[list[str]]:
+    """The commands of that name that the page shows, without ``nas-prune``."""
+    lines = [
+        line.partition("#")[0].split()
+        for block in PAGE.split("```sh\n")[1:]
+        for line in block.split("```")[0].splitlines()
+    ]
+    return [words[1:] for words in lines if words[:1] == ["nas-prune"] and name in words[1:3]]
+
+
 def test_a_good_sweep_has_no_findings() -> None:
     assert findings(sweep_of()) == []
 
 
-@pytest.mark.parametrize("name", sweeps())
+@pytest.mark.parametrize("name", [*sweeps(), str(ROOT / "examples" / "sweep_torchrun.yaml")])
 def test_shipped_sweeps_have_no_problem(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGENET", "/data/imagenet")
     assert list(map(str, findings(read(name)))) == []
@@ -143,6 +158,37 @@ def test_a_budget_below_the_smallest_network_is_told(monkeypatch: pytest.MonkeyP
     ]
 
 
+def places(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The paths to all values inside a value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path for key, inner in items for path in [(*above, key), *places(inner, (*above, key))]]
+
+
+@pytest.mark.parametrize("odd", [None, 3, "x", [], {}, [None], True, -1.5, {"a": {"b": 1}}])
+def test_whatever_a_file_holds_lint_says_lines(odd: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nas_prune.cli.sweep import trial
+
+    monkeypatch.setattr(trial, "check", lambda _: None)
+    whole = {
+        **GOOD,
+        "method": "bayes",
+        "run_cap": 3,
+        "early_terminate": {"type": "hyperband", "min_iter": 3, "max_iter": 9, "s": 2, "eta": 3},
+        "parameters": {
+            "seed": {"values": [1, 2], "probabilities": [0.5, 0.5]},
+            "search": {"parameters": {"lr": {"distribution": "q_uniform", "min": 0.1, "max": 0.4, "q": 0.1}}},
+            "finetune.lr": {"distribution": "log_normal", "mu": -3, "sigma": 0.2},
+        },
+    }
+    for path in places(whole):
+        spoilt = copy.deepcopy(whole)
+        inner: Any = spoilt
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = odd
+        assert all("\n" not in str(each) for each in findings(Sweep(Path("sweep.yaml"), spoilt)))
+
+
 def test_lint_ends_with_2_for_problems_alone(here: Callable[..., Ended], tmp_path: Path) -> None:
     good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
     good.write_text(yaml.safe_dump({**GOOD, "metric": {"name": "eval/top1", "goal": "maximize"}}))
@@ -201,6 +247,17 @@ def test_plan_says_the_same_for_the_same_seed(here: Callable[..., Ended], tmp_pa
     assert first.startswith("/usr/bin/env nas-prune run quickstart --search.lr=0.0")
 
 
+def test_the_page_shows_what_there_is(
+    here: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("sweep.yaml").write_text(PAGE_FILE)
+    shown = [here(*words) for name in ("sweeps", "lint", "plan") for words in commands(name)]
+    assert [each.returncode for each in shown] == [0] * 3
+    assert [name for name in sweeps() if name not in shown[0].stdout] == []
+    assert shown[2].stdout.splitlines()[0] in PAGE
+
+
 @pytest.mark.parametrize("method", ["grid", "random", "bayes"])
 def test_suggestions_go_on_where_they_were(method: str) -> None:
     given = {"search": {"parameters": {"joint": {"values": [1, 2]}}}, "seed": {"values": [0, 1, 2]}}
@@ -223,6 +280,23 @@ def test_in_a_sweep_runs_have_folders_of_their_own() -> None:
     told = {"WANDB_SWEEP_ID": "abc", "WANDB_RUN_ID": "xyz"}
     assert inside.run_folder(told) == Path("runs/abc/xyz")
     assert inside.run_folder({}) is None
+
+
+def test_in_a_sweep_a_budget_that_is_not_met_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(typer.Exit) as missed:
+        show.end([{"status": "missed"}])
+    assert missed.value.exit_code == 3
+    write_json(tmp_path / "results.json", {"status": "infeasible", "target": "0.1x", "why": "too small"})
+    with pytest.raises(BudgetError), inside.tolerated(tmp_path):
+        raise BudgetError("too small")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    monkeypatch.setenv("WANDB_RUN_ID", "xyz")
+    show.end([{"status": "missed"}])
+    with pytest.raises(typer.Exit) as infeasible, inside.tolerated(tmp_path):
+        raise BudgetError("too small")
+    assert infeasible.value.exit_code == 0
+    with pytest.raises(BudgetError), inside.tolerated(tmp_path / "not_begun"):  # a recipe that cannot be used
+        raise BudgetError("budget.target 1.5x")
 
 
 # a run, as far as a sweep looks at one: some scores, then results or an error
@@ -404,20 +478,22 @@ def test_who_measures_measures_alone(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.sweep
-def test_a_sweep_of_real_runs_survives_a_kill_and_its_best_model_loads(tmp_path: Path) -> None:
-    file, out = tmp_path / "sweep.yaml", tmp_path / "out"
-    sweep = sweep_of(**command("nas-prune", "run", "smoke/quickstart", "${args}"))
-    file.write_text(yaml.safe_dump(sweep.content))
-    words = [sys.executable, "-m", "nas_prune", "sweep", "local", str(file), "--workers", "2", "--out", str(out)]
+def test_the_tutorial_survives_a_kill_and_its_best_model_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sweep.yaml").write_text(PAGE_FILE)
+    sweep, out = read(str(tmp_path / "sweep.yaml")), tmp_path / "runs" / "sweep"
+    start, fetch = commands("local")[0], commands("best")[0]
+    words = [sys.executable, "-m", "nas_prune", *start]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    first = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL)
+    first = subprocess.Popen(words, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
     while len(list(out.glob("*/checkpoints"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
     first.kill()
     first.wait()
     before = read_lines(out / "sweep.jsonl")
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(
+        words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [row for row in read_lines(out / "sweep.jsonl") if row["kind"] == "suggested"]
     assert [row for row in before if row["kind"] == "suggested"] == rows[:2]
@@ -433,8 +509,8 @@ def test_a_sweep_of_real_runs_survives_a_kill_and_its_best_model_loads(tmp_path:
     assert "[4/4]" in done.stdout
     assert "pareto.svg" in done.stdout
     assert (out / "pareto.svg").read_text().startswith("<svg")
-    saved = nas_prune("sweep", "best", str(out), "--out", str(tmp_path / "best"))
-    assert saved.returncode == 0, saved.stderr
+    monkeypatch.chdir(tmp_path)
+    assert nas_prune(*fetch).returncode == 0
     assert npr.load(tmp_path / "best") is not None
     told = describe(tmp_path / "best")["provenance"]["sweep"]
     assert told["run"] == read_json(out / "sweep.json")["best"]

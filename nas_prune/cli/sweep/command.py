@@ -41,9 +41,11 @@ def plan(
 ) -> None:
     """Show the command line of the first runs, as W&B's agent would execute them."""
     from nas_prune.cli.sweep.file import read
+    from nas_prune.cli.sweep.lint import refuse
     from nas_prune.cli.sweep.suggest import first_runs
 
     sweep = read(file)
+    refuse(sweep)
     for values in first_runs(sweep, count, seed):
         typer.echo(shlex.join(sweep.argv(values)))
 

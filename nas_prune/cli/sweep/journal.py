@@ -92,7 +92,7 @@ class Journal:
             )
         if not rows:
             append_line(journal.path, {"kind": "begun", "sweep": sweep, "seed": seed, "file": file})
-        journal._follow(rows)
+        journal.follow(rows)
         return journal
 
     @classmethod
@@ -102,7 +102,7 @@ class Journal:
         if not rows or rows[0]["kind"] != "begun":
             raise RecipeError(f"{folder} holds no sweep: it has no {FILE}; start one with `nas-prune sweep local`")
         journal = cls(folder / FILE, rows[0]["sweep"], rows[0]["seed"])
-        journal._follow(rows)
+        journal.follow(rows)
         return journal
 
     def suggest(self, values: Mapping[str, Any]) -> Entry:
@@ -125,10 +125,11 @@ class Journal:
 
     def _write(self, row: dict[str, Any]) -> Entry:
         append_line(self.path, row)
-        self._follow([row])
+        self.follow([row])
         return self.entries[row["run"]]
 
-    def _follow(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    def follow(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Take rows of the file into account."""
         for row in rows:
             if row["kind"] == "suggested":
                 self.entries[row["run"]] = Entry(row["run"], row["number"], row["values"])

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nas_prune.base.errors import shown
+from nas_prune.base.errors import RecipeError, shown
 from nas_prune.base.registry import hint
 from nas_prune.cli.sweep import command_line, parameters
 from nas_prune.cli.sweep.command_line import AS_JSON, COMMANDS, MACRO, PLACES, VARIABLE, WRITTEN
@@ -75,6 +75,13 @@ def findings(sweep: Sweep) -> list[Finding]:
 
         found += trial.findings(sweep)
     return list(dict.fromkeys(found))
+
+
+def refuse(sweep: Sweep) -> None:
+    """Raise RecipeError, with the first problem, for a file from which no runs follow."""
+    wrong = [each for each in (*_top(sweep), *_forms(sweep)) if not each.warning]
+    if wrong:
+        raise RecipeError(f"{sweep.path}: {wrong[0]}; `nas-prune sweep lint` shows everything")
 
 
 def _top(sweep: Sweep) -> Iterator[Finding]:
@@ -233,8 +240,10 @@ def _early(sweep: Sweep) -> Iterator[Finding]:
         yield Finding("early_terminate.eta", "it must be above 1; 3 is W&B's own")
 
 
-def bands(early: Mapping[str, Any]) -> list[int]:
+def bands(early: Any) -> list[int]:
     """The first rows after which runs are compared, in ascending order; [] where the numbers give none."""
+    if not isinstance(early, Mapping):
+        return []
     eta = early.get("eta", 3)
     counts = [early.get(key) for key in ("min_iter", "max_iter", "s")]
     least, most, steps = (count if isinstance(count, int) else None for count in counts)

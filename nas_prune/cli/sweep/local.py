@@ -17,6 +17,7 @@ from nas_prune.base.files.whole import write_json, writing
 from nas_prune.cli.sweep import outcome, worker
 from nas_prune.cli.sweep.file import Sweep
 from nas_prune.cli.sweep.journal import Entry, Journal, State
+from nas_prune.cli.sweep.lint import refuse
 from nas_prune.cli.sweep.outcome import Outcome
 from nas_prune.cli.sweep.suggest import Past, require, suggest, to_stop
 from nas_prune.cli.sweep.worker import How, Worker
@@ -166,6 +167,7 @@ class Local:
 def opened(sweep: Sweep, how: How, seed: int, *, count: int | None, workers: int) -> Iterator[Local]:
     """A sweep in its folder, begun or gone on with. Raises RecipeError for one that cannot be run here."""
     require()
+    refuse(sweep)
     if sweep.ours is None or sweep.ours.verb != "run":
         raise RecipeError(f"{sweep.path} does not run nas-prune; see `nas-prune sweep lint {sweep.path}`")
     size = sweep.size

@@ -73,6 +73,9 @@ def problems(parameter: Any) -> Iterator[str]:
     texts = [key for key in NUMBERS if isinstance(parameter.get(key), str)]
     for key in texts:
         yield f"{key} {parameter[key]} is text to W&B, whose YAML wants a point there: {_pointed(parameter[key])}"
+    odd = [key for key in NUMBERS if key in parameter and key not in texts and not _is_number(parameter[key])]
+    for key in odd:
+        yield f"{key} is {parameter[key]!r}; write a number"
     kind = distribution(parameter)
     if kind not in REQUIRED:
         yield f"W&B has no distribution {kind!r}; there is: {', '.join(REQUIRED)}"
@@ -80,7 +83,7 @@ def problems(parameter: Any) -> Iterator[str]:
     missing = [key for key in REQUIRED[kind] if key not in parameter]
     if missing:
         yield f"{', '.join(missing)} is missing; write value, values, or min and max"
-    elif not texts:
+    elif not texts and not odd:
         yield from _wrong_numbers(kind, parameter)
 
 
@@ -90,19 +93,20 @@ def _wrong_numbers(kind: str, parameter: Parameter) -> Iterator[str]:
         yield "values is no list of values; write values: [...]"
     elif kind == "categorical_w_probabilities":
         weights = parameter["probabilities"]
-        if len(weights) != len(parameter["values"]) or not math.isclose(sum(weights), 1, abs_tol=1e-8):
+        numbers = isinstance(weights, list) and all(map(_is_number, weights))
+        if not numbers or len(weights) != len(parameter["values"]) or not math.isclose(sum(weights), 1, abs_tol=1e-8):
             yield "probabilities must be as many as values, and add up to 1"
+    if parameter.get("q", 1) <= 0 or parameter.get("sigma", 1) < 0:
+        yield "q must be above 0, and sigma not below it"
     if "min" not in REQUIRED[kind]:
         return
     low, high = parameter["min"], parameter["max"]
-    if not all(isinstance(end, int | float) for end in (low, high)):
-        yield "min and max must be numbers"
-    elif low >= high:
+    if low >= high:
         yield f"min {low} is not below max {high}"
     elif kind.endswith("_values") and low <= 0:
         yield f"min {low} has no logarithm; it must be above 0"
     elif kind in EXPONENTS and low > 0:
-        least, most = math.exp(low), math.exp(min(high, 700))
+        least, most = _exponential(low), _exponential(high)
         yield (
             f"min and max of {kind} are natural logarithms: this is {least:.4g} to {most:.4g}; write distribution: "
             f"{kind}_values for {low} to {high}"
@@ -119,12 +123,12 @@ def trials(parameter: Parameter) -> list[Any]:
     if "normal" in kind:
         middle, width = parameter.get("mu", 0.0), parameter.get("sigma", 1.0)
         ends = [middle - 2 * width, middle, middle + 2 * width]
-        return [_stepped(math.exp(end) if "log" in kind else end, parameter) for end in ends]
+        return [_stepped(_exponential(end) if "log" in kind else end, parameter) for end in ends]
     if "beta" in kind:
         return [_stepped(value, parameter) for value in (0.02, 0.5, 0.98)]
     low, high = parameter["min"], parameter["max"]
     if kind in EXPONENTS:
-        low, high = math.exp(low), math.exp(high)
+        low, high = _exponential(low), _exponential(high)
     if kind == "int_uniform":
         return [low, (low + high) // 2, high]
     if kind == "q_uniform" or kind.startswith("q_"):
@@ -154,6 +158,14 @@ def _stepped(value: float, parameter: Parameter) -> float | int:
         return value
     step: float | int = parameter.get("q", 1.0)
     return round(value / step) * step
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _exponential(value: float) -> float:
+    return math.exp(min(value, 700.0))
 
 
 def _pointed(text: str) -> str:

@@ -125,7 +125,7 @@ def _in_the_agent(found: list[Recipe]) -> Iterator[Finding]:
 
 def _too_short(sweep: Sweep, found: list[Recipe]) -> Iterator[Finding]:
     """Runs that end before hyperband first compares them; scores come once per epoch from the search on."""
-    first = bands(sweep.content.get("early_terminate") or {})[:1]
+    first = bands(sweep.content.get("early_terminate"))[:1]
     if not first or not found:
         return
     rows = min(run.search.epochs + run.finetune.epochs for run in found)
