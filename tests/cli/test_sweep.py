@@ -354,7 +354,11 @@ def test_a_sweep_ends_with_results_a_table_and_a_chart(monkeypatch: pytest.Monke
     chart = page.save_chart(found, sweep.varying, tmp_path / "pareto.svg")
     assert chart is not None
     assert "sigmoid 0.9x" in chart.read_text()
-    assert [each.run for each in swept(sweep, tmp_path)] == [each.run for each in found]  # nothing is left to do
+    assert swept(sweep, tmp_path) == found  # nothing is left to do
+    pretend(monkeypatch, "met")
+    with local_sweep.opened(sweep, How(tmp_path), 0, count=None, workers=1) as work:
+        work.forgive()
+        assert [each.state for each in work.go(lambda *_: None)] == ["finished"] * 4
 
 
 def test_hyperband_ends_the_runs_that_fall_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -87,29 +87,36 @@ def save_chart(found: Sequence[Outcome], varying: Sequence[str], path: Path) -> 
     from nas_prune.run.report.curves import Ink, blank, legend, style, svg
     from nas_prune.run.report.targets import alone
 
-    stars = sorted(outcome.survivors(found), key=lambda each: outcome.place(each) or (0.0, 0.0))
+    stars = sorted(outcome.survivors(found), key=_placed)
     if not stars:
         return None
     rest = [each for each in found if outcome.place(each) is not None and each not in stars]
+    missed = [each for each in [*rest, *stars] if each.status == "missed"]
     in_macs = all(each.cost == "macs" for each in [*stars, *rest])
     with style():
         figure, axes = blank("top-1, %", "MACs" if in_macs else "measured latency of a call, ms", height=4.2)
-        for each, ink, label in [(rest, Ink.DENSE, "beaten by another run"), (stars, Ink.SEARCH, "not beaten")]:
-            places = [outcome.place(one) for one in each]
-            x, y = ([place[axis] for place in places if place is not None] for axis in (0, 1))
-            if each is stars:
-                axes.plot(x, y, color=ink.value, lw=1.2, alpha=0.5)
-            axes.scatter(x, y, color=ink.value, s=40 if each is stars else 24, zorder=3, label=label)
+        axes.plot(*_columns(stars), color=Ink.SEARCH.value, lw=1.2, alpha=0.5)
+        axes.scatter(*_columns(rest), s=24, color=Ink.DENSE.value, zorder=3, label="beaten by another run")
+        axes.scatter(*_columns(stars), s=44, color=Ink.SEARCH.value, zorder=3, label="not beaten")
+        if missed:
+            axes.scatter(*_columns(missed), marker="x", s=64, color=Ink.BAD.value, zorder=4, label="target missed")
         for one in stars:
-            where = outcome.place(one) or (0.0, 0.0)
-            text = axes.annotate(_short(one, varying), where, (0, 7), textcoords="offset points", ha="center", size=9)
-            text.set_color(Ink.TEXT.value)
-            text.set_parse_math(False)
+            text = axes.annotate(_short(one, varying), _placed(one), (0, 7), textcoords="offset points", ha="center")
+            text.set(color=Ink.TEXT.value, fontsize=9, parse_math=False)
         axes.set_position((0.12, 0.13, 0.86, 0.78))
         axes.margins(x=0.14, y=0.14)
         legend(axes)
         atomic_write(path, alone(svg(figure, "top-1 against cost, one point per run of the sweep")))
     return path
+
+
+def _placed(each: Outcome) -> tuple[float, float]:
+    return outcome.place(each) or (0.0, 0.0)
+
+
+def _columns(found: Sequence[Outcome]) -> tuple[list[float], list[float]]:
+    """Costs, and accuracies."""
+    return [_placed(each)[0] for each in found], [_placed(each)[1] for each in found]
 
 
 def _short(each: Outcome, varying: Sequence[str]) -> str:
