@@ -21,7 +21,7 @@ class Screen:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.live = Live(console=console, refresh_per_second=2) if console.is_terminal else None
+        self.live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> "Screen":
         if self.live is not None:
