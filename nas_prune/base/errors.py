@@ -93,7 +93,9 @@ class ArchError(NasPruneError):
 
 
 class BudgetError(NasPruneError):
-    """A budget that no architecture of the search space can meet."""
+    """A budget that no architecture of the search space can meet. ``infeasible``: that is what a run has found out."""
+
+    infeasible = False
 
 
 class CalibrationError(NasPruneError):

@@ -19,16 +19,19 @@ if TYPE_CHECKING:
     from nas_prune.run.recipe.recipe import Recipe
 
 
+SWEEP, RUN, VALUES = "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"
+
+
 def in_a_sweep() -> bool:
     """Whether an agent has started this process."""
-    return "WANDB_SWEEP_ID" in os.environ
+    return SWEEP in os.environ
 
 
 def chosen() -> dict[str, Any]:
     """The values that the agent chose, by key; none outside of a sweep. Raises RecipeError for an unreadable file."""
     from nas_prune.base.files.yaml_text import read_mapping
 
-    path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
+    path = os.environ.get(VALUES)
     if not in_a_sweep() or not path or not Path(path).is_file():
         return {}
     rows = read_mapping(Path(path), RecipeError).items()
@@ -58,7 +61,7 @@ def check(recipe: "Recipe", values: Mapping[str, Any]) -> None:
 
 def default_folder(name: str) -> Path:
     """Where a run of this name goes: every run of a sweep has a folder of its own."""
-    run = os.environ.get("WANDB_RUN_ID")
+    run = os.environ.get(RUN)
     return Path("runs") / name / run if run else Path("runs") / name
 
 
@@ -66,7 +69,7 @@ def check_folder(folder: Path) -> None:
     """Raise RecipeError where a folder holds the record of another W&B run than the one that the agent started."""
     from nas_prune.train.record.track import known_run
 
-    run, known = os.environ.get("WANDB_RUN_ID"), known_run(folder)
+    run, known = os.environ.get(RUN), known_run(folder)
     if run is not None and known is not None and run != known:
         raise RecipeError(
             f"{folder} holds the W&B run {known}, and this one is {run}: its figures would be another's. Leave --out "
@@ -88,6 +91,6 @@ def told() -> Iterator[None]:
 
         if not error.told:
             tell_end(error)
-        if not isinstance(error, BudgetError):
+        if not (isinstance(error, BudgetError) and error.infeasible):
             raise
         typer.echo(f"infeasible: {error}", err=True)

@@ -10,6 +10,7 @@ from nas_prune.base.errors import NasPruneError, SpaceError, UnknownNameError, s
 from nas_prune.base.files.shipped import shipped
 from nas_prune.base.files.yaml_text import read_mapping
 from nas_prune.base.registry import MODELS, Registry, hint
+from nas_prune.cli.sweep.file import sweeps
 from nas_prune.run.recipe.recipe import recipes
 
 NamedRows = list[tuple[str, str]]
@@ -19,6 +20,7 @@ def listings() -> dict[str, Callable[[], NamedRows]]:
     """Kind -> its names, each with one line about it."""
     return {
         "recipes": lambda: [(name, _first_comment(path)) for name, path in recipes().items()],
+        "sweeps": lambda: [(name, _first_comment(path)) for name, path in sweeps().items()],
         "spaces": _spaces,
         "operations": _operations,
         "gates": lambda: _parts("gates", "methods.gates"),

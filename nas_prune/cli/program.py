@@ -26,6 +26,7 @@ from nas_prune.cli.coverage import command as cli_coverage
 from nas_prune.cli.doctor import command as cli_doctor
 from nas_prune.cli.help import RecipeCommand, figures, table
 from nas_prune.cli.show import end, show
+from nas_prune.cli.sweep import command as cli_sweep
 from nas_prune.cli.timm import command as cli_timm
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def list_what(
     what: Annotated[
         str | None,
         typer.Argument(
-            help="recipes, spaces, gates, penalties, criteria, selectors, costs, predictors, datasets, models"
+            help="recipes, sweeps, spaces, gates, penalties, criteria, selectors, costs, predictors, datasets, models"
         ),
     ] = None,
     pattern: Annotated[str | None, typer.Argument(help="only models that match, e.g. 'resnet*'")] = None,
@@ -220,6 +221,7 @@ app.command("doctor", epilog=cli_doctor.EXAMPLES)(cli_doctor.command)
 app.command("coverage", epilog=cli_coverage.EXAMPLES)(cli_coverage.command)
 app.command("coverage-names")(cli_coverage.names)
 app.add_typer(cli_timm.app, name="timm")
+app.add_typer(cli_sweep.app, name="sweep")
 
 
 @contextmanager

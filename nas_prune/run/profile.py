@@ -21,6 +21,7 @@ from torch import nn
 from nas_prune.costs.timing.heap import keep_freed_memory
 from nas_prune.costs.timing.measure import warm_up
 from nas_prune.costs.timing.runtimes import threads as using
+from nas_prune.costs.timing.turn import turn
 from nas_prune.methods.intercept import plain_copy
 from nas_prune.tracing.graph.capture import Inputs, device_of, each_tensor
 
@@ -49,7 +50,7 @@ def stage_times(
     keep_freed_memory()
     timed = {name: _Staged(model, example_inputs, clock) for name, model in models.items()}
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in models}
-    with torch.inference_mode(), using(threads):
+    with torch.inference_mode(), using(threads), turn():
         for model in timed.values():
             warm_up(model, seconds / 10, clock)
         end = clock() + seconds * len(models)

@@ -11,12 +11,13 @@ import typer
 import yaml
 from agents import Server, drive
 
-from nas_prune.base.errors import RecipeError
+from nas_prune.base.errors import BudgetError, RecipeError
 from nas_prune.base.files.whole import read_lines, write_json
 from nas_prune.cli import agent
 from nas_prune.cli.asked import asked
 from nas_prune.cli.show import MISSED, end
 from nas_prune.run.recipe.recipe import flat, read
+from nas_prune.train.record import track
 from nas_prune.train.score import SCORE, score
 
 VALUES = {"search.lr": 0.02, "search.joint": 2, "gate": {"name": "sigmoid", "options": {"init": 2.0}}, "compile": False}
@@ -112,6 +113,22 @@ def test_a_missed_target_is_a_result_to_a_sweep(monkeypatch: pytest.MonkeyPatch)
     assert left.value.exit_code == MISSED
     monkeypatch.setenv("WANDB_SWEEP_ID", "s")
     assert end([{"status": "missed"}]) is None
+
+
+def test_a_budget_that_a_run_cannot_meet_is_a_result_and_one_that_cannot_be_read_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(track, "tell_end", lambda _: None)
+    found, mistaken = BudgetError("nothing is within"), BudgetError("budget.target 1.5x")
+    found.infeasible = True
+    with pytest.raises(BudgetError), agent.told():
+        raise found
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s")
+    with agent.told():
+        raise found
+    assert capsys.readouterr().err == "infeasible: nothing is within\n"
+    with pytest.raises(BudgetError), agent.told():
+        raise mistaken
 
 
 def test_readers_of_the_score_choose_the_same_run() -> None:

@@ -16,7 +16,7 @@ from nas_prune.run.recipe.recipe import json_schema, recipe_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("run", "search", "derive", "finetune", "evaluate", "calibrate", "report", "list", "schema")
-COMMANDS += ("doctor", "export", "timm", "coverage")
+COMMANDS += ("doctor", "export", "timm", "coverage", "sweep")
 
 
 def python(*words: str) -> subprocess.CompletedProcess[str]:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from nas_prune.costs.operators.operator import OperatorShape
 from nas_prune.costs.timing.conditions import USUAL, Conditions
 from nas_prune.costs.timing.runtimes import prepare, threads
+from nas_prune.costs.timing.turn import turn
 
 CONVOLUTIONS: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 CALLS = 8  # at least so many
@@ -87,7 +88,7 @@ def time_point(point: Point, bench: Bench) -> float:
     alone, inputs = module(point, bench.batch)
     call = prepare(alone.to(bench.device), tuple(x.to(bench.device) for x in inputs), bench.conditions)
     times: list[float] = []
-    with threads(bench.conditions.threads):
+    with threads(bench.conditions.threads), turn():
         call()
         end = time.perf_counter() + bench.seconds
         while len(times) < CALLS or time.perf_counter() < end:

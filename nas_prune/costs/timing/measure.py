@@ -28,6 +28,7 @@ from torch import nn
 from nas_prune.costs.timing.conditions import USUAL, Conditions, Runtime
 from nas_prune.costs.timing.runtimes import prepare_all
 from nas_prune.costs.timing.runtimes import threads as using
+from nas_prune.costs.timing.turn import turn
 from nas_prune.tracing.graph.capture import Inputs
 
 ROUNDS = 6  # with fewer, not even the whole range is a 95 % interval of the median
@@ -162,12 +163,13 @@ def measure_together(
     """Latency of several models that take turns, for at most about ``seconds`` per model.
 
     ``calm``: milliseconds that some of them take while nothing disturbs the machine; disturbed timings are taken again,
-    up to ``TRIES`` in all. Raises RuntimeMissingError with what to install, NasPruneError for conditions that the
-    runtime cannot meet, RunError if a model does not run there.
+    up to ``TRIES`` in all. Processes that share a machine can take turns (``turn``). Raises RuntimeMissingError with
+    what to install, NasPruneError for conditions that the runtime cannot meet, RunError if a model does not run there.
     """
     with using(conditions.threads):
         calls = prepare_all(models, example_inputs, conditions)
-        return undisturbed(lambda: time_calls(calls, seconds), calm or {})
+        with turn():
+            return undisturbed(lambda: time_calls(calls, seconds), calm or {})
 
 
 def undisturbed(take: Callable[[], Timings], calm: Mapping[str, float]) -> Timings:

@@ -85,12 +85,17 @@ def save_pareto(content: Content, path: Path) -> Path | None:
     drawing = pareto_svg(content)
     if drawing is None:
         return None
+    atomic_write(path, alone(drawing))
+    return path
+
+
+def alone(drawing: str) -> str:
+    """A drawing for a page as an SVG file that stands alone, in the light colours."""
     names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     drawing = drawing.replace("<svg ", f'<svg {names} style="background: {PAPER["surface"]}" ', 1)
     for name, colour in PAPER.items():
         drawing = drawing.replace(f"var(--{name})", colour)
-    atomic_write(path, drawing)
-    return path
+    return drawing
 
 
 def _row(model: Mapping[str, Any]) -> dict[str, str]:

@@ -219,13 +219,13 @@ def tell_end(error: NasPruneError) -> None:
 
 def _end_of(error: NasPruneError) -> dict[str, str]:
     """What the summary says of an error: that nothing meets a budget is a result."""
-    status = "infeasible" if isinstance(error, BudgetError) else "failed"
+    status = "infeasible" if isinstance(error, BudgetError) and error.infeasible else "failed"
     return {"status": status, "error": one_line(str(error), 1000)}
 
 
 def _exit_code(error: BaseException | None) -> int:
     """With which exit code a W&B run ends."""
-    if error is None or (isinstance(error, BudgetError) and SWEEP in os.environ):
+    if error is None or (isinstance(error, BudgetError) and error.infeasible and SWEEP in os.environ):
         return 0
     if isinstance(error, KeyboardInterrupt):
         return 128 + (error.number if isinstance(error, Terminated) else 2)
