@@ -210,10 +210,11 @@ class _Memory:
         for model in models:
             agree(self.run.accelerator, model)
         accuracy = top1(models[-1], data, self.run.accelerator)
+        columns = watch(accuracy)  # by all processes: they may have to evaluate together
         if self.run.track is not None and self.run.accelerator.is_main_process:
             assert position.loss is not None, "an epoch has at least one step"
             rate = float(self.optimizers[0].param_groups[0]["lr"])
-            row = {"train/loss": float(position.loss), **watch(accuracy), "train/lr": rate, "eval/top1": accuracy}
+            row = {"train/loss": float(position.loss), **columns, "train/lr": rate, "eval/top1": accuracy}
             self.run.track.log(row, stage=self.stage.name, epoch=position.epoch + 1)
 
     def keep(self, position: Position) -> None:
