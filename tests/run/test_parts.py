@@ -101,7 +101,7 @@ def test_an_operation_in_a_file_is_searched_and_derived(
 
 def test_the_page_has_a_file_for_every_kind_of_part() -> None:
     shown = {kind for text in FILES.values() for kind in re.findall(r"^@(\w+)\.register", text, re.MULTILINE)}
-    assert shown == listings().keys() - {"recipes", "spaces", "datasets", "models", "costs", "predictors"}
+    assert shown == listings().keys() - {"recipes", "sweeps", "spaces", "datasets", "models", "costs", "predictors"}
 
 
 def test_what_the_page_says_that_a_part_touches_is_there() -> None:
