@@ -59,7 +59,7 @@ def without_sources(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in sources}
 
 
-@pytest.mark.parametrize("name", few(BACKBONES, ("resnet18", "test_vit", "densenet121")))
+@pytest.mark.parametrize("name", few(BACKBONES, ("test_vit",)))
 def test_what_is_loaded_is_what_was_saved(name: str, tmp_path: Path) -> None:
     size, kwargs = BACKBONES[name]
     small, x, arch = derived(name, size, **kwargs)

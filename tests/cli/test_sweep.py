@@ -434,6 +434,7 @@ def test_a_sweep_of_wandb_that_cannot_be_read_is_one_message(monkeypatch: pytest
         best.find(str(tmp_path / "lost"))
 
 
+@pytest.mark.sweep
 def test_who_measures_measures_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(MEASURING_LOCK, str(tmp_path / "lock"))
     script = "import time, torch, nas_prune as npr\n"

@@ -57,7 +57,7 @@ def proven(model: nn.Module, side: int) -> float:
     return float(Macs(axes)(arch.sizes(axes)) / Macs(axes)({}))
 
 
-@pytest.mark.parametrize("name", [*few(FAST, ("shufflenet_v2_x0_5",)), *SLOW])
+@pytest.mark.parametrize("name", [*few(FAST, ()), *SLOW])
 def test_a_classifier_is_exact(name: str) -> None:
     torch.manual_seed(0)
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}

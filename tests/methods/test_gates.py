@@ -75,7 +75,7 @@ def test_weights_are_moved_by_gates_only_where_asked(detach: bool) -> None:
     assert float(gate.theta[0].grad.abs().sum()) > 0
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit"])
+@pytest.mark.parametrize("name", few(("test_resnet", "test_convnext", "test_vit"), ("test_resnet", "test_vit")))
 @pytest.mark.parametrize(
     "gate", ["weight", "sigmoid"]
 )  # a sample of a hard concrete gate may well be clipped: no gradient

@@ -242,6 +242,7 @@ def space_file(path: Path, axes: npr.Axes, rule: dict[str, Any]) -> npr.SearchSp
     return npr.SearchSpace.read(path, axes)
 
 
+@pytest.mark.zoo
 def test_the_tracer_finds_the_operations_and_the_widths(traced: npr.Axes) -> None:
     operations = {name for name, axis in traced.items() if axis.kind == "operation"}
     assert operations == set(arch_of(some_genotype(CellSpace.of(SMALL)), CellSpace.of(SMALL)))

@@ -90,6 +90,7 @@ def test_a_broken_file_is_told(made, tmp_path: Path, damage: str) -> None:
         calibration_file.read(path)
 
 
+@pytest.mark.zoo
 def test_a_check_times_it_again(made, tmp_path: Path) -> None:
     folder = made[3]
     tensors, facts = calibration_file.read(folder / FILE)

@@ -171,6 +171,7 @@ def test_a_search_in_rounds_meets_its_budget_and_leaves_the_weights_it_has_learn
         assert bool((small(images) - derive(net.model, net.axes, arch).eval()(images)).abs().max() > 1e-2), "untrained"
 
 
+@pytest.mark.zoo
 def test_what_a_mover_has_closed_for_good_is_removed(net: Traced) -> None:
     gated, budget = GatedModel(net.fresh(), SearchSpace.read("channels", net.axes)), Budget("0.3x", Macs(net.axes))
     settings = SearchSettings(mover=MoverSettings(name="soft_filter"), lr=0.01)

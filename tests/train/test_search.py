@@ -165,6 +165,7 @@ def test_without_a_penalty_the_gates_of_a_learnable_task_stay_open():
     assert sum(sizes.values()) >= 0.95 * sum(axis.size for axis in gated.space.free.values())
 
 
+@pytest.mark.zoo
 def test_a_strong_penalty_drives_to_the_floor_and_not_below():
     gated = _trained(alpha=100.0, gate_lr=2e-2)
     sizes = {name: len(units) for name, units in gated.arch().kept.items()}
