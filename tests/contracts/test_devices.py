@@ -37,7 +37,7 @@ SPACES = {
 }
 FAST = ("everything", "stripes", "operations")  # the spaces but the one that takes as long as all others
 ONE_EACH = [
-    *((gate, "everything") for gate in gates if gate != "shapley"),
+    *((gate, "everything") for gate in ("mask", "weight", "hard_concrete")),
     ("skeleton", "stripes"),
     ("shapley", FAST[2]),
 ]

@@ -54,6 +54,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.zoo
 def test_one_process_writes_what_all_have_trained(together: Path) -> None:
     run = together / "run"
     assert sum((together / f"{rank}.log").read_text().count("run folder:") for rank in range(2)) == 1
@@ -64,6 +65,7 @@ def test_one_process_writes_what_all_have_trained(together: Path) -> None:
         assert top1(artifact.load(run / name), images(), Accelerator(cpu=True)) == results[name]["top1"]
 
 
+@pytest.mark.zoo
 def test_statistics_are_of_the_images_of_all_processes(together: Path) -> None:
     first, second = (torch.load(together / f"{rank}.pt") for rank in (0, 1))
     batches = torch.cat([batch for batch, _ in data.FirstBatches(images(), 4, torch.device("cpu"))])
