@@ -115,7 +115,7 @@ class Queries:
         """Whether anything but this attention reads the queries."""
         operands = cast(Sequence[Any], attention.args[1] if _name(attention) == "einsum" else attention.args)
         waiting = list(self.made.items())
-        ours = _marked(rows, 1 + max(int(each.max()) for _, made in waiting for each in _each(made)))
+        ours = _marked(rows, max(_past(each) for _, made in waiting for each in _each(made)))
         for node, made in waiting:
             if not any(bool(ours[each].any()) for each in _each(made)):
                 continue
@@ -173,9 +173,14 @@ class Queries:
         return rows.expand(shape)
 
 
+def _past(rows: Tensor) -> int:
+    """The first row number that is above all of these; a piece of a concatenation may have none."""
+    return int(rows.max()) + 1 if rows.numel() else 0
+
+
 def _marked(rows: Tensor, size: int = 0) -> Tensor:
     """Whether each row number is there (bool); there are as many entries as activations, so nothing is sorted."""
-    marked = torch.zeros(max(size, int(rows.max()) + 1), dtype=torch.bool)
+    marked = torch.zeros(max(size, _past(rows)), dtype=torch.bool)
     marked[rows.flatten()] = True
     return marked
 

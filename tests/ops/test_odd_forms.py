@@ -92,16 +92,24 @@ class Attends(nn.Module):
         q, k, v = packed[..., :8], packed[..., 8:16], packed[..., 16:]
         if self.how == "with dropout":
             return self.last(F.scaled_dot_product_attention(q, k, v, None, 0.3))
+        if self.how == "with an empty piece":  # as rotary embeddings leave the tokens before the patches, if any
+            q, k = (torch.cat([each[..., :0, :], each[..., 0:, :]], -2) for each in (q, k))
         if self.how == "as keys":
             return self.last(F.scaled_dot_product_attention(q, q, v))
         if self.how == "from images":
             q, k, v = self.packed(x.expand(3, -1, -1))[..., :8].unbind(0)
             return self.last(F.scaled_dot_product_attention(q[None], k[None], v[None]))
-        return self.last(F.scaled_dot_product_attention(q, k, v)) + packed.mean(-1, keepdim=True)
+        y = self.last(F.scaled_dot_product_attention(q, k, v))
+        return y if self.how == "with an empty piece" else y + packed.mean(-1, keepdim=True)
 
 
 def test_an_attention_may_leave_its_dropout_on() -> None:
     axes, _ = proven(Attends("with dropout"), ROWS)
+    assert {axes[name].kind for name in widths(axes)} == {"head_dim"}
+
+
+def test_a_piece_of_the_queries_may_be_empty() -> None:
+    axes, _ = proven(Attends("with an empty piece"), ROWS)
     assert {axes[name].kind for name in widths(axes)} == {"head_dim"}
 
 
