@@ -53,6 +53,7 @@ def test_every_form_of_the_words_is_one_recipe(tmp_path: Path) -> None:
         ["smoke/quickstart", f"--args_json={tmp_path / 'a.json'}"],
         ["smoke/quickstart", str(tmp_path / "a.json")],
         ["smoke/quickstart", json.dumps(VALUES)],
+        ["smoke/quickstart", *(word for key, value in VALUES.items() for word in (f"--{key}", str(value)))],
         ["smoke/quickstart", "--config", str(tmp_path / "a.yaml")],
         ["--recipe", "smoke/quickstart", json.dumps(VALUES)],
         [json.dumps({**VALUES, "recipe": "smoke/quickstart", "_wandb": {"x": 1}})],

@@ -35,11 +35,14 @@ def expanded(words: Sequence[str]) -> list[str]:
         key, given, value = word.removeprefix("--").partition("=")
         key = key.replace("-", "_")
         option = word.startswith("--") or bool(given)
+        value_of_one = bool(found) and found[-1].startswith("--") and "=" not in found[-1]  # --gate "{'name': ...}"
         if option and key in (*FILES, "recipe"):
             if not given and not waiting:
                 raise RecipeError(f"{word} wants a value: {word}=NAME")
             value = value if given else waiting.popleft()
             found += [value] if key == "recipe" else of_file(value)
+        elif value_of_one:
+            found.append(word)
         elif word.startswith("{"):
             found += as_words(_object(word, "the JSON among the arguments"))
         elif not option and word.endswith(".json"):
