@@ -17,14 +17,13 @@ from torch import Tensor, nn
 from nas_prune.artifact.swaps import Swaps, swap, swapped
 from nas_prune.base.errors import ArtifactError
 from nas_prune.base.plain import is_plain
-from nas_prune.base.wider import is_wider, mark
+from nas_prune.base.wider import WIDEST, is_wider, mark
 from nas_prune.derivation.source.edits import Record, original, recorded, repeat
 
 Shape = tuple[int, ...]
 Attributes = dict[str, dict[str, Any]]  # path of a module -> name -> plain value
 
 NOT_RECORDED = frozenset({"training", "pretrained_cfg", "default_cfg", "pretrained_model_args"})
-WIDER = 16  # times the units of an axis that it may be widened to
 GROWTH, FREE = 1000, 2**28  # an origin may have 1000 times the elements of its artefact, 1 GiB of float32 at no charge
 
 
@@ -195,7 +194,7 @@ def _shared(model: nn.Module) -> list[list[str]]:
 def _fits(name: str, value: Tensor, old: Tensor, *, wider: bool) -> None:
     """A tensor may be smaller than its origin's, of a widened model larger, and of another precision; nothing else."""
     pairs = zip(value.shape, old.shape, strict=False)
-    if value.ndim != old.ndim or not all(n == m or 0 < n <= (WIDER * m if wider else m) for n, m in pairs):
+    if value.ndim != old.ndim or not all(n == m or 0 < n <= (WIDEST * m if wider else m) for n, m in pairs):
         raise ArtifactError(
             f"the tensor {name!r} has shape {tuple(value.shape)}, its origin {tuple(old.shape)}: larger, or empty"
         )

@@ -3,6 +3,7 @@
 from torch import nn
 
 MARK = "_nas_prune_widened"
+WIDEST = 16  # times the units of an axis that it may be widened to
 
 
 def mark(model: nn.Module) -> None:

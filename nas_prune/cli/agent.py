@@ -14,17 +14,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from nas_prune.base.errors import BudgetError, InterruptedRunError, NasPruneError, RecipeError, shown
+from nas_prune.base.sweeps import RUN, VALUES, in_a_sweep
 
 if TYPE_CHECKING:
     from nas_prune.run.recipe.recipe import Recipe
-
-
-SWEEP, RUN, VALUES = "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"
-
-
-def in_a_sweep() -> bool:
-    """Whether an agent has started this process."""
-    return SWEEP in os.environ
 
 
 def chosen() -> dict[str, Any]:

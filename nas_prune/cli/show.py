@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from nas_prune.cli.agent import in_a_sweep
+from nas_prune.base.sweeps import in_a_sweep
 from nas_prune.cli.help import figures
 
 MISSED = 3

@@ -8,6 +8,7 @@ branches that are closed.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -111,20 +112,24 @@ def run_once(model: nn.Module, captured: Captured, training: Iterable[str] = ())
     On one image, where the code does not say how many there are.
     ``training``: paths of modules that run in training mode.
     """
+    inputs = zero_inputs(model, captured, single=not captured.counted)
+    with evaluating(model):
+        for path in training:
+            model.get_submodule(path).training = True
+        run_and_describe(model, inputs)
+
+
+def zero_inputs(model: nn.Module, captured: Captured, *, single: bool) -> tuple[Any, ...]:
+    """Zeros of the traced shapes, where and as precise as the model is; ``single``: of one image."""
     like, given = next(model.parameters(), torch.empty(0)), captured.inputs
     batch = len(given[0]) if isinstance(given[0], Tensor) and given[0].ndim else 0  # of other inputs we do not know it
 
     def zeros(value: Tensor) -> Tensor:
         dtype = like.dtype if value.is_floating_point() else value.dtype
-        one = value.ndim and len(value) == batch and not captured.counted
-        shape = (1, *value.shape[1:]) if one else value.shape
+        shape = (1, *value.shape[1:]) if single and value.ndim and len(value) == batch else value.shape
         return torch.zeros(shape, dtype=dtype, device=like.device)
 
-    inputs = each_tensor(zeros, given)
-    with evaluating(model):
-        for path in training:
-            model.get_submodule(path).training = True
-        run_and_describe(model, inputs)
+    return each_tensor(zeros, given)
 
 
 def replaced(model: nn.Module, axes: Axes, of: Callable[[str, Tensor], Tensor]) -> None:

@@ -9,12 +9,12 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from nas_prune.derivation.derive import zero_inputs
 from nas_prune.derivation.removal import Places, Removal, numbered
 from nas_prune.derivation.trace import trace
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.gates import Gate
 from nas_prune.tracing import Axes
-from nas_prune.tracing.graph.capture import each_tensor
 from nas_prune.tracing.writers import unit_rows, writers
 
 
@@ -35,20 +35,18 @@ def gated_again(gated: GatedModel, removal: Removal) -> tuple[GatedModel, Places
         for name, (units, _) in left.items():
             again.gate(name).go_on(before[name][units], now[name])
     places = {f"backbone.{name}": place for name, place in removal.places.items()}
+    paths = {gate: path for path, gate in again.named_modules()}
     for name, each in left.items():
-        path = next(path for path, module in again.named_modules() if module is again.gate(name))
-        places |= {f"{path}.{own}": place for own, place in _places(gated.gate(name), *each).items()}
+        path, found = paths[again.gate(name)], _places(gated.gate(name), *each)
+        places |= {f"{path}.{own}": place for own, place in found.items()}
     return again.train(gated.training), places
 
 
 def _traced(gated: GatedModel, small: nn.Module) -> Axes:
     """The axes of the smaller model, for inputs of the same shapes."""
-    captured, like = gated.axes.walk.captured, next(small.parameters())
-
-    def zeros(x: Tensor) -> Tensor:
-        return torch.zeros(x.shape, dtype=like.dtype if x.is_floating_point() else x.dtype, device=like.device)
-
-    return trace(small, each_tensor(zeros, captured.inputs), leaves=sorted({leaf.path for leaf in captured.leaves}))
+    captured = gated.axes.walk.captured
+    leaves = sorted({leaf.path for leaf in captured.leaves})
+    return trace(small, zero_inputs(small, captured, single=False), leaves=leaves)
 
 
 def _names(gated: GatedModel, removal: Removal, axes: Axes) -> dict[str, str]:

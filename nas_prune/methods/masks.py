@@ -56,9 +56,11 @@ class Masks:
         return [then if looks else now for looks, now, then in zip(self.looking, masks, late, strict=True)]
 
     def mixes(self, keep: Mapping[str, Tensor]) -> list[list[Mix]]:
-        """Per site, what acts there in place of a product."""
+        """Per site, what acts there in place of a product; nothing, where every gate multiplies."""
+        if not self.open:
+            return []
         pairs = zip(self.sites, self.mixing, strict=True)
-        one = {name: torch.ones_like(value) for name, value in keep.items()} if self.open else {}
+        one = {name: torch.ones_like(value) for name, value in keep.items()}
         return [
             [(gate.mix, self.axes.mask(site.term, one | {name: keep[name]})) for name, gate in mixing.items()]
             for site, mixing in pairs

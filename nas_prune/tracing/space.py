@@ -38,6 +38,7 @@ from nas_prune.base.files.documents import explained
 from nas_prune.base.files.shipped import shipped
 from nas_prune.base.files.yaml_text import read_mapping
 from nas_prune.base.registry import hint
+from nas_prune.base.wider import WIDEST
 from nas_prune.tracing import Axes
 
 
@@ -54,7 +55,7 @@ class SpaceRule(BaseModel):
     )
     minimum: float = Field(0.1, ge=0.0, le=1.0, description="share of the units that always stay")
     freeze: str | None = Field(None, description="why these axes may not change")
-    widen: float = Field(1.0, ge=1.0, le=16.0, description="units before the search, times those of the model")
+    widen: float = Field(1.0, ge=1.0, le=WIDEST, description="units before the search, times those of the model")
 
     def about(self, axis: Axis) -> bool:
         """Whether the rule is about this axis."""

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from abc import abstractmethod
 
 import pytest
 import torch
@@ -28,8 +29,9 @@ class Pieces(User):
         one, other = self.cut(self.first(x))
         return self.head(self.second(torch.cat([one.relu(), other.sigmoid()], 1)).relu().mean((2, 3)))
 
+    @abstractmethod
     def cut(self, x: Tensor) -> tuple[Tensor, ...]:
-        raise NotImplementedError
+        """The pieces of x."""
 
 
 class Split(Pieces):

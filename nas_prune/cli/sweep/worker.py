@@ -12,7 +12,7 @@ from typing import Any
 
 from nas_prune.base.errors import one_line
 from nas_prune.base.files.whole import writing
-from nas_prune.cli import agent
+from nas_prune.base.sweeps import RUN, SWEEP
 from nas_prune.cli.sweep.command_line import OurCommand
 from nas_prune.cli.sweep.file import Sweep
 from nas_prune.cli.sweep.journal import Entry
@@ -84,8 +84,8 @@ def environment(identity: str, run: str, how: How) -> dict[str, str]:
         MEASURING_LOCK: str((how.out / ".measuring.lock").resolve()),
         **kept,
         **threads,
-        agent.SWEEP: identity,
-        agent.RUN: run,
+        SWEEP: identity,
+        RUN: run,
         "WANDB_MODE": how.wandb,
     }
 

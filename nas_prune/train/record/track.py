@@ -19,11 +19,11 @@ from nas_prune.base.errors import ArtifactError, BudgetError, InterruptedRunErro
 from nas_prune.base.files.documents import read_document, read_journal
 from nas_prune.base.files.whole import append_line, finite, write_json, write_lines
 from nas_prune.base.interrupts import Terminated
+from nas_prune.base.sweeps import RUN, SWEEP, in_a_sweep
 from nas_prune.train.record.heart import Heart
 from nas_prune.train.record.journals import MetricsRow, WandbFile
 from nas_prune.train.settings import TrackSettings
 
-SWEEP = "WANDB_SWEEP_ID"  # in the environment of a run that an agent has started
 JournalRow = Mapping[str, float | int | str]
 JournalRows = list[dict[str, Any]]
 
@@ -145,8 +145,8 @@ class Track:
 def open_track(folder: Path, settings: TrackSettings, *, config: Mapping[str, Any], name: str) -> Track:
     """Open the record of the run in ``folder``; ``config``: dotted key -> value of the recipe, ``name``: W&B's name."""
     folder.mkdir(parents=True, exist_ok=True)
-    if "WANDB_RUN_ID" in os.environ:  # also where W&B is off, or fails: the folder is this run's
-        write_json(folder / "wandb.json", {"id": os.environ["WANDB_RUN_ID"]})
+    if RUN in os.environ:  # also where W&B is off, or fails: the folder is this run's
+        write_json(folder / "wandb.json", {"id": os.environ[RUN]})
     mode = os.environ.get("WANDB_MODE") if settings.wandb == "auto" else settings.wandb
     if mode == "disabled":
         return Track(folder)
@@ -172,7 +172,7 @@ def _client(folder: Path, settings: TrackSettings, *, config: dict[str, Any], na
         dir=str(folder),
         config=config,
         mode=_mode(settings),
-        id=None if given & {"WANDB_RUN_ID", SWEEP} else run_id,
+        id=None if given & {RUN, SWEEP} else run_id,
         resume="allow",
         settings=wandb.Settings(reinit="create_new"),
     )
@@ -225,7 +225,7 @@ def _end_of(error: NasPruneError) -> dict[str, str]:
 
 def _exit_code(error: BaseException | None) -> int:
     """With which exit code a W&B run ends."""
-    if error is None or (isinstance(error, BudgetError) and error.infeasible and SWEEP in os.environ):
+    if error is None or (isinstance(error, BudgetError) and error.infeasible and in_a_sweep()):
         return 0
     if isinstance(error, KeyboardInterrupt):
         return 128 + (error.number if isinstance(error, Terminated) else 2)
