@@ -53,6 +53,8 @@ def drive(server: Server, folder: Path, patch: pytest.MonkeyPatch) -> wandb_agen
     patch.setenv("WANDB_MODE", "offline")
     patch.setenv("WANDB_DIR", str(folder))
     patch.setenv("WANDB_SWEEP_ID", "sweep1")
+    for name in ("WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):
+        patch.setenv(name, "")  # the agent writes them into its own environment, which is that of all tests
     patch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
     patch.setattr(public, "_register_agent", lambda *_, **__: {"id": "agent1"})
     patch.setattr(public, "_sweep_with_runs", lambda *_, **__: {"config": yaml.safe_dump(dict(server.config))})

@@ -117,7 +117,7 @@ class Queries:
         waiting = list(self.made.items())
         ours = _marked(rows, max(_past(each) for _, made in waiting for each in _each(made)))
         for node, made in waiting:
-            if not any(bool(ours[each].any()) for each in _each(made)):
+            if not any(bool(ours[_once(each)].any()) for each in _each(made)):
                 continue
             for user in [user for user in node.users if user not in self.made and user.users]:
                 if user is attention:
@@ -173,15 +173,20 @@ class Queries:
         return rows.expand(shape)
 
 
+def _once(rows: Tensor) -> Tensor:
+    """The same row numbers, without the dimensions along which they are merely repeated, such as images and tokens."""
+    return rows[tuple(slice(1) if stride == 0 else slice(None) for stride in rows.stride())]
+
+
 def _past(rows: Tensor) -> int:
     """The first row number that is above all of these; a piece of a concatenation may have none."""
-    return int(rows.max()) + 1 if rows.numel() else 0
+    return int(_once(rows).max()) + 1 if rows.numel() else 0
 
 
 def _marked(rows: Tensor, size: int = 0) -> Tensor:
     """Whether each row number is there (bool); there are as many entries as activations, so nothing is sorted."""
     marked = torch.zeros(max(size, _past(rows)), dtype=torch.bool)
-    marked[rows.flatten()] = True
+    marked[_once(rows).flatten()] = True
     return marked
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from nas_prune.base.errors import one_line
 from nas_prune.base.files.whole import writing
-from nas_prune.base.sweeps import RUN, SWEEP
+from nas_prune.base.sweeps import RUN, SWEEP, VALUES
 from nas_prune.cli.sweep.command_line import OurCommand
 from nas_prune.cli.sweep.file import Sweep
 from nas_prune.cli.sweep.journal import Entry
@@ -20,7 +20,7 @@ from nas_prune.costs.timing.turn import MEASURING_LOCK
 
 GRACE = 30.0  # seconds between the signal that asks and the one that does not, as W&B's agent has it
 DIRECT = ("env", "nas-prune", "__main__.py", "nas_prune", "-m")  # launchers that are Python itself, one way or another
-APART = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # no run is part of what launched the sweep
+APART = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", VALUES)  # no run is part of what launched it
 
 
 @dataclass(frozen=True)
