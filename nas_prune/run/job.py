@@ -108,7 +108,7 @@ def check_folder(recipe: Recipe, folder: Path, *, resume: bool, force: bool) -> 
         raise RecipeError(f"{folder} holds a run; resume it, choose another --out, or add --force to delete it")
     if not begun_before or not resume:
         return
-    different = _difference(open_run(folder), recipe)
+    different = difference(open_run(folder), recipe)
     begun = any((folder / made).exists() for made in ("checkpoints", "scores.safetensors"))
     begun = begun or any(key.split(".")[0] in MEASURED for key in different)
     if different and begun:
@@ -147,11 +147,16 @@ def open_run(folder: Path) -> Recipe:
 
 def identity(recipe: Recipe) -> str:
     """The SHA-256 of a recipe, by which its checkpoints know each other."""
-    return hashlib.sha256(json.dumps(recipes.flat(recipe), sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_decisive(recipe), sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _difference(old: Recipe, new: Recipe) -> dict[str, tuple[object, object]]:
-    """The keys in which two recipes differ, with both values."""
-    before, after = recipes.flat(old), recipes.flat(new)
+def difference(old: Recipe, new: Recipe) -> dict[str, tuple[object, object]]:
+    """The keys in which two recipes ask for different runs, with both values."""
+    before, after = _decisive(old), _decisive(new)
     keys = {**before, **after}
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+
+
+def _decisive(recipe: Recipe) -> dict[str, object]:
+    """What a run depends on: not where its progress is recorded besides, which may change when it goes on."""
+    return {key: value for key, value in recipes.flat(recipe).items() if not key.startswith("track.")}

@@ -32,8 +32,9 @@ from nas_prune.run.calibration.calibrate import FILE
 from nas_prune.run.calibration.calibrated import OTHERWISE, calibrated, refuse
 from nas_prune.run.checks import check
 from nas_prune.run.files import Seconds
-from nas_prune.run.job import Job, check_folder, held, identity, open_folder, open_run
+from nas_prune.run.job import Job, check_folder, difference, held, identity, open_folder, open_run
 from nas_prune.run.promise import UNTRAINED
+from nas_prune.run.publish import publish, publish_chart
 from nas_prune.run.recipe import recipe as recipes
 from nas_prune.run.recipe.recipe import Recipe
 from nas_prune.run.result_files import ResultsFile
@@ -50,7 +51,6 @@ from nas_prune.train.finetune import finetune
 from nas_prune.train.loop import Run
 from nas_prune.train.record.progress import Bars
 from nas_prune.train.record.track import Track, open_track
-from nas_prune.train.score import SCORE, score
 
 __all__ = ["evaluate", "open_run", "report", "run"]
 
@@ -72,10 +72,10 @@ def run(
     with opened(recipe, folder, resume=resume, force=force) as job:
         with _told_if_infeasible(job):
             results = _steps(job, until)
-        if job.run.track is not None:
-            _summarise(job.run.track, results, job.recipe.name.replace("/", "-"))
         if until == "report" and job.run.accelerator.is_main_process:
             report(folder)
+        if job.run.track is not None and until in ("evaluate", "report"):
+            publish(job, job.run.track, results)
     return results
 
 
@@ -106,7 +106,7 @@ def finished(recipe: Recipe, folder: Path, *, report: bool) -> bool:
     made = ("recipe.yaml", "arch.json", *(["report.html"] if report else []))
     return (
         all((folder / name).is_file() for name in made)
-        and open_run(folder) == recipe
+        and not difference(open_run(folder), recipe)
         and all(artifact.intact(folder / name) for name in ("derived", "finetuned"))
     )
 
@@ -169,6 +169,8 @@ def derive_many(folder: Path, targets: list[str], *, tune: bool) -> dict[str, An
         if job.run.accelerator.is_main_process:
             save_pareto(content, folder / "pareto.svg")
             report(folder)
+        if job.run.track is not None:
+            publish_chart(job.run.track, folder / "pareto.svg")
     return content
 
 
@@ -252,21 +254,3 @@ def _steps(job: Job, until: Until) -> dict[str, Any]:
     models = {"dense": teacher, "derived": small, "finetuned": tuned}
     with job.timed("evaluate"):
         return evaluated(job, Outcome(calibration, met, gated, models, certificate))
-
-
-def _summarise(track: Track, results: dict[str, Any], name: str) -> None:
-    """Final figures for W&B, and the model that they are of."""
-    tuned = results.get("finetuned")
-    if isinstance(tuned, dict):
-        names = {
-            "top1": "top1",
-            "latency_ms": "measured_ms",
-            "latency_pred_ms": "predicted_ms",
-            "macs": "macs",
-            "params": "params",
-        }
-        final: dict[str, Any] = {f"final/{each}": tuned[key] for each, key in names.items()}
-        final[SCORE] = score(tuned["top1"], results["budget"]["reached"], results["budget"]["limit"])
-        final |= {"final/speedup": 1 / results["measured_share"], "status": results["status"]}
-        track.summary(final)
-        track.keep(name, track.folder / "finetuned", final)

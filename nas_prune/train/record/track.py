@@ -49,8 +49,8 @@ class Track:
         entry = {"stage": stage, "epoch": epoch, "time": round(seconds, 3), **row}
         self._write(entry)
         self._last_epochs[stage] = epoch
-        if self.client is not None and _identity(entry) not in self._sent:
-            _attempt(self, "take a row", lambda: self.client.log(_present({**entry, "epoch": self._run_epoch(entry)})))
+        if _identity(entry) not in self._sent:
+            self.tell("take a row", lambda client: client.log(present({**entry, "epoch": self._run_epoch(entry)})))
 
     def rewind(self, stage: str, epoch: float) -> None:
         """Drop the rows of ``stage`` after ``epoch``: a resumed stage is about to write them again.
@@ -69,35 +69,28 @@ class Track:
             self._sent.update(map(_identity, dropped))
         self._follow(before + rows[end:])
 
+    def tell(self, what: str, call: Callable[[Any], object]) -> None:
+        """Call ``call`` with W&B's run, if there is one; where that fails, say so once and go on without it."""
+        if self.client is None:
+            return
+        try:
+            call(self.client)
+        except Exception as error:  # whatever W&B raises, the run goes on without it
+            self.client = None
+            _warn(what, error)
+
     def summary(self, values: JournalRow) -> None:
         """Set the final figures of the run in W&B."""
-        if self.client is not None:
-            _attempt(self, "take the summary", lambda: self.client.summary.update(_present(values)))
+        self.tell("take the summary", lambda client: client.summary.update(present(values)))
 
     def finish(self, exit_code: int = 0) -> None:
         """Close the W&B run, if there is one; the journal needs no closing."""
-        if self.client is not None:
-            _attempt(self, "finish", lambda: self.client.finish(exit_code=exit_code))
-            self.client = None
-
-    def keep(self, name: str, folder: Path, facts: JournalRow) -> None:
-        """A derived model as a W&B artifact with its figures; only online, where others can fetch it."""
-        if self.client is None or self.client.offline:
-            return
-
-        def logged() -> None:
-            import wandb
-
-            artifact = wandb.Artifact(name, type="model", metadata=_present(facts))
-            artifact.add_dir(str(folder))
-            self.client.log_artifact(artifact, aliases=["latest", str(facts.get("status", "derived"))])
-
-        _attempt(self, "take an artifact", logged)
+        self.tell("finish", lambda client: client.finish(exit_code=exit_code))
+        self.client = None
 
     def _beat(self) -> None:
         """A sign of life: W&B takes a run that is silent for five minutes for dead."""
-        if self.client is not None:
-            _attempt(self, "take a heartbeat", lambda: self.client.log({"heartbeat": time.monotonic() - self._since}))
+        self.tell("take a heartbeat", lambda client: client.log({"heartbeat": time.monotonic() - self._since}))
 
     def __enter__(self) -> Self:
         if self.client is not None:
@@ -109,8 +102,8 @@ class Track:
     ) -> None:
         self._heart.stop()
         if isinstance(error, InterruptedRunError | KeyboardInterrupt):
-            if self._preemptible and self.client is not None:
-                _attempt(self, "be told to start it again", self.client.mark_preempting)
+            if self._preemptible:
+                self.tell("be told to start it again", lambda client: client.mark_preempting())
         elif isinstance(error, NasPruneError):
             self.summary(_end_of(error))
             error.told = self.client is not None
@@ -243,18 +236,9 @@ def _identity(row: Mapping[str, Any]) -> tuple[object, ...]:
     return row["stage"], row["epoch"], *sorted(row)
 
 
-def _present(row: Mapping[str, Any]) -> dict[str, Any]:
+def present(row: Mapping[str, Any]) -> dict[str, Any]:
     """The figures that are numbers or text: W&B gets no NaN, which a sweep would count as a score."""
     return {key: value for key, value in row.items() if finite(value) is not None}
-
-
-def _attempt(track: Track, what: str, call: Callable[[], object]) -> None:
-    """Call W&B; when that fails, say so once and go on without it."""
-    try:
-        call()
-    except Exception as error:  # whatever W&B raises, the run goes on without it
-        track.client = None
-        _warn(what, error)
 
 
 def _warn(what: str, error: Exception) -> None:
