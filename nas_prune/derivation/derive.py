@@ -141,7 +141,8 @@ def replaced(model: nn.Module, axes: Axes, of: Callable[[str, Tensor], Tensor]) 
             if value is None or full not in axes.tensors:
                 continue
             if id(value) not in known:
-                known[id(value)] = _of_its_kind(value, of(full, value.detach()))
+                with torch.no_grad():
+                    known[id(value)] = _of_its_kind(value, of(full, value))
             setattr(module, name, known[id(value)])
 
 

@@ -9,7 +9,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from torch import nn
@@ -38,11 +38,13 @@ from nas_prune.tracing import Axes, Inputs, capture, find, walk
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.axes import Scale
 from nas_prune.tracing.graph.brought import parametrized, unwrapped
+from nas_prune.tracing.graph.capture import Captured
 from nas_prune.tracing.graph.leaves import asked_for
 from nas_prune.tracing.graph.multihead import has_attention
 from nas_prune.tracing.terms import leaves
 from nas_prune.tracing.walk import Site, Tie, touched
 
+Dense = Callable[[Copied], Trial]  # the trial of the dense model, made once
 TRIES = 64  # places that a model may stop at
 FEW = 8  # axes that meet at a line, of which each is tried
 
@@ -74,10 +76,11 @@ def trace(
     ties, stops, stay = set[Tie](), dict[str, str](), dict[str, str]()
     asks = asking(model, captured)
     trained = in_training(model, example_inputs, asks)
+    dense = cache(partial(_trial, model, captured))
     for _ in range(TRIES):
         solved = walk(captured, freeze_tensors=freeze, freeze_nodes=stops, ties=ties, trained=trained)
         axes = _frozen(find(solved, striped=stripes), stay)
-        stop = _stops(model, axes) if axes.free else Stop()
+        stop = _stops(model, axes, dense) if axes.free else Stop()
         if not stop.found:
             break
         if stop.ties <= ties:
@@ -85,7 +88,12 @@ def trace(
         ties |= stop.ties
         stay |= stop.axes
     axes = replace(axes, scales=stop.scales)
-    return _deeply(model, axes if trained else _trainable(model, axes, asks))
+    return _deeply(model, axes if trained else _trainable(model, axes, asks), dense)
+
+
+def _trial(model: nn.Module, captured: Captured, copied: Copied) -> Trial:
+    small, mode = copied(model)
+    return tried(small, mode, captured)
 
 
 def _trainable(model: nn.Module, axes: Axes, asks: list[nn.Module]) -> Axes:
@@ -106,25 +114,23 @@ def _frozen(axes: Axes, reasons: Mapping[str, str]) -> Axes:
     return replace(axes, named={**axes.named, **known})
 
 
-def _deeply(model: nn.Module, axes: Axes) -> Axes:
+def _deeply(model: nn.Module, axes: Axes, dense: Dense) -> Axes:
     """The axes, those branches frozen that the model's code cannot do without."""
     depth = [name for name, axis in axes.free.items() if axis.kind == "depth"]
-    if not depth or _does_without(model, axes, depth):
+    if not depth or _does_without(model, axes, depth, dense):
         return axes
-    needed = [name for name in depth if not _does_without(model, axes, [name])]
-    if not _does_without(model, axes, [name for name in depth if name not in needed]):
+    needed = [name for name in depth if not _does_without(model, axes, [name], dense)]
+    if not _does_without(model, axes, [name for name in depth if name not in needed], dense):
         needed = depth
     return _frozen(axes, dict.fromkeys(needed, f"the code of {type(model).__name__} cannot do without it"))
 
 
-def _does_without(model: nn.Module, axes: Axes, names: list[str]) -> bool:
-    """Whether a copy of the model runs without these branches, on tensors without numbers or else on real ones."""
-    for copied in (without_numbers, with_numbers):
-        small, mode = copied(model)
-        shrink(small, axes, Arch(dict.fromkeys(names, ())))
-        if tried(small, mode, axes.walk.captured).raised is None:
-            return True
-    return False
+def _does_without(model: nn.Module, axes: Axes, names: list[str], dense: Dense) -> bool:
+    """Whether a copy of the model runs without these branches, on tensors without numbers if the dense model does."""
+    copied = without_numbers if dense(without_numbers).raised is None else with_numbers
+    small, mode = copied(model)
+    shrink(small, axes, Arch(dict.fromkeys(names, ())))
+    return tried(small, mode, axes.walk.captured).raised is None
 
 
 @dataclass(frozen=True)
@@ -147,18 +153,18 @@ class Stop:
         return bool(self.ties or self.nodes or self.axes)
 
 
-def _stops(model: nn.Module, axes: Axes) -> Stop:
+def _stops(model: nn.Module, axes: Axes, dense: Dense) -> Stop:
     """What two smaller models stop at, or do otherwise: widths of one size differ in the first, not in the second."""
-    first = _stop(model, axes, _some(axes, alike=False))
+    first = _stop(model, axes, _some(axes, alike=False), dense)
     if first.found:
         return first
-    second = _stop(model, axes, _some(axes, alike=True))
+    second = _stop(model, axes, _some(axes, alike=True), dense)
     known = {scale.index for scale in first.scales}
     scales = (*first.scales, *(scale for scale in second.scales if scale.index not in known))
     return second if second.found else Stop(scales=scales)
 
 
-def _stop(model: nn.Module, axes: Axes, arch: Arch) -> Stop:
+def _stop(model: nn.Module, axes: Axes, arch: Arch, of_dense: Dense) -> Stop:
     """What a smaller model stops at, or does otherwise; nothing, if nothing can be learnt about it."""
     for copied in (without_numbers, with_numbers):  # code that looks at values runs on real numbers only
         small, mode = copied(model)
@@ -168,7 +174,7 @@ def _stop(model: nn.Module, axes: Axes, arch: Arch) -> Stop:
             return Stop(nodes={str(error.node): str(error)})
         with counting(small, axes) as board:
             trial = tried(small, mode, axes.walk.captured)
-        dense = tried(*copied(model), axes.walk.captured)
+        dense = of_dense(copied)
         if trial.raised is None:
             cut = _cut(cut_elsewhere(axes, arch, dense, trial))
             return _ungated(axes, missed(axes, board)) or cut or _renumbered(model, axes, arch, copied, (dense, trial))
@@ -244,7 +250,7 @@ def _renumbered(model: nn.Module, axes: Axes, arch: Arch, copied: Copied, trials
 
 
 def _culprits(names: list[str], changes: Callable[[list[str]], bool]) -> list[str]:
-    """The axes that change a number, found by halves."""
+    """The names with which something changes, found by halves."""
     if not changes(names):
         return []
     if len(names) == 1:

@@ -143,7 +143,8 @@ class Axes(Mapping[str, Axis]):
     def take(self, tensor: Tensor, dims: tuple[Term, ...], arch: Arch) -> Tensor:
         """What an architecture leaves of a tensor whose dimensions mean ``dims``."""
         if isinstance(tensor, FakeTensor):  # it has no numbers to choose from
-            return tensor.new_empty([self.size_of(term, arch) for term in dims])
+            sizes = [self.size_of(term, arch) for term in dims]
+            return tensor if sizes == [*tensor.shape] else tensor.new_empty(sizes)
         for dim, term in enumerate(dims):
             kept = self.indices(term, arch)
             if kept is not None:
