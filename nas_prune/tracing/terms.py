@@ -23,9 +23,10 @@ class UnknownFormError(Exception):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Fix:
-    """A dimension whose indices have no identity: nothing of it can be removed."""
+    """A dimension whose indices have no identity: nothing of it can be removed. ``why``: the reason, if frozen."""
 
     size: int
+    why: str | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -151,11 +152,12 @@ def free(term: Term) -> bool:
     return next(leaves(term), None) is not None
 
 
-def freeze(term: Term, why: str) -> Fix:
-    """Nothing of this term can be removed, for the reason ``why``."""
+def freeze(term: Term, why: str, root: str | None = None) -> Fix:
+    """Nothing of this term can be removed, for the reason ``why``, which may have a reason of its own, the ``root``."""
+    root = root or why
     for var in leaves(term):
-        var.bound, var.why = Fix(var.size), why
-    return Fix(term.size)
+        var.bound, var.why = Fix(var.size, root), why if why == root else f"{why} ({root})"
+    return Fix(term.size, root)
 
 
 def split(term: Term, at: int) -> tuple[Term, Term]:
@@ -249,8 +251,9 @@ def unify(first: Term, second: Term, why: str = "tied to a dimension that cannot
     if first is second:
         return first
     if isinstance(first, Fix) or isinstance(second, Fix):
-        freeze(first, why)
-        return freeze(second, why)
+        root = next((each.why for each in (first, second) if isinstance(each, Fix) and each.why), None)
+        freeze(first, why, root)
+        return freeze(second, why, root)
     if isinstance(first, Var):
         first.bound = second
     elif isinstance(second, Var):

@@ -127,3 +127,11 @@ def test_an_artefact_remembers_what_was_rewritten(name: str, tmp_path: Path) -> 
     assert record
     with torch.no_grad():
         assert torch.equal(loaded(images), small.eval()(images))
+
+
+def test_what_is_frozen_says_the_reason_of_what_it_is_tied_to() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5)).eval()
+    axes = trace(model, torch.zeros(2, 3), freeze={("2.weight", 1): "four sensors are soldered on"})
+    assert axes["2:2"].frozen == "four sensors are soldered on"
+    assert axes["0"].frozen == "tied to a fixed dimension by linear.default in 2 (four sensors are soldered on)"
+    assert axes["2"].frozen == "model output"
