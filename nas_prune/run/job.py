@@ -19,6 +19,7 @@ from nas_prune.base.files.whole import write_json, writing
 from nas_prune.costs import Budget, Predictor, Timings, measure_together
 from nas_prune.run import build
 from nas_prune.run.calibration.bench import conditions
+from nas_prune.run.company import before_others
 from nas_prune.run.recipe import recipe as recipes
 from nas_prune.run.recipe.recipe import Recipe
 from nas_prune.tracing.space import SearchSpace
@@ -54,8 +55,7 @@ class Job:
 
     def first(self) -> AbstractContextManager[None]:
         """A block that one process runs before the others: it measures and writes, they find that in the run folder."""
-        turn: AbstractContextManager[None] = self.run.accelerator.main_process_first()
-        return turn
+        return before_others(self.run.accelerator)
 
     def write(self, name: str, value: object) -> None:
         """Write a JSON file into the run folder, in one of the processes."""

@@ -400,7 +400,7 @@ def test_the_process_is_ours_and_is_told_what_an_agent_tells(monkeypatch: pytest
     ]
     monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", "values of another sweep")
     told = worker.environment("abc", "xyz", How(tmp_path, wandb="offline"))
-    assert "WANDB_SWEEP_PARAM_PATH" not in told
+    assert told["WANDB_SWEEP_PARAM_PATH"] == str((tmp_path / "xyz.yaml").resolve())
     assert (told["WANDB_SWEEP_ID"], told["WANDB_RUN_ID"], told["WANDB_MODE"]) == ("abc", "xyz", "offline")
     assert told["OMP_NUM_THREADS"] == "1"
     assert Path(told[MEASURING_LOCK]).parent == tmp_path.resolve()

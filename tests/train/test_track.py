@@ -3,16 +3,13 @@
 import json
 import logging
 import math
-import struct
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import wandb
-from wandb.proto import wandb_internal_pb2
+from sent import sent_records, sent_rows
 
 from nas_prune.base.files.whole import read_lines
 from nas_prune.train.record.track import Track, open_track
@@ -40,45 +37,6 @@ def opened(folder: Path, settings: TrackSettings = OFFLINE) -> Track:
 def journal(folder: Path) -> list[tuple[object, ...]]:
     """Stage, epoch and loss of each row."""
     return [(row["stage"], row["epoch"], row["train/loss"]) for row in read_lines(folder / "metrics.jsonl")]
-
-
-def sent_records(folder: Path) -> list[wandb_internal_pb2.Record]:
-    """What the W&B client wrote for the server, in order, from the files of its offline runs."""
-    files = sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
-    return [record for path in files for record in written(path)]
-
-
-def written(path: Path) -> list[wandb_internal_pb2.Record]:
-    """The records of one run; W&B's own process may still be writing them for a while after the run has ended."""
-    deadline = time.monotonic() + 30
-    while True:
-        records = [wandb_internal_pb2.Record.FromString(data) for data in chunks(path.read_bytes())]
-        if (records and records[-1].HasField("exit")) or time.monotonic() > deadline:
-            return records
-        time.sleep(0.1)
-
-
-def chunks(content: bytes) -> Iterator[bytes]:
-    """The records of a LevelDB log: blocks of 32 KiB; checksum, length and kind (whole, first, middle, last) first."""
-    position, record = 7, b""
-    while position + 7 <= len(content):
-        if 32768 - position % 32768 < 7:
-            position += 32768 - position % 32768
-            continue
-        _checksum, length, kind = struct.unpack_from("<IHB", content, position)
-        if position + 7 + length > len(content):
-            return  # not all of it is there yet
-        record += content[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):
-            yield record
-            record = b""
-
-
-def sent_rows(folder: Path) -> list[dict[str, object]]:
-    """Every row that W&B was given."""
-    histories = [record.history.item for record in sent_records(folder) if record.HasField("history")]
-    return [{".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items} for items in histories]
 
 
 def test_a_row_is_in_the_journal_and_in_wandb_and_nan_in_neither(
