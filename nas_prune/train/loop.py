@@ -255,6 +255,6 @@ class _Memory:
         )
         state = restore(path, live, length, self.run.identity)
         if state.processes != length.processes and state.epoch < length.epochs:
-            text = f"{self.stage.name} goes on with {length.processes} processes, and was begun with {state.processes}"
-            self.run.bars.say(f"{text}: a step is one batch of each, so it ends in other numbers than either")
+            text = f"processes: {state.processes} before, {length.processes} now; a step is one batch of each"
+            self.run.bars.say(f"{text}, so {self.stage.name} ends in other numbers than with either")
         return Position(state.epoch, state.step, state.loss)

@@ -46,5 +46,5 @@ def test_an_error_of_the_only_process_stays_what_it_is() -> None:
 
     accelerator = Accelerator(cpu=True)
     for block in (in_company, before_others):
-        with pytest.raises(DivergedError, match="^the loss$"), block(accelerator):
+        with pytest.raises(DivergedError, match=r"^the loss$"), block(accelerator):
             raise DivergedError("the loss")
