@@ -7,7 +7,7 @@ closed, and what it has left in the store by which they met.
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -84,10 +84,13 @@ def _is_of_the_group(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def _leave(known: dict[str, Any]) -> None:
-    """Put an error where the other processes find it; where that fails, they say that they know none."""
-    with suppress(RuntimeError, KeyError, ValueError):
+def _leave(known: dict[str, Any]) -> bool:
+    """Put an error where the other processes find it; whether that was possible."""
+    try:
         _store().compare_set(KEY, "", json.dumps(known))  # the first error is the reason of all others
+    except (RuntimeError, KeyError, ValueError):
+        return False  # they say that they know none
+    return True
 
 
 def _left() -> dict[str, Any] | None:

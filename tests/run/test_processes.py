@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,12 +16,15 @@ import torch.multiprocessing as mp
 from accelerate import Accelerator
 from processes import free_port, joined
 from recorded import recorded
+from sent import exit_codes, sent_summary
 from torch import nn
 
 from nas_prune.artifact import folder as artifact
+from nas_prune.base.errors import DivergedError
 from nas_prune.base.files.whole import read_lines
 from nas_prune.cli import program as cli
 from nas_prune.run.recipe import recipe
+from nas_prune.train import loop
 from nas_prune.train.data import loaders as data
 from nas_prune.train.evaluate import top1
 from nas_prune.train.finetune import recalibrate
@@ -77,6 +81,40 @@ def test_statistics_are_of_the_images_of_all_processes(together: Path) -> None:
     batches = torch.cat([batch for batch, _ in data.FirstBatches(images(), 4, torch.device("cpu"))])
     assert torch.equal(first, second)
     torch.testing.assert_close(first, batches.mean((0, 2, 3)))
+
+
+def _to_the_end(rank: int, port: int, folder: str, case: str) -> None:
+    """As one of two processes of a sweep: a run that nothing meets, or in which one process alone meets an error."""
+    joined(rank, 2, port=port)
+    os.environ |= {"WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "run1", "WANDB_SILENT": "true"}
+    words = [*WORDS, "--track.wandb=offline", "--out", f"{folder}/run"]
+    words += ["--budget.target=0.001x"] if case == "infeasible" else []
+    if case == "alone" and rank == 1:
+        loop._look = _diverged  # in a process of its own
+    with recorded(), pytest.raises(SystemExit) as left:
+        cli.main(words)
+    Path(folder, f"{rank}.code").write_text(str(left.value.code or 0))
+
+
+def _diverged(*_: object) -> str:
+    raise DivergedError("the loss is nan")
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize(
+    ("case", "code", "told"),
+    [
+        ("alone", 1, "process 1 of this run has ended, and this one cannot go on alone: the loss is nan"),
+        ("infeasible", 0, "after 1 rounds of derive and measure"),
+    ],
+)
+def test_what_ends_one_process_ends_all_and_wandb_is_told_once(case: str, code: int, told: str, tmp_path: Path) -> None:
+    mp.spawn(_to_the_end, (free_port(), str(tmp_path), case), nprocs=2)
+    assert [(tmp_path / f"{rank}.code").read_text() for rank in range(2)] == [str(code)] * 2
+    summary = sent_summary(tmp_path / "run")
+    assert summary["status"] == ("failed" if code else "infeasible")
+    assert summary["error"].startswith(told)
+    assert exit_codes(tmp_path / "run") == [code]
 
 
 def launched(folder: Path, processes: int = 2) -> subprocess.Popen[str]:
