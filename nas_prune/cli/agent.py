@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from nas_prune.base.errors import BudgetError, InterruptedRunError, NasPruneError, RecipeError, shown
+from nas_prune.base.launched import is_first
 from nas_prune.base.sweeps import RUN, VALUES, in_a_sweep
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def told() -> Iterator[None]:
             raise
         from nas_prune.train.record.track import tell_end
 
-        if not error.told:
+        if not error.told and is_first():
             tell_end(error)
         if not (isinstance(error, BudgetError) and error.infeasible):
             raise

@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from nas_prune.base.errors import CLOSED, FULL, InterruptedRunError, NasPruneError, RecipeError, StorageError
 from nas_prune.base.interrupts import INTERRUPTED, Terminated, terminate
+from nas_prune.base.launched import is_first
 from nas_prune.cli import agent
 from nas_prune.cli import export as cli_export
 from nas_prune.cli.asked import asked
@@ -227,7 +228,7 @@ app.add_typer(cli_sweep.app, name="sweep")
 @contextmanager
 def _one_of_several() -> Iterator[None]:
     """Of processes that torchrun or accelerate has launched, the first one speaks for all."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         yield
         return
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):

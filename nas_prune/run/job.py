@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from nas_prune.base.company import before_others
 from nas_prune.base.errors import RecipeError
 from nas_prune.base.files.folders import check_writable, tidy
 from nas_prune.base.files.lock import FILE as LOCK
@@ -54,8 +55,7 @@ class Job:
 
     def first(self) -> AbstractContextManager[None]:
         """A block that one process runs before the others: it measures and writes, they find that in the run folder."""
-        turn: AbstractContextManager[None] = self.run.accelerator.main_process_first()
-        return turn
+        return before_others(self.run.accelerator)
 
     def write(self, name: str, value: object) -> None:
         """Write a JSON file into the run folder, in one of the processes."""

@@ -16,6 +16,7 @@ from torch import nn
 
 from nas_prune.artifact import folder as artifact
 from nas_prune.artifact.export import image_shape
+from nas_prune.base.company import before_others, in_company
 from nas_prune.base.errors import BudgetError, CheckpointError
 from nas_prune.base.files.documents import read_document
 from nas_prune.base.files.lock import clear
@@ -118,18 +119,18 @@ def opened(recipe: Recipe, folder: Path, *, resume: bool = True, force: bool = F
     check(recipe)
     accelerator = build.accelerator(recipe)
     first, pace = accelerator.is_main_process, build.pace(recipe)
-    if first:
-        check_folder(recipe, folder, resume=resume, force=force)
-    with Bars(Console(stderr=True, quiet=not first)) as bars:
+    with in_company(accelerator), Bars(Console(stderr=True, quiet=not first)) as bars:
+        if first:
+            check_folder(recipe, folder, resume=resume, force=force)
         data, model, space = _at_hand(recipe, bars, accelerator.device)
         with held(folder, first=first):
-            with accelerator.main_process_first():
+            with before_others(accelerator):
                 open_folder(recipe, folder, resume=resume or not first, force=force)
             if first:
                 _write_axes(space, folder)
             known = folder / "seconds.json"
             seconds = read_document(known, Seconds, CheckpointError) if known.exists() else {}
-            with _track(recipe, folder, first=first) as track:
+            with _track(recipe, folder, first=first) as track, in_company(accelerator):
                 shared = Run(accelerator, recipe.seed, folder, track, bars, identity(recipe), pace)
                 yield Job(recipe, folder, shared, data, model.to(accelerator.device), space, seconds)
 

@@ -229,6 +229,7 @@ class _Memory:
             "model": self.model.state_dict(),
             "beside": self.beside.state_dict(),
             "identity": self.run.identity,
+            "processes": self.run.accelerator.num_processes,
         }
         if not done:
             scaler = self.run.accelerator.scaler
@@ -250,7 +251,10 @@ class _Memory:
         average, scaler = None if self.average is None else self.average.module, self.run.accelerator.scaler
         live, length = (
             Live(self.model, self.beside, self.optimizers, average, scaler),
-            Length(self.stage.epochs, steps, self.stage.goes_on),
+            Length(self.stage.epochs, steps, self.stage.goes_on, self.run.accelerator.num_processes),
         )
         state = restore(path, live, length, self.run.identity)
+        if state.processes != length.processes and state.epoch < length.epochs:
+            text = f"processes: {state.processes} before, {length.processes} now; a step is one batch of each"
+            self.run.bars.say(f"{text}, so {self.stage.name} ends in other numbers than with either")
         return Position(state.epoch, state.step, state.loss)

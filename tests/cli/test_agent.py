@@ -1,24 +1,20 @@
 """Laws of a run that an agent starts: what W&B records is what runs, in a folder of its own, with an honest end."""
 
 import json
-import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
 import yaml
-from agents import Server, drive
 
 from nas_prune.base.errors import BudgetError, RecipeError
-from nas_prune.base.files.whole import read_lines, write_json
+from nas_prune.base.files.whole import write_json
 from nas_prune.cli import agent
 from nas_prune.cli.asked import asked
 from nas_prune.cli.show import MISSED, end
 from nas_prune.run.recipe.recipe import flat, read
 from nas_prune.train.record import track
-from nas_prune.train.score import SCORE, score
+from nas_prune.train.score import score
 
 VALUES = {"search.lr": 0.02, "search.joint": 2, "gate": {"name": "sigmoid", "options": {"init": 2.0}}, "compile": False}
 QUICK = ["budget.cost=macs", "track.wandb=offline"]
@@ -146,73 +142,6 @@ def test_readers_of_the_score_choose_the_same_run() -> None:
     for figures in (extremum, last, band):
         assert max(figures, key=lambda run: figures[run]) == "b"
     assert score(0.0, 1.0, 1.0) > score(100.0, 2.01, 1.0)
-
-
-def sweep(values: Mapping[str, Any], command: list[str]) -> dict[str, Any]:
-    """A sweep as W&B's documentation writes one."""
-    parameters = {key: {"value": value} for key, value in values.items()}
-    return {
-        "method": "grid",
-        "metric": {"name": SCORE, "goal": "maximize"},
-        "parameters": parameters,
-        "command": command,
-    }
-
-
-MACROS = ["args", "args_no_equals", "args_no_hyphens", "args_json", "args_json_file", "args_append_hydra"]
-
-
-@pytest.mark.sweep
-@pytest.mark.parametrize("macro", MACROS)
-def test_the_real_agent_and_each_macro(macro: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = {"search.lr": 0.02, "budget.target": "0.8x", "gate": {"name": "sigmoid"}, "data.shift": 0}
-    server = Server(sweep(values, [*COMMAND, f"${{{macro}}}"]), [("run1", values)])
-    ended = drive(server, tmp_path, monkeypatch)
-    assert (ended._finished, ended._failed) == (1, 0)
-    folder = tmp_path / "runs" / "smoke" / "quickstart" / "run1"
-    recipe = read(folder / "recipe.yaml")
-    assert (recipe.search.lr, recipe.budget.target, recipe.gate.name) == (0.02, "0.8x", "sigmoid")
-    rows = read_lines(folder / "metrics.jsonl")
-    assert [SCORE in row for row in rows] == [row["stage"] not in ("dense", "baseline") for row in rows]
-
-
-@pytest.mark.sweep
-def test_a_first_sweep_with_everything_that_goes_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No macro, a budget that nothing meets, a switch, a mistake: each ends as what it is."""
-    runs = [
-        ("forgot", {"search.lr": 0.03}),
-        ("impossible", {"budget.target": "0.001x"}),
-        ("again", {"search.lr": 0.03}),
-        ("mistake", {"search.lrr": 1}),
-    ]
-    ended = drive(Server(sweep({}, COMMAND), list(runs)), tmp_path, monkeypatch)
-    folder = tmp_path / "runs" / "smoke" / "quickstart"
-    assert read(folder / "forgot" / "recipe.yaml").search.lr == 0.03
-    results = {
-        run: json.loads((folder / run / "results.json").read_text()) for run in ("forgot", "impossible", "again")
-    }
-    assert [results[run]["status"] for run in results] == ["met", "infeasible", "met"]
-    assert (ended._finished, ended._failed) == (4, 1)
-
-
-@pytest.mark.sweep
-def test_a_run_that_is_told_to_stop_goes_on_at_another_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal = tmp_path / "runs" / "smoke" / "quickstart" / "run1" / "metrics.jsonl"
-    values, stopped = {"search.joint": 3}, []
-
-    def stop(running: Mapping[str, bool]) -> list[str]:
-        if running and not stopped and journal.exists() and "search-joint" in journal.read_text():
-            stopped.append(time.monotonic())
-            return ["run1"]
-        return []
-
-    first = drive(Server(sweep(values, [*COMMAND, "${args}"]), [("run1", values)], stop), tmp_path, monkeypatch)
-    assert stopped
-    assert (first._finished, first._failed) == (1, 0), "a run that dies by the signal has not failed"
-    assert not (journal.parent / "results.json").exists()
-    second = drive(Server(sweep(values, [*COMMAND, "${args}"]), [("run1", values)]), tmp_path, monkeypatch)
-    assert (second._finished, second._failed) == (1, 0)
-    assert json.loads((journal.parent / "results.json").read_text())["status"] == "met"
 
 
 @pytest.mark.parametrize(

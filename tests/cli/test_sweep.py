@@ -22,7 +22,7 @@ from nas_prune.base.errors import InterruptedRunError, NasPruneError, RecipeErro
 from nas_prune.base.files.whole import append_line, read_json, read_lines, write_json
 from nas_prune.cli.sweep import best, outcome, page, suggest, worker
 from nas_prune.cli.sweep import local as local_sweep
-from nas_prune.cli.sweep.command_line import WRITTEN
+from nas_prune.cli.sweep.command_line import AS_JSON, WRITTEN
 from nas_prune.cli.sweep.file import Sweep, read, sweeps
 from nas_prune.cli.sweep.journal import Journal
 from nas_prune.cli.sweep.lint import findings
@@ -69,8 +69,10 @@ def commands(name: str) -> list[list[str]]:
     return [words[1:] for words in lines if words[:1] == ["nas-prune"] and name in words[1:3]]
 
 
-def test_a_good_sweep_has_no_findings() -> None:
-    assert findings(sweep_of()) == []
+@pytest.mark.parametrize("macro", [*WRITTEN, *AS_JSON])
+def test_a_good_sweep_has_no_findings(macro: str) -> None:
+    false = parameter("dense.baseline", values=[True, False])
+    assert findings(sweep_of(**command("nas-prune", "run", "quickstart", f"${{{macro}}}"), **false)) == []
 
 
 @pytest.mark.parametrize("name", [*sweeps(), str(ROOT / "examples" / "sweep_torchrun.yaml")])
@@ -110,7 +112,6 @@ PLANTED = {
     "no macro": (command("nas-prune", "run", "quickstart"), "no element is ${args}"),
     "part of an element": (command("nas-prune", "run", "quickstart", "--x=${args}"), "is a whole element"),
     "an unknown macro": (command("nas-prune", "run", "quickstart", "${args}", "${arg}"), "knows no macro ${arg}"),
-    "JSON": (command("nas-prune", "run", "quickstart", "${args_json}"), "reads no JSON"),
     "a shell": (command("nas-prune", "run", "quickstart", "${args}", "&&", "true"), "no shell"),
     "one word": ({"command": ["nas-prune run quickstart", "${args}"]}, "[nas-prune, run, quickstart]"),
     "one folder": (command("nas-prune", "run", "quickstart", "--out=runs/one", "${args}"), "share the folder"),
@@ -126,12 +127,16 @@ PLANTED = {
     "hyperband with nothing": ({"early_terminate": {"type": "hyperband"}}, "no band follows"),
     "hyperband too late": ({"early_terminate": {"type": "hyperband", "min_iter": 40}}, "there are 30"),
     "another early end": ({"early_terminate": {"type": "envelope"}}, "one type"),
-    "a lost false": (
+    "a false that the command contradicts": (
         {
-            **command("nas-prune", "run", "quickstart", "${args_no_boolean_flags}"),
+            **command("nas-prune", "run", "quickstart", "--dense.baseline", "${args_no_boolean_flags}"),
             **parameter("dense.baseline", values=[True, False]),
         },
-        "leaves a false out",
+        "the sweep has dense.baseline: False, and the command line says otherwise",
+    ),
+    "a word behind the macro": (
+        command("nas-prune", "run", "quickstart", "${args}", "gate.name=weight"),
+        "the sweep has gate.name: 'sigmoid', and the command line says otherwise",
     ),
     "W&B sees nothing": (command("nas-prune", "run", "smoke/quickstart", "${args}"), "W&B sees no score"),
 }
@@ -400,7 +405,7 @@ def test_the_process_is_ours_and_is_told_what_an_agent_tells(monkeypatch: pytest
     ]
     monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", "values of another sweep")
     told = worker.environment("abc", "xyz", How(tmp_path, wandb="offline"))
-    assert "WANDB_SWEEP_PARAM_PATH" not in told
+    assert told["WANDB_SWEEP_PARAM_PATH"] == str((tmp_path / "xyz.yaml").resolve())
     assert (told["WANDB_SWEEP_ID"], told["WANDB_RUN_ID"], told["WANDB_MODE"]) == ("abc", "xyz", "offline")
     assert told["OMP_NUM_THREADS"] == "1"
     assert Path(told[MEASURING_LOCK]).parent == tmp_path.resolve()

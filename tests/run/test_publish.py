@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import wandb
-from offline_wandb import sent_records, sent_rows
 from recorded import recorded
+from sent import sent_records, sent_rows
 
 from nas_prune.base.errors import RecipeError
 from nas_prune.base.files.whole import read_json

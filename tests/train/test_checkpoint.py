@@ -15,6 +15,7 @@ from nas_prune.base.errors import ArtifactError, CheckpointError, StorageError
 from nas_prune.base.files.whole import append_line, atomic_write, read_json, read_lines, write_json
 from nas_prune.train.data.order import drawing
 from nas_prune.train.record.checkpoint import load, save
+from nas_prune.train.record.stage_file import Length
 from nas_prune.train.stop_signals import stop_signals
 
 
@@ -152,3 +153,12 @@ def test_outside_the_main_thread_nothing_is_touched() -> None:
     thread.start()
     thread.join()
     assert seen == [None, before]
+
+
+@pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 1), (3, 2), (2, 5)])
+def test_with_another_number_of_processes_no_batch_of_an_epoch_comes_twice(before: int, now: int) -> None:
+    length = Length(epochs=1, steps=60 // now, processes=now)
+    for step in range(60 // before + 1):
+        done = length.steps_done(step, before) * now
+        assert step * before <= done < step * before + now
+    assert length.steps_done(999, now) == 999, "what does not fit is refused elsewhere"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import wandb
-from offline_wandb import sent_records, sent_rows
+from sent import sent_records, sent_rows
 
 from nas_prune.base.files.whole import read_lines
 from nas_prune.train.record.track import Track, open_track

@@ -36,7 +36,7 @@ WRITTEN: dict[str, Callable[[str, Any], list[str]]] = {  # macro -> the words th
     "args_append_hydra": lambda name, value: [f"+{name}={value}"],
     "args_override_hydra": lambda name, value: [f"++{name}={value}"],
 }
-AS_JSON = ("args_json", "args_json_file")  # which our program does not read
+AS_JSON = ("args_json", "args_json_file")
 
 
 @dataclass(frozen=True)

@@ -139,9 +139,13 @@ def _command(sweep: Sweep) -> Iterator[Finding]:
     yield from _elements(sweep)
     macro = command_line.macro_of(sweep.command)
     if macro is None:
-        yield Finding("command", "no element is ${args}, so every run would be the same; add it as a whole element")
-    elif macro in AS_JSON:
-        yield Finding("command", f"nas-prune reads no JSON; write ${{args}} in place of ${{{macro}}}")
+        if sweep.ours is None:
+            yield Finding("command", "no element is ${args}, so every run would be the same; add it as a whole element")
+        else:
+            text = (
+                "no element is ${args}: runs find their values in W&B's file alone, and no command shows them; add it"
+            )
+            yield Finding("command", text, warning=True)
     if "${program}" in sweep.command and sweep.program is None and given is not None:
         yield Finding("program", "it is missing, and the command has ${program}; name it, or write nas-prune there")
     yield from _ours(sweep)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nas_prune.base.errors import CalibrationError, NasPruneError, RecipeError, one_line, shown
+from nas_prune.base.errors import CalibrationError, NasPruneError, RecipeError, one_line
+from nas_prune.cli import agent
 from nas_prune.cli.sweep import parameters
 from nas_prune.cli.sweep.command_line import WRITTEN, macro_of
 from nas_prune.cli.sweep.file import Sweep
@@ -16,6 +17,7 @@ from nas_prune.run.calibration import file as calibration_file
 from nas_prune.run.checks import check
 from nas_prune.run.recipe import recipe as recipes
 from nas_prune.run.recipe.recipe import Recipe
+from nas_prune.run.recipe.words import as_words
 
 FALLBACK = "quickstart"  # on which keys are tried where the sweep's own recipe cannot be read
 MOST = 64  # combinations of a grid that are all tried
@@ -24,16 +26,22 @@ OPTIONS = ("--out", "--resume", "--no-resume", "--force", "--debug")  # of the c
 
 @dataclass(frozen=True)
 class Subject:
-    """What is tried: the recipe, the overrides that the command has anyway, and how it writes parameters."""
+    """What is tried: the recipe, the overrides that the command has anyway, and how it writes parameters.
+
+    ``behind``: the overrides that the command has behind the parameters.
+    """
 
     recipe: str
     fixed: tuple[str, ...]
     macro: str
+    behind: tuple[str, ...] = ()
 
     def read(self, given: Mapping[str, Any]) -> Recipe:
-        """The recipe of a run. Raises RecipeError for what it does not take."""
+        """The recipe of a run, as the run reads it. Raises RecipeError for what it does not take."""
         words = [word for name, value in given.items() for word in WRITTEN[self.macro](name, value)]
-        return recipes.read(self.recipe, [*self.fixed, *words])
+        found = recipes.read(self.recipe, [*as_words(given), *self.fixed, *words, *self.behind])
+        agent.check(found, given)
+        return found
 
 
 def findings(sweep: Sweep) -> Iterator[Finding]:
@@ -46,8 +54,6 @@ def findings(sweep: Sweep) -> Iterator[Finding]:
         texts = list(_refused(subject, name, parameter))
         bad.update([name] if texts else [])
         yield from (Finding(f"parameters.{parameters.dotted(name)}", text) for text in texts)
-        if subject.macro == "args_no_boolean_flags":
-            yield from _lost(subject, name, parameter)
     if bad or problem is not None:
         return
     found: list[Recipe] = []
@@ -76,12 +82,14 @@ def combinations(sweep: Sweep) -> Iterator[dict[str, Any]]:
 
 def _subject(sweep: Sweep) -> tuple[Subject, Finding | None]:
     """What to try, and what is wrong with the recipe that the command names."""
-    command, macro = sweep.ours, macro_of(sweep.command) or "args"
+    command, macro = sweep.ours, macro_of(sweep.command)
+    later = list(map(str, sweep.command))[sweep.command.index(f"${{{macro}}}") :] if macro else []
     macro = macro if macro in WRITTEN else "args"
     if command is None or command.recipe is None:
         return Subject(FALLBACK, (), macro), None
-    fixed = tuple(word for word in command.words if word.split("=")[0] not in OPTIONS)
-    subject = Subject(command.recipe, fixed, macro)
+    words = [word for word in command.words if word.split("=")[0] not in OPTIONS]
+    fixed = tuple(word for word in words if word not in later)
+    subject = Subject(command.recipe, fixed, macro, tuple(word for word in words if word in later))
     try:
         subject.read({})
     except RecipeError as error:
@@ -100,19 +108,6 @@ def _refused(subject: Subject, name: str, parameter: Mapping[str, Any]) -> Itera
             if "unknown key" in str(error):
                 break
     yield from reasons
-
-
-def _lost(subject: Subject, name: str, parameter: Mapping[str, Any]) -> Iterator[Finding]:
-    """A false that is left out by the macro, where the recipe says true."""
-    if not any(value is False for value in parameters.trials(parameter)):
-        return
-    try:
-        before = recipes.flat(subject.read({})).get(parameters.dotted(name).replace("-", "_"))
-    except RecipeError:
-        return
-    if before is not False:
-        text = f"${{args_no_boolean_flags}} leaves a false out, and the recipe has {shown(before)}; write ${{args}}"
-        yield Finding(f"parameters.{parameters.dotted(name)}", text)
 
 
 def _in_the_agent(found: list[Recipe]) -> Iterator[Finding]:

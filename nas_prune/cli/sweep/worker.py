@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from nas_prune.base.errors import one_line
-from nas_prune.base.files.whole import writing
+from nas_prune.base.files.whole import atomic_write, writing
+from nas_prune.base.files.yaml_text import dump
 from nas_prune.base.sweeps import RUN, SWEEP, VALUES
 from nas_prune.cli.sweep.command_line import OurCommand
 from nas_prune.cli.sweep.file import Sweep
 from nas_prune.cli.sweep.journal import Entry
+from nas_prune.cli.sweep.parameters import nested
 from nas_prune.costs.timing.turn import MEASURING_LOCK
 
 GRACE = 30.0  # seconds between the signal that asks and the one that does not, as W&B's agent has it
 DIRECT = ("env", "nas-prune", "__main__.py", "nas_prune", "-m")  # launchers that are Python itself, one way or another
-APART = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", VALUES)  # no run is part of what launched it
+APART = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # no run is part of what launched it
+FORM = {"wandb_version": 1}  # of a file of values, as W&B writes and reads it
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ def argv(sweep: Sweep, values: Mapping[str, Any], folder: Path, wandb: str) -> l
 def start(sweep: Sweep, entry: Entry, identity: str, how: How) -> Worker:
     """Start a run, or go on with it; what it says is appended to its log."""
     folder, log = how.out / entry.run, how.out / f"{entry.run}.log"
+    atomic_write(values_file(entry.run, how), dump({**FORM, **_rows(entry.values)}))
     with writing(log), log.open("ab") as said:
         process = subprocess.Popen(
             argv(sweep, entry.values, folder, how.wandb),
@@ -73,6 +77,11 @@ def start(sweep: Sweep, entry: Entry, identity: str, how: How) -> Worker:
             start_new_session=True,
         )
     return Worker(entry, process)
+
+
+def values_file(run: str, how: How) -> Path:
+    """Where a run finds the values that were chosen for it, as an agent leaves them: beside its log."""
+    return (how.out / f"{run}.yaml").resolve()
 
 
 def environment(identity: str, run: str, how: How) -> dict[str, str]:
@@ -86,6 +95,7 @@ def environment(identity: str, run: str, how: How) -> dict[str, str]:
         **threads,
         SWEEP: identity,
         RUN: run,
+        VALUES: str(values_file(run, how)),
         "WANDB_MODE": how.wandb,
     }
 
@@ -123,6 +133,11 @@ def last_words(log: Path) -> str:
         return f"its log {log} cannot be read ({error.strerror})"
     errors = [line for line in lines if line.startswith(("error:", "Error:"))]
     return one_line((errors or lines or ["it said nothing"])[-1], 300)
+
+
+def _rows(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by flat names as W&B writes them down."""
+    return {key: {"value": value} for key, value in nested(values).items()}
 
 
 def _is_run(process: int, folder: Path) -> bool:

@@ -36,6 +36,7 @@ class StageState(BaseModel):
     beside: dict[str, Tensor]
     optimizers: list[dict[str, Any]] | None = None
     scaler: dict[str, float | int] | None = None
+    processes: Natural = 1
     average: dict[str, Tensor] | None = None
 
 
@@ -55,11 +56,19 @@ class Live:
 
 @dataclass(frozen=True)
 class Length:
-    """How long a stage is: epochs, and steps in each of them; ``goes_on``: whether another one goes on from it."""
+    """How long a stage is: epochs, and steps in each of them; ``goes_on``: whether another one goes on from it.
+
+    ``processes``: that share the batches of an epoch; in a step, each of them takes one.
+    """
 
     epochs: int
     steps: int
     goes_on: bool = False
+    processes: int = 1
+
+    def steps_done(self, step: int, processes: int) -> int:
+        """The steps that stand for so many of another number of processes; no batch of an epoch comes twice."""
+        return step if processes == self.processes else min(self.steps, -(-step * processes // self.processes))
 
 
 def restore(path: Path, live: Live, length: Length, identity: str) -> StageState:
@@ -68,6 +77,7 @@ def restore(path: Path, live: Live, length: Length, identity: str) -> StageState
     state: StageState = validated(checkpoint.load(path), StageState, f"the checkpoint {path}", CheckpointError, AGAIN)
     if state.identity != identity:
         raise CheckpointError(f"{path} is of a run of another recipe; {AGAIN}")
+    state = state.model_copy(update={"step": length.steps_done(state.step, state.processes)})
     done = state.epoch == length.epochs and not length.goes_on
     problem = _problem(state, live, length, done=done)
     if problem:

@@ -1,10 +1,11 @@
-"""What the real W&B client wrote for the server, read from the files of its offline runs."""
+"""What the W&B client has written for the server, read back from the files of offline runs."""
 
 import json
 import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from wandb.proto import wandb_internal_pb2
 
@@ -42,7 +43,24 @@ def chunks(content: bytes) -> Iterator[bytes]:
             record = b""
 
 
-def sent_rows(folder: Path) -> list[dict[str, object]]:
+def sent_rows(folder: Path) -> list[dict[str, Any]]:
     """Every row that W&B was given."""
     histories = [record.history.item for record in sent_records(folder) if record.HasField("history")]
     return [{".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items} for items in histories]
+
+
+def sent_config(folder: Path) -> dict[str, Any]:
+    """The config of a run, as the server has it after all updates."""
+    updates = [item for record in sent_records(folder) for item in record.run.config.update]
+    return {item.key: json.loads(item.value_json) for item in updates}
+
+
+def sent_summary(folder: Path) -> dict[str, Any]:
+    """The last value of everything in the summary of a run."""
+    updates = [item for record in sent_records(folder) for item in record.summary.update]
+    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in updates}
+
+
+def exit_codes(folder: Path) -> list[int]:
+    """How each start of a run was closed."""
+    return [record.exit.exit_code for record in sent_records(folder) if record.HasField("exit")]
