@@ -1,5 +1,7 @@
 """What ``nas-prune timm`` does with an artefact, and with the mistakes of a user."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from artefacts import derived
 
 from nas_prune.artifact.folder import describe, load, save
+from nas_prune.base.files.whole import read_lines
 from nas_prune.cli.program import main
 from nas_prune.tracing.arch import Arch
 
@@ -75,6 +78,18 @@ def test_train_gives_other_data_another_head(folder: Path, tmp_path: Path, capsy
     assert nas_prune(capsys, *words, *small)[0] == 0
     made = timm.create_model(f"local-dir:{tmp_path / 'out' / 'finetuned'}", pretrained=True)
     assert made.get_submodule(made.pretrained_cfg["first_conv"]).weight.shape[1] == 1
+
+
+@pytest.mark.zoo
+def test_of_two_processes_one_keeps_the_record(folder: Path, tmp_path: Path) -> None:
+    words = ["timm", "train", "--model", f"local-dir:{folder}", "--dataset", "generated", "--device", "cpu"]
+    words += ["--epochs", "1", "--batch-size", "8", "--output", str(tmp_path / "out"), "track.wandb=offline"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nas_prune"]
+    done = subprocess.run([sys.executable, *launcher, *words], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("top1") == 1
+    assert len(list(tmp_path.glob("out/wandb/offline-run-*"))) == 1
+    assert len(read_lines(tmp_path / "out" / "metrics.jsonl")) == 1
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,12 @@ A model is what ``timm.create_model`` takes: ``local-dir:FOLDER`` of an artefact
 timed is a recipe; what an artefact knows about its images and its training are the defaults of it.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,12 +17,13 @@ from nas_prune.artifact import folder as artifact
 from nas_prune.artifact.config import ARCH
 from nas_prune.artifact.export import image_shape
 from nas_prune.artifact.timm_models import create_model
+from nas_prune.base.company import before_others, in_company
 from nas_prune.base.errors import DataError, RecipeError
 from nas_prune.base.random_images import random_images
 from nas_prune.cli.timm.recipe import facts_of, folder_of
 from nas_prune.costs import count, measure
 from nas_prune.run import build
-from nas_prune.run.job import held, identity
+from nas_prune.run.job import difference, held, identity
 from nas_prune.run.recipe import recipe as recipes
 from nas_prune.run.recipe.recipe import Recipe
 from nas_prune.tracing.arch import Arch
@@ -61,19 +64,23 @@ def train(recipe: Recipe, folder: Path) -> Results:
     build.check_memory(recipe, model, data, batches, accelerator.device)
     build.try_step(recipe, model, data, recipe.finetune)
     model.to(accelerator.device)
-    with held(folder, first=accelerator.is_main_process):
-        _open(folder, recipe)
+    first = accelerator.is_main_process
+    with in_company(accelerator), held(folder, first=first):
+        with before_others(accelerator):
+            if first:
+                _open(folder, recipe)
         _finetuned(model, recipe, data, accelerator, folder)
     return _scores(model, data, accelerator) | _sizes(recipe, model)
 
 
 def _finetuned(model: nn.Module, recipe: Recipe, data: Data, accelerator: Accelerator, folder: Path) -> None:
     """Train the model in place and save it."""
-    flat = recipes.flat(recipe)
-    with Bars() as bars, open_track(folder, recipe.track, config=flat, name=recipe.name) as track:
+    flat, first = recipes.flat(recipe), accelerator.is_main_process
+    record = open_track(folder, recipe.track, config=flat, name=recipe.name) if first else nullcontext()
+    with Bars(Console(stderr=True, quiet=not first)) as bars, record as track:
         run = Run(accelerator, recipe.seed, folder, track, bars, identity(recipe), build.pace(recipe))
         finetune(model, None, data, settings=recipe.finetune, run=run, images=recipe.data)
-    if accelerator.is_main_process:
+    if first:
         kept = folder_of(recipe.model.name, ARCH)
         arch = Arch.read(kept) if kept is not None and kept.is_file() else None
         artifact.save(model, folder / "finetuned", arch=arch, remarks={"provenance": {"recipe": flat}})
@@ -104,7 +111,7 @@ def benchmark(recipe: Recipe) -> Results:
 def _open(folder: Path, recipe: Recipe) -> None:
     """Begin a training in a folder, or check that it holds this very one."""
     path = folder / "recipe.yaml"
-    if path.exists() and recipes.read(path) != recipe:
+    if path.exists() and difference(recipes.read(path), recipe):
         raise RecipeError(f"{folder} holds a training with other settings; choose another --output, or delete it")
     recipes.write(recipe, path)
 
