@@ -36,24 +36,25 @@ class Row:
 
 
 def compared(faces: Sequence[tuple[Face, Made]], training: Sequence[tuple[Face, Made]]) -> list[Row]:
-    """A row for each face, against the training faces of other families than its own."""
+    """A row for each face, of one image of each character, against the training faces of other families than its own."""
     others = [(face, _vectors(of), of.labels) for face, of in training]
     return [_row(face, of, [other for other in others if other[0].family != face.family]) for face, of in faces]
 
 
 def _row(face: Face, of: Made, others: Sequence[tuple[Face, Vectors, NDArray[np.int64]]]) -> Row:
-    own, best = _vectors(of), np.full((len(of.labels), 2), -1.0, np.float32)  # n (right wrong)
-    medians, same = [], np.full(len(of.labels), -1.0, np.float32)
+    own, count = _vectors(of), len(of.labels)
+    right, wrong, medians = np.full(count, -1.0), np.full(count, -1.0), []
     for _, vectors, labels in others:
         alike = own @ vectors.T
-        right = of.labels[:, None] == labels[None]
-        mine, wrong = np.where(right, alike, -1).max(1), np.where(right, -1, alike).max(1)
-        best = np.maximum(best, np.stack([mine, wrong], axis=1))
-        medians.append(float(np.median(mine)))
-        same = np.maximum(same, mine)
+        _, here, there = np.intersect1d(of.labels, labels, return_indices=True)
+        twins = alike[here, there]
+        medians.append(float(np.median(twins)))
+        right[here] = np.maximum(right[here], twins)
+        alike[here, there] = -1
+        wrong = np.maximum(wrong, alike.max(axis=1))
     nearest = int(np.argmax(medians))
-    top1, share = float((best[:, 0] > best[:, 1]).mean()), float((same > SAME).mean())
-    return Row(face, top1, others[nearest][0].name, medians[nearest], share)
+    top1, same = float((right > wrong).mean()), float((right > SAME).mean())
+    return Row(face, top1, others[nearest][0].name, medians[nearest], same)
 
 
 def _vectors(of: Made) -> Vectors:

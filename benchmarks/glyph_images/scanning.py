@@ -21,15 +21,15 @@ Ink = NDArray[np.float64]
 class Scan:
     """How bad scans are. ``turn`` in degrees; ``blur`` and ``noise`` from half of that up to that."""
 
-    turn: float = 12.0
-    shear: float = 0.2
+    turn: float = 8.0
+    shear: float = 0.15
     stretch: float = 0.15
     fill: tuple[float, float] = (0.7, 0.95)
-    struck: float = 0.3
-    blur: float = 0.03
+    struck: float = 0.25
+    blur: float = 0.02
     ground: float = 0.3
-    contrast: tuple[float, float] = (0.3, 0.8)
-    noise: float = 0.12
+    contrast: tuple[float, float] = (0.6, 0.95)
+    noise: float = 0.06
 
 
 def scanned(glyph: Pixels, size: int, scan: Scan, draw: Generator) -> Pixels:
