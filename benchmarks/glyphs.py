@@ -4,7 +4,7 @@ python benchmarks/glyphs.py FOLDER [--classes 250] [--size 32] [--copies 2] [--c
 python benchmarks/glyphs.py --check         (no images, but a table: is a design that is tested on among the others?)
 
 FOLDER gets glyphs.safetensors, which a recipe reads (data.name glyphs, data.root FOLDER); with --folder PNG files, for
-data.name folder. Trained on are 56 faces, tested on 16 of other designs; they come out of Debian's packages (650 MB).
+data.name folder. Trained on are 56 faces, tested on 16 of other designs; they come out of Debian's packages (690 MB).
 """
 
 import argparse

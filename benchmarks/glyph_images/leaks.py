@@ -36,7 +36,7 @@ class Row:
 
 
 def compared(faces: Sequence[tuple[Face, Made]], training: Sequence[tuple[Face, Made]]) -> list[Row]:
-    """A row for each face, of one image of each character, against the training faces of other families than its own."""
+    """A row for each face (one image of each character), against the training faces of other families than its own."""
     others = [(face, _vectors(of), of.labels) for face, of in training]
     return [_row(face, of, [other for other in others if other[0].family != face.family]) for face, of in faces]
 
