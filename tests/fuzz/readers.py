@@ -40,6 +40,8 @@ from nas_prune.run.recipe import recipe
 from nas_prune.run.report.page import RunFolder
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace, read_file
+from nas_prune.train.data import glyphs
+from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.record import checkpoint, journals
 from nas_prune.train.record.stage_file import Length, Live, restore
 from nas_prune.train.record.track import Track
@@ -511,7 +513,34 @@ def _checkpoint_holds(found: Any) -> None:
     _step(live)
 
 
+@cache
+def _glyphs() -> bytes:
+    """Two classes in three faces."""
+    numbers = {"images": torch.arange(4 * 64).reshape(4, 8, 8).byte(), "labels": torch.tensor([0, 1, 0, 1])}
+    part = numbers | {"faces": torch.tensor([0, 0, 1, 1])}
+    found = {f"{name}.{key}": value.clone() for name in glyphs.PARTS for key, value in part.items()}
+    faces = {"train": ["a", "b"], "test": ["c", "d"]}
+    about = glyphs.About(format=glyphs.FORMAT, classes=["一", "二"], faces=faces, mean=0.5, std=0.2, made={})
+    with tempfile.TemporaryDirectory() as parent:
+        glyphs.write(Path(parent) / glyphs.FILE, about, found)
+        return (Path(parent) / glyphs.FILE).read_bytes()
+
+
+def _glyphs_hold(found: Any) -> None:
+    for part in found:
+        number(part.mean, -1e40)
+        number(part.std, open_at_low=True)
+        assert part.images.dtype == torch.uint8
+        assert part.images.shape == (len(part.labels), 1, part.images.shape[2], part.images.shape[2])
+        assert 0 <= int(part.labels.min()) <= int(part.labels.max()) < len(part.names)
+
+
 KINDS = {
+    "glyphs": Kind(
+        lambda folder, draw: _writer(glyphs.FILE, _glyphs(), hostile.safetensors_mutant)(folder, draw),
+        lambda path: glyphs.glyphs(DataSettings(name="glyphs", root=str(path.parent))),
+        _glyphs_hold,
+    ),
     "recipe": Kind(
         _writer("recipe.yaml", (CORPUS / "recipe.yaml").read_bytes(), hostile.yaml_mutant), recipe.read, _recipe
     ),

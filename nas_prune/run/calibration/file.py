@@ -7,8 +7,8 @@ refused, with the difference named, unless its user insists.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
+from os.path import isfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from nas_prune.base.errors import CalibrationError, one_line
 from nas_prune.base.files import json_text
 from nas_prune.base.files import tensors as tensor_file
+from nas_prune.base.files.cache import cache_folder
 from nas_prune.base.files.documents import Document, validated
 from nas_prune.base.files.whole import atomic_write, finite
 from nas_prune.run.calibration.facts import Facts, disagreement
@@ -78,7 +79,7 @@ def _facts(path: Path, text: str) -> dict[str, Any]:
 
 def _described(path: Path) -> tuple[str, str]:
     """The facts of a file as text, and its sum."""
-    if not os.path.isfile(path):
+    if not isfile(path):
         raise CalibrationError(f"there is no calibration {one_line(str(path))}")
     metadata = tensor_file.metadata(path, CalibrationError)
     if ENTRY not in metadata:
@@ -130,10 +131,8 @@ def require_fit(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -
 
 def cached(here: Mapping[str, Any]) -> Path:
     """Where a calibration with these facts is kept for the next run; $NAS_PRUNE_CACHE, or the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    root = Path(os.environ.get("NAS_PRUNE_CACHE") or Path(home) / "nas_prune")
     key = hashlib.sha256(json.dumps([FORMAT, here], sort_keys=True).encode()).hexdigest()[:20]
-    return root / "calibrations" / f"{key}.safetensors"
+    return cache_folder() / "calibrations" / f"{key}.safetensors"
 
 
 def _short(before: Any, now: Any) -> str:

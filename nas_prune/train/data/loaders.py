@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from nas_prune.base.errors import DataError, shown
 from nas_prune.base.registry import hint
-from nas_prune.train.data import file_images, memory_images
+from nas_prune.train.data import file_images, glyphs, memory_images
 from nas_prune.train.data.file_images import Replayable
 from nas_prune.train.data.memory_images import ImageSet, MemoryImages, as_is
 from nas_prune.train.data.order import EpochSampler, seeded, set_epoch
@@ -95,6 +95,7 @@ def datasets() -> dict[str, str]:
     return {
         "digits": "1797 handwritten digits, 8x8, grey, 10 classes; comes with scikit-learn",
         "fashion_mnist": "70000 clothes, 28x28, grey, 10 classes; data.root, Debian's package, or a download",
+        "glyphs": "28000 bad scans of 250 characters in 56 faces, 32x32, grey; python benchmarks/glyphs.py FOLDER",
         "generated": "96 random images, 3 channels, 10 classes; for smoke runs, no file needed",
         "folder": "image files in data.root/train/<class>/ and data.root/val/<class>/",
         "torch/...": "a dataset of torchvision, e.g. torch/cifar10",
@@ -136,6 +137,7 @@ def _in_memory() -> dict[str, Callable[[DataSettings], tuple[ImageSet, ImageSet]
         "digits": memory_images.digits,
         "fashion_mnist": memory_images.fashion_mnist,
         "generated": memory_images.generated,
+        "glyphs": glyphs.glyphs,
     }
 
 
@@ -146,7 +148,7 @@ def _from_memory(settings: DataSettings, read: Callable[[DataSettings], tuple[Im
         )
     train, evaluation = read(settings)
     train = train.take(torch.tensor(_chosen(len(train.labels), settings)))
-    channels, classes = train.images.shape[1], int(train.labels.max()) + 1
+    channels, classes = train.images.shape[1], len(train.names or ()) or int(train.labels.max()) + 1
     whole = settings.model_copy(update={"interpolation": "bilinear", "crop_pct": 1.0})
     return Data(
         train=_train_loader(MemoryImages(train, settings, seed=seed), settings, seed),
@@ -154,7 +156,7 @@ def _from_memory(settings: DataSettings, read: Callable[[DataSettings], tuple[Im
         classes=classes,
         channels=channels,
         name=settings.name,
-        seen=in_timms_words(whole, ([train.mean] * channels, [train.std] * channels), None, classes),
+        seen=in_timms_words(whole, ([train.mean] * channels, [train.std] * channels), train.names, classes),
     )
 
 

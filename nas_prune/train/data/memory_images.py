@@ -5,7 +5,7 @@ They are held as bytes; a whole batch is taken, normalised, brought to size and 
 
 import gzip
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import isdir
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nas_prune.base.errors import DataError
+from nas_prune.base.files.cache import cache_folder
 from nas_prune.train.data.augment import augment
 from nas_prune.train.data.idx import read_idx
 from nas_prune.train.data.order import seeded
@@ -36,16 +37,17 @@ _FASHION_FILES = (
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images as bytes (n c h w), labels (n), and how to normalise them."""
+    """Images as bytes (n c h w), labels (n), how to normalise them, and what the classes are called, if they are."""
 
     images: Tensor
     labels: Tensor
     mean: float
     std: float
+    names: tuple[str, ...] | None = None
 
     def take(self, index: Tensor) -> "ImageSet":
         """The part with these indices."""
-        return ImageSet(self.images[index], self.labels[index], self.mean, self.std)
+        return replace(self, images=self.images[index], labels=self.labels[index])
 
 
 class MemoryImages(Dataset[Batch]):
@@ -131,7 +133,7 @@ def _fashion_files(settings: DataSettings) -> list[Path]:
     root = Path(settings.root) if settings.root else None
     if root and not isdir(root):
         raise DataError(f"data.root {root} is no folder; {_ways()}")
-    cache = root or Path.home() / ".cache" / "nas_prune"
+    cache = root or cache_folder()
     folders = [*([root] if root else [_DEBIAN]), cache / "FashionMNIST" / "raw"]
     return next(filter(None, map(_complete, folders)), None) or _downloaded(cache)
 

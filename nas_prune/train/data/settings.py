@@ -12,7 +12,7 @@ class DataSettings(Settings):
 
     name: str = Field(
         "digits",
-        description="digits, fashion_mnist, generated, folder, or a timm dataset (torch/..., hfds/..., wds/...)",
+        description="digits, fashion_mnist, glyphs, generated, folder, or of timm (torch/..., hfds/..., wds/...)",
     )
     root: str | None = Field(None, description="folder that holds the data")
     image_size: PositiveInt = Field(
