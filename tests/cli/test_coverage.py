@@ -1,5 +1,10 @@
 """Families of timm beyond those of the laws: seven here, a dozen with ``-m zoo``, all 98 modules with ``-m slow``."""
 
+import contextlib
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,3 +115,29 @@ def test_a_name_is_examined_without_numbers_and_a_row_is_not_repeated(tmp_path, 
     assert coverage_names.examine_names(["test_vit", "test_resnet"], out, jobs=1).startswith("names: 2\ntraced: 1\n")
     assert "| 77.0 |" in out.read_text()
     assert "* test_resnet: too small" in out.read_text()
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("words", [["coverage", "--only", "resnet", "--only", "vgg"], ["coverage-names", "resnet*"]])
+def test_a_table_that_is_stopped_ends_with_all_that_it_has_started(words: list[str], tmp_path: Path) -> None:
+    asked = [sys.executable, "-m", "nas_prune", *words, "--jobs", "1", "--out", str(tmp_path / "table.md")]
+    table = subprocess.Popen(asked, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(group(table.pid)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(group(table.pid)) > 1
+    table.terminate()
+    assert table.wait(30) != 0
+    deadline = time.monotonic() + 10
+    while group(table.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert group(table.pid) == []
+
+
+def group(leader: int) -> list[int]:
+    """The processes of a session."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            found += [int(path.parent.name)] if int(path.read_text().rpartition(")")[2].split()[3]) == leader else []
+    return found

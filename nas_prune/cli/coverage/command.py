@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nas_prune.cli.coverage.examine import Case
 
 Examined = Mapping[str, Any]  # a row, as plain data
+Process = subprocess.Popen[str]
 LIMIT = 1200  # seconds for one model
 REACH = 0.45
 EXAMPLES = "Example: nas-prune coverage --only resnet --only swin_transformer --out /tmp/coverage.md"
@@ -90,26 +91,36 @@ def _examined(wanted: "list[Case]", jobs: int) -> Iterator[Examined]:
     """The row of each model, as it is done."""
     from nas_prune.train.record.progress import Bars
 
-    with Bars() as bars, ThreadPoolExecutor(jobs) as pool:
-        bar = bars.bar("models", len(wanted))
-        for done in as_completed([pool.submit(_in_a_process, case) for case in wanted]):
-            bar.advance(done.result()["module"])
-            yield done.result()
+    pool, running = ThreadPoolExecutor(jobs), set[Process]()
+    try:
+        with Bars() as bars:
+            bar = bars.bar("models", len(wanted))
+            for done in as_completed([pool.submit(_in_a_process, case, running) for case in wanted]):
+                bar.advance(done.result()["module"])
+                yield done.result()
+    finally:  # nothing is left to do, unless this was stopped
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in tuple(running):
+            process.kill()
 
 
-def _in_a_process(case: "Case") -> Examined:
+def _in_a_process(case: "Case", running: set[Process]) -> Examined:
     words = [sys.executable, "-m", "nas_prune", "coverage", "--row", case.module]
     missing = {"module": case.module, "model": case.model, "size": case.size}
-    try:
-        ran = subprocess.run(
-            words, capture_output=True, text=True, timeout=LIMIT, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
-    except subprocess.TimeoutExpired:
-        return {**missing, "problems": {"trace": f"not done within {LIMIT} s"}}
-    if ran.returncode:
-        last = (ran.stderr.strip().splitlines() or ["no message"])[-1]
-        return {**missing, "problems": {"trace": f"exit code {ran.returncode}: {last[:300]}"}}
-    return dict(json.loads(ran.stdout.splitlines()[-1]))
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=alone) as process:
+        running.add(process)
+        try:
+            said, errors = process.communicate(timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return {**missing, "problems": {"trace": f"not done within {LIMIT} s"}}
+        finally:
+            running.discard(process)
+    if process.returncode:
+        last = (errors.strip().splitlines() or ["no message"])[-1]
+        return {**missing, "problems": {"trace": f"exit code {process.returncode}: {last[:300]}"}}
+    return dict(json.loads(said.splitlines()[-1]))
 
 
 def summary(rows: Sequence[Examined]) -> str:

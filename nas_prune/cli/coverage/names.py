@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -102,10 +102,15 @@ def _examined(names: Sequence[str], jobs: int) -> Iterator[dict[str, Any]]:
     By a pool of their own: Python 3.11 halts when a pool is to replace one process (``max_tasks_per_child``).
     """
     for first in range(0, len(names), FRESH * jobs):
-        with ProcessPoolExecutor(jobs, get_context("spawn"), _alone) as pool:
+        pool = ProcessPoolExecutor(jobs, get_context("spawn"), _alone)
+        try:
             some = names[first : first + FRESH * jobs]
             for done in as_completed([pool.submit(_within_the_limit, name) for name in some]):
                 yield done.result()
+        finally:  # nothing is left to do, unless this was stopped
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in active_children():
+                process.kill()
 
 
 def _alone() -> None:
