@@ -44,9 +44,10 @@ def chunks(content: bytes) -> Iterator[bytes]:
 
 
 def sent_rows(folder: Path) -> list[dict[str, Any]]:
-    """Every row that W&B was given."""
+    """Every row of a stage that W&B was given; pages and signs of life are rows of their own."""
     histories = [record.history.item for record in sent_records(folder) if record.HasField("history")]
-    return [{".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items} for items in histories]
+    rows = [{".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items} for items in histories]
+    return [row for row in rows if "stage" in row]
 
 
 def sent_config(folder: Path) -> dict[str, Any]:
