@@ -312,6 +312,12 @@ def pretend(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> None:
     monkeypatch.setattr(local_sweep, "LOOK", 0.05)
 
 
+def begun(sweep: Sweep, out: Path) -> list[str]:
+    """What the first runs of a sweep in this folder are called, begun there."""
+    journal = Journal.open(out, sweep.identity(0), 0, str(sweep.path))
+    return [journal.suggest(values).run for values in suggest.first_runs(sweep, 2, seed=0)]
+
+
 def swept(sweep: Sweep, out: Path, seen: Callable[..., None] = lambda *_: None) -> list[outcome.Outcome]:
     """A local sweep of two workers, to its end."""
     with local_sweep.opened(sweep, How(out), 0, count=None, workers=2) as work:
@@ -365,6 +371,14 @@ def test_a_sweep_that_is_stopped_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert rows[: len(left)] == left
     assert [row["values"] for row in rows] == suggest.first_runs(sweep_of(), 9, seed=0)
     assert [each.state for each in found] == ["finished"] * 4
+
+
+def test_how_long_a_run_took_counts_the_attempts_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pretend(monkeypatch)
+    (first, *_) = begun(sweep_of(), tmp_path)
+    write_json(tmp_path / first / "seconds.json", {"calibrate": 1000.0, "dense": 234.0})
+    found = swept(sweep_of(), tmp_path)
+    assert [each.seconds >= 1234 for each in found] == [each.run == first for each in found]
 
 
 def test_what_outlives_a_killed_sweep_is_ended_before_it_goes_on(tmp_path: Path) -> None:

@@ -99,7 +99,9 @@ class Local:
             return None
         open_runs = self.total - sum(e.state is not None for e in self.journal.entries.values())
         pace = sum(ended) / len(ended)
-        begun = sum(min(each.seconds, pace) for each in self.active.values())
+        begun = sum(
+            min(max(each.seconds, outcome.spent(self.how.out / run)), pace) for run, each in self.active.items()
+        )
         return max(0.0, open_runs * pace - begun) / min(self.workers, max(1, open_runs))
 
     def _fill(self) -> bool:
@@ -150,8 +152,12 @@ class Local:
                 continue
             del self.active[run]
             state, message = self._how_it_ended(each)
-            self.journal.end(each.entry, state, round(each.seconds, 1), message)
+            self.journal.end(each.entry, state, round(self._seconds(each), 1), message)
             yield self.outcome(each.entry)
+
+    def _seconds(self, each: Worker) -> float:
+        """How long a run has taken, all attempts together."""
+        return max(each.seconds, outcome.spent(self.how.out / each.entry.run))
 
     def _how_it_ended(self, each: Worker) -> tuple[State, str]:
         """A budget that was missed, or that nothing can meet, is a result."""

@@ -9,6 +9,7 @@ from nas_prune.base.errors import CheckpointError
 from nas_prune.base.files.documents import read_document
 from nas_prune.base.files.whole import read_lines
 from nas_prune.cli.sweep.file import SCORE
+from nas_prune.run.files import Seconds
 from nas_prune.run.result_files import InfeasibleFile, ResultsFile
 
 Kept = ResultsFile | InfeasibleFile
@@ -43,6 +44,12 @@ def results(folder: Path) -> dict[str, Any] | None:
         return None
     known: dict[str, Any] = read_document(path, Kept, CheckpointError)
     return known
+
+
+def spent(folder: Path) -> float:
+    """Seconds that the steps of a run have taken, all attempts together."""
+    path = folder / "seconds.json"
+    return sum(read_document(path, Seconds, CheckpointError).values()) if path.exists() else 0.0
 
 
 def scores(folder: Path, metric: str = SCORE) -> list[float]:
