@@ -23,7 +23,8 @@ QUICK = ["budget.cost=macs", "track.wandb=offline"]
 COMMAND = ["${env}", "${interpreter}", "-m", "nas_prune", "run", "smoke/quickstart", *QUICK]
 RUNS = Path("runs") / "smoke" / "quickstart"
 HYPERBAND = {"type": "hyperband", "min_iter": 3, "eta": 4}  # by the fourth score, of three runs the best goes on
-MACROS = ["args", "args_no_equals", "args_no_hyphens", "args_json", "args_json_file", "args_append_hydra"]
+RARER = ["args_no_equals", "args_no_hyphens", "args_json", "args_append_hydra"]  # their words are tried without a run
+MACROS = ["args", "args_json_file", *(pytest.param(each, marks=pytest.mark.slow) for each in RARER)]
 
 
 @pytest.fixture(autouse=True)
