@@ -16,7 +16,7 @@ from torch import nn
 from torch.fx import Node
 
 from nas_prune.base.axis import BITS
-from nas_prune.base.errors import DeriveError, TraceError
+from nas_prune.base.errors import DeriveError
 from nas_prune.derivation.computed_scales import differing, scales
 from nas_prune.derivation.derive import shrink
 from nas_prune.derivation.gateable import counting, missed
@@ -41,6 +41,7 @@ from nas_prune.tracing.graph.brought import parametrized, unwrapped
 from nas_prune.tracing.graph.capture import Captured
 from nas_prune.tracing.graph.leaves import asked_for
 from nas_prune.tracing.graph.multihead import has_attention
+from nas_prune.tracing.graph.staying import staying
 from nas_prune.tracing.terms import leaves
 from nas_prune.tracing.walk import Site, Tie, touched
 
@@ -68,17 +69,14 @@ def trace(
     model = unwrapped(model)
     if parametrized(model) or has_attention(model):
         model = plain_copy(model)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for tensor, dim in freeze or {}:
-        if tensor not in parameters or not 0 <= dim < parameters[tensor].ndim:
-            raise TraceError(f"cannot freeze dimension {dim} of {tensor!r}: the model has no such parameter dimension")
+    whole = staying(model, freeze or {})
     captured = counted(model, capture(model, example_inputs, leaves=asked_for(model, leaves)))
     ties, stops, stay = set[Tie](), dict[str, str](), dict[str, str]()
     asks = asking(model, captured)
     trained = in_training(model, example_inputs, asks)
     dense = cache(partial(_trial, model, captured))
     for _ in range(TRIES):
-        solved = walk(captured, freeze_tensors=freeze, freeze_nodes=stops, ties=ties, trained=trained)
+        solved = walk(captured, freeze_tensors=whole, freeze_nodes=stops, ties=ties, trained=trained)
         axes = _frozen(find(solved, striped=stripes), stay)
         stop = _stops(model, axes, dense) if axes.free else Stop()
         if not stop.found:

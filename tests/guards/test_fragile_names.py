@@ -39,6 +39,7 @@ LOOKED_UP = {  # attribute -> (an object that has it, as code; what needs it)
     "_current_graph_task_id": ("torch._C._current_graph_task_id", "see _C"),
     "_parameters": ("torch.nn.Linear(1, 1)._parameters", "tensors are replaced by what is left of them"),
     "_buffers": ("torch.nn.Linear(1, 1)._buffers", "the same"),
+    "_apply": ("torch.nn.Module._apply", "buffers that a module makes anew when it is cast stay whole"),
     "_modules": ("torch.nn.Linear(1, 1)._modules", "operations take the place of modules"),
     "_forward_hooks": ("torch.nn.Linear(1, 1)._forward_hooks", "a plain copy has no hooks of ours"),
     "_forward_hooks_always_called": ("torch.nn.Linear(1, 1)._forward_hooks_always_called", "the same"),
