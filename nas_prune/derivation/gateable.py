@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from nas_prune.derivation.trial_runs import Copied, tried
 from nas_prune.methods.eager_calls import NODE_KINDS
 from nas_prune.methods.intercept import Board, Interceptor, calls_of_modules, intercept, release
 from nas_prune.tracing import Axes
@@ -31,7 +32,19 @@ def counting(model: nn.Module, axes: Axes) -> Iterator[Board]:
         release(model)
 
 
-def missed(axes: Axes, board: Board) -> list[Site]:
+def unreached(model: nn.Module, axes: Axes, copied: Copied, board: Board) -> list[Site]:
+    """The sites that gates would miss, by the calls of a smaller model: it may have been told to make others in their
+    place, so the model itself is asked before any is named.
+    """
+    if not _missed(axes, board):
+        return []
+    dense, mode = copied(model)
+    with counting(dense, axes) as own:
+        tried(dense, mode, axes.walk.captured)
+    return _missed(axes, own)
+
+
+def _missed(axes: Axes, board: Board) -> list[Site]:
     """The sites of free axes that the eager model would leave open."""
     calls = calls_of_modules(axes)
     found = [site for site in axes.walk.sites if operator(site.node) not in NODE_KINDS]

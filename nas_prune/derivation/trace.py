@@ -19,7 +19,7 @@ from nas_prune.base.axis import BITS
 from nas_prune.base.errors import DeriveError
 from nas_prune.derivation.computed_scales import differing, scales
 from nas_prune.derivation.derive import shrink
-from nas_prune.derivation.gateable import counting, missed
+from nas_prune.derivation.gateable import counting, unreached
 from nas_prune.derivation.integers import ambiguous
 from nas_prune.derivation.source.sizes import computed_sizes, frame_of
 from nas_prune.derivation.training_only import asking, in_training
@@ -174,8 +174,9 @@ def _stop(model: nn.Module, axes: Axes, arch: Arch, of_dense: Dense) -> Stop:
             trial = tried(small, mode, axes.walk.captured)
         dense = of_dense(copied)
         if trial.raised is None:
-            cut = _cut(cut_elsewhere(axes, arch, dense, trial))
-            return _ungated(axes, missed(axes, board)) or cut or _renumbered(model, axes, arch, copied, (dense, trial))
+            beyond = _ungated(axes, unreached(model, axes, copied, board))
+            beyond = beyond or _cut(cut_elsewhere(axes, arch, dense, trial))
+            return beyond or _renumbered(model, axes, arch, copied, (dense, trial))
         if dense.raised is None:  # as it is, it runs
             running, nodes, line = _place(small, axes, trial.raised)
             ties = {tie for tie in ambiguous(small, axes, arch) if tie[0] in running}
