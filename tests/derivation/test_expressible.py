@@ -135,3 +135,28 @@ def test_what_is_frozen_says_the_reason_of_what_it_is_tied_to() -> None:
     assert axes["2:2"].frozen == "four sensors are soldered on"
     assert axes["0"].frozen == "tied to a fixed dimension by linear.default in 2 (four sensors are soldered on)"
     assert axes["2"].frozen == "model output"
+
+
+class Pooled(nn.Module):
+    """Attention as timm writes it: fused, or by hand with its own scale; the queries are pooled, as Hiera's are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(6, 3 * 2 * 4), nn.Linear(2 * 4, 6)
+        self.fused_attn, self.scale = True, 4**-0.5
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Of (b n c) as many tokens as half of n."""
+        images, count, _ = tokens.shape
+        q, k, v = self.qkv(tokens).view(images, count, 3, 2, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        q = q.view(images, 2, 2, count // 2, -1).amax(2)
+        if self.fused_attn:
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        else:
+            mixed = ((q * self.scale) @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+def test_gates_are_looked_for_in_the_model_and_not_in_a_smaller_one_that_goes_another_way() -> None:
+    axes = trace(Pooled().eval(), torch.zeros(2, 8, 6))
+    assert {axis.kind: axis.size for axis in axes.free.values()} == {"head": 2, "head_dim": 4}
