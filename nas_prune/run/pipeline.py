@@ -6,7 +6,7 @@ instant goes on where it was and ends the same.
 
 import copy
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,7 +51,7 @@ from nas_prune.train.data.room import check_images
 from nas_prune.train.finetune import finetune
 from nas_prune.train.loop import Run
 from nas_prune.train.record.progress import Bars
-from nas_prune.train.record.track import Track, open_track
+from nas_prune.train.record.track import track_of_first
 
 __all__ = ["evaluate", "open_run", "report", "run"]
 
@@ -130,7 +130,9 @@ def opened(recipe: Recipe, folder: Path, *, resume: bool = True, force: bool = F
                 _write_axes(space, folder)
             known = folder / "seconds.json"
             seconds = read_document(known, Seconds, CheckpointError) if known.exists() else {}
-            with _track(recipe, folder, first=first) as track, in_company(accelerator):
+            flat = recipes.flat(recipe)
+            record = track_of_first(folder, recipe.track, config=flat, name=recipe.name, first=first)
+            with record as track, in_company(accelerator):
                 shared = Run(accelerator, recipe.seed, folder, track, bars, identity(recipe), pace)
                 yield Job(recipe, folder, shared, data, model.to(accelerator.device), space, seconds)
 
@@ -152,13 +154,6 @@ def _at_hand(recipe: Recipe, bars: Bars, device: torch.device) -> tuple[Data, nn
         space = laid_out(model, images, recipe.space)
     build.rehearse(recipe, model, space, images)
     return data, model, space
-
-
-def _track(recipe: Recipe, folder: Path, *, first: bool) -> AbstractContextManager[Track | None]:
-    """The record of the run, which one process keeps."""
-    if not first:
-        return nullcontext()
-    return open_track(folder, recipe.track, config=recipes.flat(recipe), name=recipe.name)
 
 
 def derive_many(folder: Path, targets: list[str], *, tune: bool) -> dict[str, Any]:

@@ -17,8 +17,6 @@ from nas_prune.train.record import track
 from nas_prune.train.score import score
 
 VALUES = {"search.lr": 0.02, "search.joint": 2, "gate": {"name": "sigmoid", "options": {"init": 2.0}}, "compile": False}
-QUICK = ["budget.cost=macs", "track.wandb=offline"]
-COMMAND = ["${env}", "${interpreter}", "-m", "nas_prune", "run", "smoke/quickstart", *QUICK]
 
 
 @pytest.fixture(autouse=True)

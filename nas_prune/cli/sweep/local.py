@@ -99,9 +99,7 @@ class Local:
             return None
         open_runs = self.total - sum(e.state is not None for e in self.journal.entries.values())
         pace = sum(ended) / len(ended)
-        begun = sum(
-            min(max(each.seconds, outcome.spent(self.how.out / run)), pace) for run, each in self.active.items()
-        )
+        begun = sum(min(self._seconds(each), pace) for each in self.active.values())
         return max(0.0, open_runs * pace - begun) / min(self.workers, max(1, open_runs))
 
     def _fill(self) -> bool:

@@ -4,7 +4,6 @@ A model is what ``timm.create_model`` takes: ``local-dir:FOLDER`` of an artefact
 timed is a recipe; what an artefact knows about its images and its training are the defaults of it.
 """
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -35,7 +34,7 @@ from nas_prune.train.evaluate import answers
 from nas_prune.train.finetune import finetune
 from nas_prune.train.loop import Run
 from nas_prune.train.record.progress import Bars
-from nas_prune.train.record.track import open_track
+from nas_prune.train.record.track import track_of_first
 
 Results = dict[str, float]
 
@@ -76,7 +75,7 @@ def train(recipe: Recipe, folder: Path) -> Results:
 def _finetuned(model: nn.Module, recipe: Recipe, data: Data, accelerator: Accelerator, folder: Path) -> None:
     """Train the model in place and save it."""
     flat, first = recipes.flat(recipe), accelerator.is_main_process
-    record = open_track(folder, recipe.track, config=flat, name=recipe.name) if first else nullcontext()
+    record = track_of_first(folder, recipe.track, config=flat, name=recipe.name, first=first)
     with Bars(Console(stderr=True, quiet=not first)) as bars, record as track:
         run = Run(accelerator, recipe.seed, folder, track, bars, identity(recipe), build.pace(recipe))
         finetune(model, None, data, settings=recipe.finetune, run=run, images=recipe.data)

@@ -10,6 +10,7 @@ import netrc
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -133,6 +134,13 @@ class Track:
         stages = list(self._last_epochs)
         earlier = stages[: stages.index(entry["stage"])]
         return float(sum(self._last_epochs[stage] for stage in earlier) + entry["epoch"])
+
+
+def track_of_first(
+    folder: Path, settings: TrackSettings, *, config: Mapping[str, Any], name: str, first: bool
+) -> AbstractContextManager[Track | None]:
+    """The record of the run in ``folder``, which the first of its processes keeps; the others have none."""
+    return open_track(folder, settings, config=config, name=name) if first else nullcontext()
 
 
 def open_track(folder: Path, settings: TrackSettings, *, config: Mapping[str, Any], name: str) -> Track:
