@@ -64,4 +64,6 @@ def put_back(model: nn.Module, small: nn.Module, places: Places) -> None:
     """Write the numbers of a smaller model to their places in the larger one."""
     state = model.state_dict()
     for name, tensor in small.state_dict().items():
-        state[name].view(-1)[places[name].flatten().to(tensor.device)] = tensor.flatten()
+        whole = state[name].flatten().clone()  # its numbers may lie in another order, as channels last
+        whole[places[name].flatten().to(tensor.device)] = tensor.flatten()
+        state[name].copy_(whole.reshape(state[name].shape))

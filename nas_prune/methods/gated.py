@@ -140,13 +140,14 @@ class GatedModel(nn.Module):
         return self.gate(name).score(LookedUp(lambda: self.weights(name)))
 
     def sizes(self) -> dict[str, Tensor]:
-        """Open units per axis in the last forward pass; gradients reach the gates."""
-
-        def counted(name: str, keep: Tensor) -> Tensor:
-            return keep.abs().clamp(max=1) if self.axes[name].kind == "stripe" else keep  # a skeleton may exceed one
-
-        each = {name: keep if keep.ndim == 1 else keep.mean(0) for name, keep in self._board.keep.items()}
-        return self.settled | {name: counted(name, keep).sum() for name, keep in each.items()}
+        """Units per axis that a budget is charged for the last forward pass; gradients reach the gates."""
+        keep = {name: each if each.ndim == 1 else each.mean(0) for name, each in self._board.keep.items()}
+        found = dict[str, Tensor]()
+        for name, members in self.deciders.items():
+            whole = keep[name] if len(members) == 1 else torch.cat([keep[member] for member in members])
+            charged = self._split(members, self.gate(name).charged(whole))
+            found |= {member: each.sum() for member, each in charged.items()}
+        return self.settled | found
 
     def arch(self) -> Arch:
         """The architecture that the gates have decided on."""

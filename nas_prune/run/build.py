@@ -24,7 +24,7 @@ from nas_prune.derivation.removal import irremovable
 from nas_prune.methods.criteria import Criterion, criteria
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.gates import gates
-from nas_prune.methods.penalties import penalties
+from nas_prune.methods.penalties import Penalty, penalties
 from nas_prune.methods.selectors import Question, Selector, selectors
 from nas_prune.run.checks import OVERLAY, blaming, check_worth
 from nas_prune.run.recipe.recipe import Recipe
@@ -202,7 +202,7 @@ def _cost(name: str, axes: Axes, predictor: Predictor) -> CostModel:
     return model
 
 
-def penalty_terms(recipe: Recipe, limit: Budget) -> list[nn.Module]:
+def penalty_terms(recipe: Recipe, limit: Budget) -> list[Penalty]:
     """The recipe's terms beside the task loss."""
     wanted = enumerate(recipe.search.penalties)
     return [bound(f"search.penalties.{number}", penalties, each, 1)(limit) for number, each in wanted]

@@ -65,6 +65,23 @@ def check(recipe: Recipe) -> None:
     with blaming("search.schedule.options"):
         bound("search.schedule", schedules, recipe.search.schedule, 2)(0, 1)
     bound("search.selector", selectors, recipe.search.fitting_selector, 1)
+    if recipe.search.distill and not begins_trained(recipe):
+        raise RecipeError(
+            "search.distill imitates the network that the search begins with, and that has learnt nothing: set "
+            "model.pretrained, model.checkpoint or dense.epochs, or search.distill to 0"
+        )
+
+
+def begins_trained(recipe: Recipe) -> bool:
+    """Whether the network that the search begins with has learnt anything."""
+    return bool(recipe.dense.epochs or recipe.model.pretrained or recipe.model.checkpoint)
+
+
+def trains_baseline(recipe: Recipe) -> bool:
+    """Whether the dense model is trained for as long as the small one: on from ``dense``, or, where search and training
+    are one, by itself from the start."""
+    alone = recipe.search.once and not begins_trained(recipe)
+    return recipe.dense.baseline and bool(recipe.dense.epochs or alone)
 
 
 @contextmanager

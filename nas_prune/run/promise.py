@@ -51,6 +51,8 @@ def cautions(results: Mapping[str, Any]) -> list[str]:
 def _accuracy(results: Mapping[str, Any]) -> str:
     dense, small, classes = results["dense"]["top1"], results["finetuned"]["top1"], results["classes"]
     guessed = 100 / classes
+    if dense is None:
+        return f"the derived model guesses: top-1 is {small:.1f} %" if small <= CHANCE * guessed else ""
     if small <= CHANCE * guessed < dense:
         return f"the derived model guesses: top-1 is {small:.1f} %, chance among {classes} classes is {guessed:.1f} %"
     lost = 1 - small / dense if dense else 0.0

@@ -25,6 +25,12 @@ class ModelFigures(Document):
     measured_share: Positive | None = None
 
 
+class DenseFigures(ModelFigures):
+    """The row of the dense model, whose accuracy is not known where it was never trained."""
+
+    top1: Percent | None  # type: ignore[assignment]
+
+
 class RoundFigures(Document):
     """A round of the search as a report shows it, in the unit of the budget."""
 
@@ -78,7 +84,7 @@ class ResultsFile(Document):
     cautions: list[Text] = Field([])
     measured_share: Positive | None = None
     max_abs_error: NotNegative
-    dense: ModelFigures
+    dense: DenseFigures
     gated: ModelFigures
     derived: ModelFigures
     finetuned: ModelFigures
@@ -139,7 +145,7 @@ class TargetRow(Document):
 class DenseTarget(Document):
     """What the targets are compared with."""
 
-    top1: Percent
+    top1: Percent | None
     measured_ms: Positive
     measured_share: Positive
 

@@ -16,6 +16,7 @@ from nas_prune.costs import Count, count, counted
 from nas_prune.methods.gated import GatedModel
 from nas_prune.run.calibration.bench import conditions
 from nas_prune.run.calibration.calibrate import Calibration
+from nas_prune.run.checks import begins_trained, trains_baseline
 from nas_prune.run.files import Stages, StripesFile, TimingsFile
 from nas_prune.run.job import Job
 from nas_prune.run.profile import stage_times
@@ -101,10 +102,12 @@ def _rows(job: Job, outcome: Outcome) -> dict[str, Any]:
     for name, model in outcome.models.items():
         predicted = now * float(predictor({} if name == "dense" else sizes))
         measured = _measured(timings[name], dense_ms)
-        rows[name] = _row(top1(model, job.data, accelerator), count(model, image), predicted) | measured
+        known = name != "dense" or begins_trained(job.recipe) or trains_baseline(job.recipe)
+        accuracy = top1(model, job.data, accelerator) if known else None  # of a network that has learnt nothing
+        rows[name] = _row(accuracy, count(model, image), predicted) | measured
     with outcome.gated.fixed(outcome.met.arch):
-        accuracy = top1(outcome.gated, job.data, accelerator)
-    return {**rows, "gated": _row(accuracy, counted(axes, sizes), now * float(predictor(sizes)))}
+        gated = top1(outcome.gated, job.data, accelerator)
+    return {**rows, "gated": _row(gated, counted(axes, sizes), now * float(predictor(sizes)))}
 
 
 def timed(job: Job, models: dict[str, nn.Module], folder: Path) -> Figures:
@@ -144,10 +147,10 @@ def _kept(job: Job, path: Path, kind: object, names: set[str], measured: Callabl
 def trained(recipe: Recipe) -> bool:
     """Whether the weights that units are chosen by have learnt anything."""
     jointly = recipe.search.joint and recipe.search.learns
-    return bool(recipe.dense.epochs or recipe.model.pretrained or recipe.model.checkpoint or jointly)
+    return bool(begins_trained(recipe) or jointly)
 
 
-def _row(accuracy: float, real: Count, predicted: float) -> dict[str, Any]:
+def _row(accuracy: float | None, real: Count, predicted: float) -> dict[str, Any]:
     """Of a model that was not timed: the gated one computes what the derived one does, but no faster."""
     nothing = dict.fromkeys(("measured_ms", "measured_ms_spread", "measured_share"))
     return {"top1": accuracy, "macs": real.macs, "params": real.params, "predicted_ms": predicted, **nothing}

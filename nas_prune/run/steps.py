@@ -22,6 +22,7 @@ from nas_prune.ops import first_alone, inherit
 from nas_prune.run import build
 from nas_prune.run.calibration.bench import conditions
 from nas_prune.run.calibration.calibrate import Calibration
+from nas_prune.run.checks import trains_baseline
 from nas_prune.run.files import CertificateFile, StripesFile
 from nas_prune.run.genotype import write_genotype
 from nas_prune.run.job import Job
@@ -37,6 +38,7 @@ from nas_prune.train.optimizers import optimizer_of
 from nas_prune.train.rounds import Alive
 from nas_prune.train.search import Parts
 from nas_prune.train.search import searched as search
+from nas_prune.train.settings import OptimSettings
 from nas_prune.train.stage import Stage
 
 ROUND = 5  # a round of the search is timed so many times longer than a sample of the calibration
@@ -54,10 +56,13 @@ def train_dense(job: Job) -> None:
 def baseline(job: Job, parent: nn.Module) -> nn.Module:
     """The dense model, trained for as many epochs as the small one will have seen."""
     recipe = job.recipe
-    if recipe.dense.epochs and recipe.dense.baseline:
+    if not trains_baseline(recipe):
+        return parent
+    settings: OptimSettings = recipe.search
+    if recipe.dense.epochs:
         settings = recipe.dense.model_copy(update={"lr": recipe.finetune.lr, "warmup_epochs": 0.0})
-        stage = Stage("baseline", recipe.search.epochs + recipe.finetune.epochs, settings, recipe.data)
-        fit(job.run, stage, parent, job.data, task_objective(settings), [optimizer_of(parent, settings)])
+    stage = Stage("baseline", recipe.search.epochs + recipe.finetune.epochs, settings, recipe.data)
+    fit(job.run, stage, parent, job.data, task_objective(settings), [optimizer_of(parent, settings)])
     return parent
 
 

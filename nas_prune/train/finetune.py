@@ -10,18 +10,19 @@ import math
 from itertools import cycle, islice
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nas_prune.base.errors import RecipeError
 from nas_prune.train.data.loaders import Data, set_epoch
 from nas_prune.train.data.order import drawing
 from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.loop import Run, agree, fit
-from nas_prune.train.objective import Objective, Teacher, task_loss
+from nas_prune.train.objective import Objective, task_loss
 from nas_prune.train.optimizers import optimizer_of
 from nas_prune.train.score import SCORE
 from nas_prune.train.settings import FinetuneSettings
 from nas_prune.train.stage import Stage
+from nas_prune.train.teacher import teacher_of
 
 
 def finetune(
@@ -39,7 +40,7 @@ def finetune(
     recalibrate(model, data, run, settings.recalibrate_batches)
     stage = Stage("finetune", settings.epochs, settings, images or DataSettings())
     share, temperature = settings.distill, settings.temperature
-    teaching = _teaching(teacher, run) if teacher is not None and share else None
+    teaching = teacher_of(teacher, run) if teacher is not None and share else None
     objective = Objective(task_loss(settings), teacher=teaching, share=share, temperature=temperature)
     fit(run, stage, model, data, objective, [optimizer_of(model, settings)], watch=lambda accuracy: {SCORE: accuracy})
 
@@ -84,15 +85,3 @@ def recalibrate(model: nn.Module, data: Data, run: Run, batches: int) -> None:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     agree(run.accelerator, model)
-
-
-def _teaching(teacher: nn.Module, run: Run) -> Teacher:
-    """What the dense parent says of images, in the precision of the training."""
-    teacher = teacher.to(run.accelerator.device).eval().requires_grad_(False)
-
-    def logits(images: Tensor) -> Tensor:
-        with torch.no_grad(), run.accelerator.autocast():
-            said: Tensor = teacher(images)
-            return said
-
-    return logits

@@ -1,6 +1,6 @@
 """What learns in a search, from round to round: the model, and what optimizers, averages and movers know about it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from timm.utils import ModelEmaV3
@@ -10,8 +10,9 @@ from torch.optim import Optimizer
 from nas_prune.derivation.removal import Places, Removal, removed
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.movers import Mover
+from nas_prune.methods.penalties import Penalty
 from nas_prune.tracing.arch import Arch
-from nas_prune.train.objective import task_loss
+from nas_prune.train.objective import Objective, Teacher, task_loss
 from nas_prune.train.optimizers import carry, optimizer_of
 from nas_prune.train.rounds import Alive
 from nas_prune.train.settings import SearchSettings
@@ -19,12 +20,17 @@ from nas_prune.train.stage import Chain
 
 
 class Learner:
-    """The model as far as it is ``alive``, its optimizers, the first of which trains the backbone, loss and mover."""
+    """The model as far as it is ``alive``, its optimizers, the first of which trains the backbone, loss and mover.
 
-    def __init__(self, gated: GatedModel, settings: SearchSettings, mover: Mover | None) -> None:
-        self.alive, self.settings, self.mover = Alive.all(gated), settings, mover
+    ``teacher``: what it imitates, where the settings say so.
+    """
+
+    def __init__(
+        self, gated: GatedModel, settings: SearchSettings, mover: Mover | None, teacher: Teacher | None = None
+    ) -> None:
+        self.alive, self.settings, self.mover, self.teacher = Alive.all(gated), settings, mover, teacher
         self.optimizers = self._optimizers(gated)
-        self.loss, self.penalties = task_loss(settings), list[nn.Module]()
+        self.loss, self.penalties = task_loss(settings), list[Penalty]()
         self.chain = Chain(settings.joint + settings.freeze * settings.once)
 
     @property
@@ -32,7 +38,19 @@ class Learner:
         """The model that learns."""
         return self.alive.gated
 
-    def under(self, penalties: Sequence[nn.Module]) -> Sequence[nn.Module]:
+    def objective(self, penalties: Sequence[nn.Module] = (), slide: Callable[[float], None] | None = None) -> Objective:
+        """What it descends: the loss, its teacher's share in it, and penalties; see ``Objective``."""
+        return Objective(
+            self.loss,
+            teacher=self.teacher,
+            share=self.settings.distill,
+            temperature=self.settings.temperature,
+            penalties=penalties,
+            gated=self.gated,
+            slide=slide,
+        )
+
+    def under(self, penalties: Sequence[Penalty]) -> Sequence[Penalty]:
         """Take these penalties from now on, with the state of those before them; returns them."""
         for before, now in zip(self.penalties, penalties, strict=False):
             now.load_state_dict(before.state_dict())

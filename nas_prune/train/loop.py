@@ -92,6 +92,7 @@ def fit(
             _open_epoch(model, stage, position, memory.mover)
             for number, images, labels in _batches(loader, stage, position, data):
                 schedule.step_update(stage.first * steps + number)
+                objective.slide(stage.first + number / steps)
                 with drawing(run.seed, stage.name, number):
                     loss = objective(trained, *mix(images, labels))
                     descend(run.accelerator, trained, loss, optimizers, stage.settings.clip_grad)

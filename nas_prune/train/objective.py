@@ -26,7 +26,7 @@ class Objective(nn.Module):
     """``objective(model, images, targets)``: the number to descend, ().
 
     ``share``: of the loss, what imitates the ``teacher`` (images -> logits, without gradients). ``penalties`` look at
-    ``gated`` after the forward pass of the same step.
+    ``gated`` after the forward pass of the same step; ``slide`` is told before each step how many epochs have passed.
     """
 
     def __init__(
@@ -38,12 +38,14 @@ class Objective(nn.Module):
         temperature: float = 2.0,
         penalties: Sequence[nn.Module] = (),
         gated: GatedModel | None = None,
+        slide: Callable[[float], None] | None = None,
     ) -> None:
         super().__init__()
         self.loss, self.share = loss, share if teacher else 0.0
         self.imitation = Distillation(temperature=temperature)
         self.penalties = nn.ModuleList(penalties)
         self._around = (teacher, gated)  # in a tuple: they are no part of this module
+        self.slide = slide or (lambda _: None)
 
     def forward(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """Loss + penalties, of one forward pass."""

@@ -45,8 +45,13 @@ class Round:
 
     def limit(self, budget: Budget) -> float:
         """What the network may cost after this round, in the unit of the budget."""
-        dense = float(budget.cost({}).detach())
-        return dense - self.share * max(0.0, dense - budget.limit)
+        return limit_at(self.share, budget)
+
+
+def limit_at(share: float, budget: Budget) -> float:
+    """What the network may cost when this share of what has to go is gone, in the unit of the budget."""
+    dense = float(budget.cost({}).detach())
+    return dense - share * max(0.0, dense - budget.limit)
 
 
 def rounds_of(rounds: int, epochs: int, schedule: Schedule) -> Iterator[Round]:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 from torch.utils.data import DataLoader
 
 from nas_prune.base.parts import bound
@@ -25,6 +24,7 @@ from nas_prune.derivation.derive import edit
 from nas_prune.derivation.removal import irremovable, removed
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.movers import Aim, Mover, movers
+from nas_prune.methods.penalties import Penalty
 from nas_prune.methods.penalties.budget import BudgetPenalty
 from nas_prune.methods.schedules import schedules
 from nas_prune.methods.scores import Batches, Scores
@@ -36,13 +36,14 @@ from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.evaluate import top1
 from nas_prune.train.learner import Learner, gate_optimizers
 from nas_prune.train.loop import Run, Watch, fit
-from nas_prune.train.objective import Objective, task_loss, task_objective
+from nas_prune.train.objective import Objective, task_loss
 from nas_prune.train.optimizers import optimizer_of
-from nas_prune.train.rounds import Alive, Round, rounds_of
+from nas_prune.train.rounds import Alive, Round, limit_at, rounds_of
 from nas_prune.train.score import SCORE, score
 from nas_prune.train.settings import SearchSettings
 from nas_prune.train.shapley_ascent import ShapleyAscent, weighed
 from nas_prune.train.stage import Stage
+from nas_prune.train.teacher import teacher_of
 
 
 def search(
@@ -50,7 +51,7 @@ def search(
     train: Data | DataLoader[Any],
     *,
     budget: Budget,
-    penalties: Sequence[nn.Module] | None = None,
+    penalties: Sequence[Penalty] | None = None,
     settings: SearchSettings | None = None,
     run: Run | None = None,
     cost_of: Callable[[Arch], float] | None = None,
@@ -90,7 +91,7 @@ class Parts:
 
     budget: Budget
     joint: Budget
-    penalties: Callable[[Budget], Sequence[nn.Module]]
+    penalties: Callable[[Budget], Sequence[Penalty]]
     score: Callable[[GatedModel, Round], Scores]
     select: Selector
     meet: Callable[[Alive, Scores], Met]
@@ -104,7 +105,8 @@ def searched(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSet
     if settings.learns:
         warm_up(gated, data, parts, settings=settings, run=run)
     mover = mover_of(gated, data, Aim(parts.budget, settings.joint, schedule), settings, run)
-    learner = Learner(gated, settings, mover)
+    teacher = teacher_of(gated.plain(), run) if settings.distill else None
+    learner = Learner(gated, settings, mover, teacher)
     for each in rounds_of(settings.rounds, settings.joint, schedule):
         if settings.learns:
             learn(learner, data, parts, each, run=run)
@@ -147,11 +149,23 @@ def warm_up(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSett
 def learn(learner: Learner, data: Data, parts: Parts, each: Round, *, run: Run) -> None:
     """The joint training of one round, under the limit that it has: afterwards the scores say what matters."""
     limit = parts.joint if each.last else Budget.of(each.limit(parts.joint), parts.joint.cost)
-    penalties = learner.under(parts.penalties(limit))
-    stage = Stage(f"search-joint{each.name}", each.epochs, learner.settings, parts.images, each.first, learner.chain)
-    objective = Objective(learner.loss, penalties=penalties, gated=learner.gated)
+    settings, penalties = learner.settings, learner.under(parts.penalties(limit))
+    stage = Stage(f"search-joint{each.name}", each.epochs, settings, parts.images, each.first, learner.chain)
+    objective = learner.objective(penalties, _sliding(penalties, parts, settings) if settings.once else None)
     watch = _watching(learner.alive, parts.budget, data, run)
     fit(run, stage, learner.gated, data, objective, learner.optimizers, watch=watch, mover=learner.mover)
+
+
+def _sliding(penalties: Sequence[Penalty], parts: Parts, settings: SearchSettings) -> Callable[[float], None]:
+    """Tells penalties, of how many joint epochs have passed, what the network may cost."""
+    schedule = bound("search.schedule", schedules, settings.schedule, 2)
+
+    def slide(epochs: float) -> None:
+        limit = limit_at(schedule(epochs - 1, settings.joint).closed, parts.joint)
+        for penalty in penalties:
+            penalty.aim(limit)
+
+    return slide
 
 
 def mover_of(gated: GatedModel, data: Data, aim: Aim, settings: SearchSettings, run: Run) -> Mover | None:
@@ -170,7 +184,7 @@ def settle(learner: Learner, arch: Arch, data: Data, parts: Parts, *, run: Run) 
     calmer = settings if once else settings.model_copy(update={"lr": settings.lr / 4})
     first, chain = (settings.joint, learner.chain) if once else (0, None)
     stage = Stage("search-freeze", settings.freeze, calmer, parts.images, first, chain)
-    objective = Objective(learner.loss) if once else task_objective(settings)
+    objective = learner.objective()
 
     def watch(accuracy: float) -> dict[str, float]:
         return {SCORE: accuracy}  # the budget is met, as measured

@@ -43,7 +43,7 @@ class DenseSettings(TrainSettings):
     baseline: bool = Field(
         True,
         description="train the dense model on for as many epochs as search and fine-tuning take: "
-        "a fair comparison, and a better teacher (only if dense.epochs > 0)",
+        "a fair comparison, and a better teacher (only if dense.epochs > 0, or search.once from random weights)",
     )
 
 
@@ -103,8 +103,14 @@ class SearchSettings(OptimSettings):
         1, description="rounds of the joint epochs; what each has closed, as search.schedule says, is removed for good"
     )
     once: bool = Field(
-        False, description="joint and freeze are one training: one schedule and one optimizer, nothing begins anew"
+        False,
+        description="joint and freeze are one training: one schedule and one optimizer, nothing begins anew, and the "
+        "limit slides from the cost of the dense model to the budget, as search.schedule says",
     )
+    distill: Share = Field(
+        0.0, description="share of the loss that imitates the network that the search begins with; it must be trained"
+    )
+    temperature: PositiveFloat = Field(2.0, description="temperature of that distillation")
     freeze: int = Field(1, ge=0, description="epochs with the chosen architecture fixed, so that statistics settle")
     gate_lr: PositiveFloat = Field(1e-3, description="learning rate of the gates (Adam, no weight decay)")
     penalties: list[PenaltySettings] = Field([PenaltySettings()], description="terms added to the task loss")

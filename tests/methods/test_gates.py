@@ -1,6 +1,6 @@
 """Gates start open, follow the weights, learn, and never lose the last unit."""
 
-from math import exp
+from math import exp, log
 
 import pytest
 import torch
@@ -143,6 +143,21 @@ def test_hard_concrete_is_deterministic_in_eval_and_hits_both_ends() -> None:
     assert torch.equal(gate.eval()([]), gate([]))
     assert gate([])[0].item() == pytest.approx(1.2 / (1 + exp(-0.5)) - 0.1)
     assert gate.score([])[0].item() == pytest.approx(-torch.tensor(closed / (1 - closed)).log().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("log_alpha", [-2.0, -1.0, 0.0, 1.0])
+def test_a_budget_charges_hard_concrete_the_probability_that_a_unit_is_not_zero(log_alpha: float) -> None:
+    net = nn.Sequential(nn.Linear(4, 50), nn.ReLU(), nn.Linear(50, 3))
+    gated = GatedModel(net, trace(net, torch.randn(1, 4)), "hard_concrete").train()
+    (name,) = gated.axes.free
+    with torch.no_grad():
+        gated.gate(name).logit.fill_(log_alpha)
+    gated(torch.randn(2, 4))
+    expected = 50 / (1 + exp(-(log_alpha - BETA * log(-GAMMA / ZETA))))  # eq. 12
+    assert gated.sizes()[name].item() == pytest.approx(expected, rel=1e-5)
+    with gated.fixed(Arch({name: range(7)})):
+        gated(torch.randn(2, 4))
+        assert gated.sizes()[name].item() == 7
 
 
 def test_hard_concrete_moves_at_its_pace() -> None:

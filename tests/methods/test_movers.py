@@ -57,7 +57,7 @@ def test_at_the_end_as_many_are_zero_as_the_budget_wants(gated: GatedModel, sche
         assert all(hard[name] <= closed[name] for name in closed)
         hard = closed
     assert {name: len(units) for name, units in zeroed(gated).items()} == mover.gone
-    firmly = schedule in ("hfp", "ghfp")
+    firmly = schedules[schedule](EPOCHS - 1, EPOCHS).hard == 1
     assert {name: len(units) for name, units in hard.items()} == {name: n * firmly for name, n in mover.gone.items()}
     scores = criteria["magnitude"](gated, [])
     budget = mover.aim.budget

@@ -42,6 +42,13 @@ def test_the_numbers_of_ghfp(epoch: int, cubic: tuple[int, int], exponential: tu
     assert counts("ghfp", epoch, rise="exponential") == exponential
 
 
+@pytest.mark.parametrize(("passed", "closed"), [(0, 0), (50, 0), (100, 19 / 27), (125, 7 / 8), (140, 0.936), (200, 1)])
+def test_the_cubic_of_zhu_and_gupta_begins_late_and_is_known_between_epochs(passed: float, closed: float) -> None:
+    assert schedules["gradual"](passed - 1, EPOCHS, begin=0.25).closed == pytest.approx(closed)
+    around = [schedules["gradual"](passed + step - 1, EPOCHS, begin=0.25).closed for step in (-0.5, 0, 0.5)]
+    assert around == sorted(around)
+
+
 def test_three_quarters_of_an_exponential_rise_are_done_after_an_eighth() -> None:
     assert schedules["asfp"](EPOCHS // 8, EPOCHS).closed == pytest.approx(0.75)
     assert schedules["sfp"](0, EPOCHS) == Phase(1, 0)

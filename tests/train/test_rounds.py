@@ -67,6 +67,30 @@ def test_epochs_are_shared_out_and_the_last_round_is_at_the_target(rounds: int, 
     assert all(each.limit(budget) == pytest.approx(dense * (1 - 0.75 * each.share)) for each in found)
 
 
+class Noted(BudgetPenalty):
+    """A budget penalty that notes what it is to aim at."""
+
+    aims: list[float]
+
+    def aim(self, limit: float) -> None:
+        """Note it."""
+        super().aim(limit)
+        self.aims.append(limit)
+
+
+def test_of_one_training_the_limit_slides_from_the_dense_cost_to_the_budget_step_by_step(net: Traced) -> None:
+    gated, budget = GatedModel(net.fresh(), net.axes, "weight"), Budget("0.4x", Macs(net.axes))
+    penalty, images = Noted(budget), torch.randn(64, 3, 32, 32)
+    penalty.aims = []
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, torch.arange(64) % 10), batch_size=16)
+    how = {"warmup": 0, "joint": 4, "freeze": 1, "rounds": 2, "once": True, "lr": 0.01}
+    settings = SearchSettings.model_validate(how | {"schedule": {"name": "gradual", "options": {"begin": 0.5}}})
+    search(gated, loader, budget=budget, penalties=[penalty], settings=settings, run=Run(Accelerator(cpu=True)))
+    dense = float(budget.cost({}))
+    closed = [1 - (1 - max(0.0, step / 16 - 0.5) / 0.5) ** 3 for step in range(16)]
+    assert penalty.aims == pytest.approx([dense - share * (dense - budget.limit) for share in closed])
+
+
 class Closable(Sigmoid):
     """A sigmoid some units of which can be closed for good."""
 

@@ -53,6 +53,10 @@ class Gate(nn.Module, ABC):
         """Keep values (c), or (b c) of a gate that looks at ``x``, what the first writer of the axis reads."""
         return self.open(self.score(weight))
 
+    def charged(self, keep: Tensor) -> Tensor:
+        """What a budget is charged (c), in units, for those of which ``keep`` (c) was left in a forward pass."""
+        return keep
+
     def fold(self, weight: Tensor) -> Tensor:
         """The weight (n c i j) with what this gate of its stripes multiplies onto it; from then on it is 1 or 0."""
         return weight

@@ -32,6 +32,10 @@ class HardConcrete(Gate):
         """Log-odds (c) of being non-zero, eq. 12."""
         return self.pace * self.logit - SHIFT
 
+    def charged(self, keep: Tensor) -> Tensor:
+        """P(z != 0), eq. 12, of units that were sampled; of a fixed architecture (no gradient), what it keeps."""
+        return torch.sigmoid(self.score([])) if keep.requires_grad else keep
+
     def open(self, score: Tensor) -> Tensor:
         """Keep values (c) in [0, 1]."""
         log_alpha = score + SHIFT

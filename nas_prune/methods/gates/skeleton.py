@@ -60,6 +60,10 @@ class Skeleton(Gate):
         """The skeleton (c) where it lives, elsewhere 0 without a gradient."""
         return self.skeleton.where(score.detach() > 0, 0)
 
+    def charged(self, keep: Tensor) -> Tensor:
+        """The magnitude (c), of which one makes a stripe whole."""
+        return keep.abs().clamp(max=1)
+
     @torch.no_grad()
     def fold(self, weight: Tensor) -> Tensor:
         """FS * weight; FS is 1 where it lives, and 0 elsewhere, from then on."""

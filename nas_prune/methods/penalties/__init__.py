@@ -1,5 +1,5 @@
 """Penalties: what is added to the task loss while gates learn. The registry ``penalties`` knows their names."""
 
-from nas_prune.methods.penalties.penalty import penalties
+from nas_prune.methods.penalties.penalty import Penalty, penalties
 
-__all__ = ["penalties"]
+__all__ = ["Penalty", "penalties"]

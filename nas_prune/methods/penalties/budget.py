@@ -8,15 +8,15 @@ relative excess on every device. ``log``: alpha * log(1 + cost / dense cost), th
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nas_prune.costs import Budget
 from nas_prune.methods.gated import GatedModel
-from nas_prune.methods.penalties.penalty import penalties
+from nas_prune.methods.penalties.penalty import Penalty, penalties
 
 
 @penalties.register("budget")
-class BudgetPenalty(nn.Module):
+class BudgetPenalty(Penalty):
     """``alpha``: the price. ``margin``: aim at this share of the target, so that rounding does not overshoot it."""
 
     def __init__(
@@ -24,8 +24,11 @@ class BudgetPenalty(nn.Module):
     ) -> None:
         super().__init__()
         self.cost, self.alpha, self.form = budget.cost, alpha, form
-        self.target = margin * budget.limit
+        self.margin, self.target = margin, margin * budget.limit
         self.dense = float(budget.cost({}).detach())
+
+    def aim(self, limit: float) -> None:
+        self.target = self.margin * limit
 
     def forward(self, gated: GatedModel) -> Tensor:
         """The penalty, (), for the sizes of the last forward pass."""

@@ -4,17 +4,17 @@ Its sub-gradient is alpha * sign(FS) on what lives and nothing on what is dead, 
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nas_prune.base.errors import SpaceError
 from nas_prune.costs import Budget
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.gates.skeleton import Skeleton
-from nas_prune.methods.penalties.penalty import penalties
+from nas_prune.methods.penalties.penalty import Penalty, penalties
 
 
 @penalties.register("skeleton")
-class SkeletonPenalty(nn.Module):
+class SkeletonPenalty(Penalty):
     """``alpha``: 1e-5 in the paper's code, for 160 epochs at a learning rate of 0.1; more for shorter training.
 
     The sum knows no budget; how much dies is for alpha, or for a budget penalty beside it. Raises SpaceError, when it

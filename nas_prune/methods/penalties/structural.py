@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from nas_prune.base.errors import SpaceError
 from nas_prune.costs import Budget
 from nas_prune.methods.gated import GatedModel
-from nas_prune.methods.penalties.penalty import penalties
+from nas_prune.methods.penalties.penalty import Penalty, penalties
 from nas_prune.ops.structured_conv import bases, unstructured
 
 
 @penalties.register("structural")
-class StructuralPenalty(nn.Module):
+class StructuralPenalty(Penalty):
     """``layers``: pattern over the names of convolutions -> ``kernel`` (n) and ``channels`` (c, all if left out).
 
     ``budget``: every penalty of a recipe is handed the budget; this one has no use for it.

@@ -1,4 +1,7 @@
-"""What a schedule is: a pure function of an epoch, and of how many there are -> how much is closed, and how firmly."""
+"""What a schedule is: a pure function of an epoch, and of how many there are -> how much is closed, and how firmly.
+
+An epoch may be a fraction: in the middle of one, a limit that slides is asked for, too.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +22,7 @@ class Phase:
     soft: float = 0.0
 
 
-Schedule = Callable[[int, int], Phase]
+Schedule = Callable[[float, int], Phase]
 """``(epoch, epochs) -> Phase``: after epoch ``epoch`` (0-based) of ``epochs``. Options are keyword-only parameters."""
 
 schedules: Registry[Callable[..., Phase]] = Registry("schedule", __package__)

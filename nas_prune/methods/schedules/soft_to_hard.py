@@ -20,42 +20,42 @@ LAST, ZEROED, SIGMA, KNEE = 0.95, 0.9, 1e-5, 1 / 8  # shares of the epochs; wher
 
 
 @schedules.register("sfp")
-def sfp(epoch: int, epochs: int) -> Phase:  # noqa: ARG001
+def sfp(epoch: float, epochs: int) -> Phase:  # noqa: ARG001
     """The phase after an epoch: all is closed from the start, and all of it may come back."""
     return Phase(1.0, 0.0)
 
 
 @schedules.register("hfp")
-def hfp(epoch: int, epochs: int) -> Phase:  # noqa: ARG001
+def hfp(epoch: float, epochs: int) -> Phase:  # noqa: ARG001
     """The phase after an epoch: all is closed from the start, for good."""
     return Phase(1.0, 1.0)
 
 
 @schedules.register("asfp")
-def asfp(epoch: int, epochs: int, *, rise: Rise = "exponential") -> Phase:
+def asfp(epoch: float, epochs: int, *, rise: Rise = "exponential") -> Phase:
     """The phase after an epoch: more and more is closed, and all of it may come back."""
     return Phase(risen(epoch, epochs, rise), 0.0)
 
 
 @schedules.register("srfp")
-def srfp(epoch: int, epochs: int, *, start: float = 0.5) -> Phase:
+def srfp(epoch: float, epochs: int, *, start: float = 0.5) -> Phase:
     """The phase after an epoch: all is closed, at first shrunk to ``start`` of its weight, at last zeroed."""
     return Phase(1.0, 0.0, softness(epoch, epochs, start))
 
 
 @schedules.register("asrfp")
-def asrfp(epoch: int, epochs: int, *, rise: Rise = "exponential", start: float = 0.5) -> Phase:
+def asrfp(epoch: float, epochs: int, *, rise: Rise = "exponential", start: float = 0.5) -> Phase:
     """The phase after an epoch: more and more is closed, at first shrunk to ``start`` of its weight, at last zeroed."""
     return Phase(risen(epoch, epochs, rise), 0.0, softness(epoch, epochs, start))
 
 
 @schedules.register("ghfp")
-def ghfp(epoch: int, epochs: int, *, rise: Rise = "cubic", start: float = 0.0) -> Phase:
+def ghfp(epoch: float, epochs: int, *, rise: Rise = "cubic", start: float = 0.0) -> Phase:
     """The phase after an epoch: more and more is closed, and more and more of that for good."""
     return Phase(risen(epoch, epochs, rise), risen(epoch, epochs, "cubic", last=1.0), softness(epoch, epochs, start))
 
 
-def risen(epoch: int, epochs: int, rise: Rise, last: float = LAST) -> float:
+def risen(epoch: float, epochs: int, rise: Rise, last: float = LAST) -> float:
     """The share in [0, 1] of what will be closed that is closed after an epoch; all from the share ``last`` on."""
     if epoch >= last * epochs or epoch + 1 >= epochs:
         return 1.0
@@ -64,7 +64,7 @@ def risen(epoch: int, epochs: int, rise: Rise, last: float = LAST) -> float:
     return 1 - exp(-epoch * log(4) / (KNEE * epochs))
 
 
-def softness(epoch: int, epochs: int, start: float) -> float:
+def softness(epoch: float, epochs: int, start: float) -> float:
     """What the weights of closed units are multiplied by after an epoch, in [0, ``start``]."""
     if not start or epoch >= ZEROED * epochs or epoch + 1 >= epochs:
         return 0.0

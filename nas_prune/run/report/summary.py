@@ -212,9 +212,10 @@ def _speed(dense: Mapping[str, Any], after: Mapping[str, Any]) -> str:
 
 def _accuracy(dense: Mapping[str, Any], after: Mapping[str, Any], *, tuned: bool) -> str:
     before, now = dense.get("top1"), after.get("top1")
-    if before is None or now is None:
+    if now is None:
         return ""
-    return f"top-1 {before:.1f} → {now:.1f} %" + ("" if tuned else " before fine-tuning")
+    change = f"{now:.1f} %" if before is None else f"{before:.1f} → {now:.1f} %"
+    return f"top-1 {change}" + ("" if tuned else " before fine-tuning")
 
 
 def _fewer(dense: Mapping[str, Any], after: Mapping[str, Any]) -> str:
