@@ -81,7 +81,8 @@ def searched(job: Job, gated: GatedModel, calibration: Calibration) -> Met:
             whole = alive.arch(met.arch)
             whole.write(job.folder / "arch.json")
             write_genotype(job.folder / "genotype.json", whole.kept, recipe.space)
-        return replace(met, gates=None if recipe.search.criterion.name else learnt)
+        ahead = recipe.search.once and recipe.search.freeze >= recipe.search.joint  # most of the training is to come
+        return replace(met, gates=None if recipe.search.criterion.name or ahead else learnt)
 
     parts = Parts(
         budget,

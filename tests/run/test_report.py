@@ -214,6 +214,14 @@ def test_the_headline_says_what_was_measured(change: dict[str, Any], sentence: s
     assert re.search(sentence, headline(results() | change))
 
 
+def test_nothing_is_said_of_the_accuracy_of_a_dense_model_that_was_never_trained() -> None:
+    known = results() | {"dense": results()["dense"] | {"top1": None}}
+    assert re.search(r"ms\), top-1 93\.0 %, with", headline(known))
+    dense, *others = table_rows(known)["Top-1 (%)"]
+    assert (dense.text, dense.known) == ("—", False)
+    assert all(cell.change == "" for cell in others)
+
+
 def test_a_missed_budget_is_said_with_its_reason() -> None:
     missed = results() | {"status": "missed", "budget": results()["budget"] | {"reached": 23.0}}
     assert verdict(missed) == "Target of 21.0 ms missed: 23.0 ms measured."
