@@ -17,12 +17,11 @@ from nas_prune.train.data.loaders import Data, set_epoch
 from nas_prune.train.data.order import drawing
 from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.loop import Run, agree, fit
-from nas_prune.train.objective import Objective, task_loss
+from nas_prune.train.objective import Objective, task_loss, teacher_of
 from nas_prune.train.optimizers import optimizer_of
 from nas_prune.train.score import SCORE
 from nas_prune.train.settings import FinetuneSettings
 from nas_prune.train.stage import Stage
-from nas_prune.train.teacher import teacher_of
 
 
 def finetune(
@@ -40,7 +39,7 @@ def finetune(
     recalibrate(model, data, run, settings.recalibrate_batches)
     stage = Stage("finetune", settings.epochs, settings, images or DataSettings())
     share, temperature = settings.distill, settings.temperature
-    teaching = teacher_of(teacher, run) if teacher is not None and share else None
+    teaching = teacher_of(teacher, run.accelerator) if teacher is not None and share else None
     objective = Objective(task_loss(settings), teacher=teaching, share=share, temperature=temperature)
     fit(run, stage, model, data, objective, [optimizer_of(model, settings)], watch=lambda accuracy: {SCORE: accuracy})
 

@@ -91,8 +91,7 @@ def fit(
         while position.epoch < stage.epochs:
             _open_epoch(model, stage, position, memory.mover)
             for number, images, labels in _batches(loader, stage, position, data):
-                schedule.step_update(stage.first * steps + number)
-                objective.slide(stage.first + number / steps)
+                _open_step(schedule, objective, stage.first * steps + number, steps)
                 with drawing(run.seed, stage.name, number):
                     loss = objective(trained, *mix(images, labels))
                     descend(run.accelerator, trained, loss, optimizers, stage.settings.clip_grad)
@@ -108,6 +107,12 @@ def _open_epoch(model: nn.Module, stage: Stage, position: Position, mover: Still
     if position.step == 0:
         mover.begin_epoch(stage.first + position.epoch)
     model.train()
+
+
+def _open_step(schedule: Any, objective: Objective, number: int, steps: int) -> None:
+    """The learning rate of a step, and the limit of the budget, where it slides."""
+    schedule.step_update(number)
+    objective.slide(number / steps)
 
 
 def steps_of(loader: Sized, stage: Stage) -> int:

@@ -6,6 +6,7 @@ All of it is one module, whose parameters the stage trains and whose state is in
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -59,6 +60,18 @@ class Objective(nn.Module):
         for penalty in self.penalties:
             total = total + penalty(gated)
         return total
+
+
+def teacher_of(model: nn.Module, accelerator: Accelerator) -> Teacher:
+    """What ``model`` says of images (b c h w), in the precision of the training: logits, without gradients."""
+    model = model.to(accelerator.device).eval().requires_grad_(False)
+
+    def logits(images: Tensor) -> Tensor:
+        with torch.no_grad(), accelerator.autocast():
+            said: Tensor = model(images)
+            return said
+
+    return logits
 
 
 def task_objective(settings: OptimSettings) -> Objective:

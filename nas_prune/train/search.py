@@ -36,14 +36,13 @@ from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.evaluate import top1
 from nas_prune.train.learner import Learner, gate_optimizers
 from nas_prune.train.loop import Run, Watch, fit
-from nas_prune.train.objective import Objective, task_loss
+from nas_prune.train.objective import Objective, task_loss, teacher_of
 from nas_prune.train.optimizers import optimizer_of
 from nas_prune.train.rounds import Alive, Round, limit_at, rounds_of
 from nas_prune.train.score import SCORE, score
 from nas_prune.train.settings import SearchSettings
 from nas_prune.train.shapley_ascent import ShapleyAscent, weighed
 from nas_prune.train.stage import Stage
-from nas_prune.train.teacher import teacher_of
 
 
 def search(
@@ -105,7 +104,7 @@ def searched(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSet
     if settings.learns:
         warm_up(gated, data, parts, settings=settings, run=run)
     mover = mover_of(gated, data, Aim(parts.budget, settings.joint, schedule), settings, run)
-    teacher = teacher_of(gated.plain(), run) if settings.distill else None
+    teacher = teacher_of(gated.plain(), run.accelerator) if settings.distill else None
     learner = Learner(gated, settings, mover, teacher)
     for each in rounds_of(settings.rounds, settings.joint, schedule):
         if settings.learns:
