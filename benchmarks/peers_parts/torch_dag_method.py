@@ -82,9 +82,7 @@ def masked(scene: Scene, model: nn.Module, share: float, epochs: int) -> nn.Modu
     fit(scene.run, stage, trained, scene.data, objective, optimizers)
     removed: nn.Module = pruning.remove_channels()
     if removed.output_vertex is None:
-        raise BudgetError(
-            f"in {epochs} epochs torch-dag's masks have closed all channels of a layer, and so the network"
-        )
+        raise BudgetError(f"in {epochs} epochs torch-dag's masks have closed a whole layer, and so the network")
     return removed
 
 
