@@ -37,7 +37,8 @@ from nas_prune.base.errors import (
 )
 from nas_prune.base.registry import hint
 
-STOPPING = (InterruptedRunError, StorageError, InUseError, DataError, RecipeError)  # not the cell's fault
+# what is no method's fault ends the run
+STOPPING = (InterruptedRunError, StorageError, InUseError, DataError, RecipeError, RuntimeMissingError)
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
 
@@ -139,9 +140,7 @@ def run(
             print(f"{len(left) - number} cells are left; the same command goes on")
             return
         about = results.minutes(left[number:])
-        print(
-            f"{len(left) - number} cells left, {'' if about is None else f'about {about:.0f} min; '}{cell}", flush=True
-        )
+        print(f"{len(left) - number} left{'' if about is None else f', about {about:.0f} min'}: {cell}", flush=True)
         found = tried(task, cell, known[cell.method])
         results.add(cell, found)
         print(f"  {found['failed'] or told(found)}", flush=True)
