@@ -93,12 +93,11 @@ class Task:
         if cell.backbone not in known:
             raise RecipeError(f"unknown backbone {cell.backbone!r}; backbones.yaml has {', '.join(known)}")
         own = known[cell.backbone]
-        training = own["training"] | (own["tuned"] if cell.setting == "tuned" else {})
         told = {
             "seed": cell.seed,
             "data.root": str(self.glyphs),
             **{f"model.{key}": value for key, value in own["model"].items()},
-            **{f"{stage}.{key}": value for stage in STAGES for key, value in training.items()},
+            **{f"{stage}.{key}": value for stage in STAGES for key, value in own["training"].items()},
             "budget.cost": cell.cost,
             "budget.target": cell.target,
             **(QUICK if cell.cost == "macs" else {}),
