@@ -1,6 +1,6 @@
 """Cells: one method on one backbone at one target with one seed, and the file in which the results of each are kept."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
@@ -86,7 +86,7 @@ class Results:
         return float(median(row["took"] for row in next(filter(None, alike))))
 
 
-def cell_of(row: dict[str, Any]) -> Cell:
+def cell_of(row: Mapping[str, Any]) -> Cell:
     """The cell of a line of the results."""
     return Cell(**{field.name: row[field.name] for field in fields(Cell)})
 

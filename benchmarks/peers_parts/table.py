@@ -4,13 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, Protocol
 
 from nas_prune.base.errors import NasPruneError
 from nas_prune.base.files.whole import atomic_write
 
+from .cells import Cell, cell_of
+
 BEGIN, END = "<!-- peers -->", "<!-- /peers -->"
-CONTROL = "uniform"
+CONTROLS = ("uniform", "uniform_single")  # the better one of a table is what all are put beside
 GROUP = ("setting", "backbone", "cost", "target")
 HEAD = (
     "| method | top-1, % | beside uniform | MACs | ONNX Runtime | eager | training, s | epochs | seeds |",
@@ -19,7 +21,14 @@ HEAD = (
 Row = Mapping[str, Any]
 
 
-def write_tables(page: Path, rows: Sequence[Row], methods: Mapping[str, Any]) -> None:
+class Known(Protocol):
+    """A method, as far as a table asks."""
+
+    def has(self, cell: Cell) -> bool:
+        """Whether the method has a meaning in a cell."""
+
+
+def write_tables(page: Path, rows: Sequence[Row], methods: Mapping[str, Known]) -> None:
     """Put the tables between the marks of a page. Raises NasPruneError where it has none."""
     text = page.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
@@ -29,10 +38,10 @@ def write_tables(page: Path, rows: Sequence[Row], methods: Mapping[str, Any]) ->
     atomic_write(page, f"{before}{BEGIN}\n{tables(rows, methods)}\n{END}{after}")
 
 
-def tables(rows: Sequence[Row], methods: Sequence[str] | Mapping[str, Any]) -> str:
+def tables(rows: Sequence[Row], methods: Mapping[str, Known]) -> str:
     """A table for each setting, backbone, cost and target, and what is missing below it."""
     ordered = sorted(rows, key=_group)
-    parts = [_section(key, list(group), list(methods)) for key, group in groupby(ordered, _group)]
+    parts = [_section(key, list(group), methods) for key, group in groupby(ordered, _group)]
     return "\n".join(["", *parts]) if parts else "\nNothing has been run yet.\n"
 
 
@@ -40,23 +49,24 @@ def _group(row: Row) -> tuple[Any, ...]:
     return tuple(-float(row[name][:-1]) if name == "target" else row[name] for name in GROUP)
 
 
-def _section(key: tuple[Any, ...], rows: list[Row], methods: list[str]) -> str:
+def _section(key: tuple[Any, ...], rows: list[Row], methods: Mapping[str, Known]) -> str:
     setting, backbone, cost, target = key
     seeds = sorted({row["seed"] for row in rows})
     made = {name: [row for row in rows if row["method"] == name and row["top1"] is not None] for name in methods}
     made = {name: own for name, own in made.items() if own}
     best_first = sorted(made, key=lambda name: -mean(row["top1"] for row in made[name]))
-    control = {row["seed"]: row["top1"] for row in made.get(CONTROL, [])}
+    control = next((name for name in best_first if name in CONTROLS), "")
+    beside = {row["seed"]: row["top1"] for row in made.get(control, [])}
     title = f"**{setting}, {backbone}, {-target:g}x of the {'MACs' if cost == 'macs' else 'latency'}**"
-    lines = [_line(name, made[name], control, len(seeds)) for name in best_first]
+    lines = [_line(name, made[name], {} if name == control else beside, len(seeds)) for name in best_first]
     return "\n".join([title, "", *HEAD, *lines, "", *_missing(rows, methods), ""])
 
 
 def _line(name: str, rows: list[Row], control: Mapping[int, float], seeds: int) -> str:
-    """A method's row: means over its seeds."""
+    """A method's row: means over its seeds. ``control``: what it is put beside, by seed."""
     shares = [f"{mean(row[cost] for row in rows):.3f}" for cost in ("macs", "onnxruntime", "eager")]
     paired = [row["top1"] - control[row["seed"]] for row in rows if row["seed"] in control]
-    beside = spread(paired, sign="+") if paired and name != CONTROL else ""
+    beside = spread(paired, sign="+") if paired else ""
     spent, epochs = f"{mean(row['seconds'] for row in rows):.0f}", f"{rows[0]['epochs']}"
     ran = f"{len(rows)}" if len(rows) == seeds else f"{len(rows)} of {seeds}"
     return f"| {' | '.join([name, spread([row['top1'] for row in rows]), beside, *shares, spent, epochs, ran])} |"
@@ -68,9 +78,10 @@ def spread(values: Sequence[float], sign: str = "") -> str:
     return f"{mean(values):{sign}.2f}{around}"
 
 
-def _missing(rows: list[Row], methods: list[str]) -> Iterator[str]:
+def _missing(rows: list[Row], methods: Mapping[str, Known]) -> Iterator[str]:
     """Which methods have not been run, and which came to no result, with the reason."""
-    absent = [name for name in methods if not any(row["method"] == name for row in rows)]
+    here, tried = cell_of(rows[0]), {row["method"] for row in rows}
+    absent = [name for name, method in methods.items() if name not in tried and method.has(here)]
     if absent:
         yield f"Not run: {', '.join(absent)}."
     for row in rows:

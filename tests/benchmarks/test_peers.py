@@ -51,6 +51,13 @@ class Stub:
         return Outcome(nn.Identity(), 1.0, 8)
 
 
+class Senseless(Stub):
+    """A method that has a meaning nowhere."""
+
+    def has(self, _cell: Cell) -> bool:
+        return False
+
+
 def refuse(error: BaseException) -> Callable[[], object]:
     """A function that raises."""
 
@@ -126,7 +133,7 @@ ROWS = [
     row("short", 1, 80.0),
     row("broken", 0, None, failed="KeyError: 'qkv'"),
 ]
-METHODS = ["uniform", "gates", "short", "broken", "absent"]
+METHODS = {name: Stub() for name in ("uniform", "gates", "short", "broken", "absent")} | {"senseless": Senseless()}
 
 
 def test_the_table_has_means_spreads_and_differences_to_uniform_of_the_same_seed() -> None:
@@ -138,6 +145,9 @@ def test_the_table_has_means_spreads_and_differences_to_uniform_of_the_same_seed
         "| short | 80.00 | -11.00 | 0.250 | 0.500 | 0.400 | 10 | 8 | 1 of 3 |",
     ]
     assert "Not run: absent." in lines
+    single = [row("uniform_single", seed, 95.0) for seed in range(3)]
+    beside = tables([*ROWS, *single], METHODS | {"uniform_single": Stub()}).splitlines()
+    assert "| gates | 92.00 ± 1.00 | -3.00 ± 1.00 | 0.250 | 0.500 | 0.400 | 40 | 8 | 3 |" in beside
     assert "No result of broken, seed 0: KeyError: 'qkv'." in lines
 
 
