@@ -7,7 +7,6 @@ exactly nothing, and the derived model computes exactly what the gated one compu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -26,6 +25,7 @@ from nas_prune.methods.writing import Act
 from nas_prune.ops import Choice
 from nas_prune.tracing import Axes
 from nas_prune.tracing.arch import Arch
+from nas_prune.tracing.full_precision import full_precision
 from nas_prune.tracing.graph.brought import tensor_of, unwrapped
 from nas_prune.tracing.graph.multihead import close_up, open_up
 from nas_prune.tracing.space import SearchSpace
@@ -110,8 +110,7 @@ class GatedModel(nn.Module):
 
     def _said(self) -> dict[str, Tensor]:
         """What the gates say, in full precision even where the backbone computes in less: half a unit is none."""
-        place = next(self.backbone.parameters()).device.type
-        with torch.autocast(place, enabled=False) if torch.amp.is_autocast_available(place) else nullcontext():
+        with full_precision(next(self.backbone.parameters()).device):
             return self.gate_values()
 
     def gate_values(self) -> dict[str, Tensor]:

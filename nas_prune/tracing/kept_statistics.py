@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nas_prune.tracing.full_precision import full_precision
+
 
 def standardised(
     x: Tensor, eps: float, keep: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
@@ -18,7 +20,8 @@ def standardised(
     """
     weight = torch.ones_like(keep) if weight is None else weight.to(keep.dtype)
     bias = torch.zeros_like(keep) if bias is None else bias.to(keep.dtype)
-    result: Tensor = _Standardised.apply(eps, x.to(keep.dtype), keep, weight, bias)
+    with full_precision(x.device):
+        result: Tensor = _Standardised.apply(eps, x.to(keep.dtype), keep, weight, bias)
     return result
 
 

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from zoo import User, build, few
+from zoo import BACKBONES, User, build, few, traced
 
 from nas_prune.base.errors import RecipeError
 from nas_prune.costs import Budget, Conditions, Macs
@@ -145,6 +145,20 @@ def test_gates_decide_in_full_precision(bfloat16: Accelerator) -> None:
     ready(bfloat16, gated, Pace())(images)
     assert all(torch.equal(keep, gated._board.keep[name]) for name, keep in gated.gate_values().items())
     assert all(keep.dtype == torch.float32 for keep in gated._board.keep.values())
+
+
+@pytest.mark.parametrize("name", few(BACKBONES))
+def test_every_gated_backbone_trains_in_mixed_precision_as_in_full(bfloat16: Accelerator, name: str) -> None:
+    net, images = traced(name), traced(name).images
+    losses = []
+    for mixed in (False, True):
+        gated = GatedModel(net.fresh(), net.axes, "sigmoid").eval()  # norms of two images would make much of rounding
+        trained = ready(bfloat16, gated, Pace()) if mixed else gated
+        loss = trained(images).float().square().mean()
+        bfloat16.backward(loss)
+        assert all(bool(p.grad.isfinite().all()) for p in gated.gates.parameters() if p.grad is not None)
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
 
 
 @pytest.mark.parametrize("clip", [None, 0.1])
