@@ -19,6 +19,7 @@ from nas_prune.base.parts import bound
 from nas_prune.costs import Budget, Macs
 from nas_prune.costs.left import Left
 from nas_prune.derivation.derive import derive
+from nas_prune.derivation.removal import put_back, removed
 from nas_prune.derivation.replace import laid_out
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.gates import Gate
@@ -148,6 +149,19 @@ def test_a_search_that_removes_ends_as_one_that_only_closes(net: Traced, optimiz
             assert apart(before.eval()(IMAGES), now.eval()(IMAGES)) <= 1e-9
             for name, score in now.scores().items():
                 assert apart(before.scores()[name][list(kept.kept[name])], score) <= 1e-9
+
+
+def test_numbers_go_back_to_the_same_places_however_they_lie_in_memory(net: Traced) -> None:
+    removal = removed(GatedModel(net.fresh(), net.axes), net.random(0.5))
+    ends = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        whole, small = net.fresh().to(memory_format=layout), copy.deepcopy(removal.small).to(memory_format=layout)
+        put_back(whole, small, removal.places)
+        ends.append(whole.state_dict())
+    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=0)
+    name = next(name for name, place in removal.places.items() if place.ndim == 4)
+    place, tensor = removal.places[name], removal.small.state_dict()[name]
+    assert torch.equal(ends[0][name].flatten()[place], tensor)
 
 
 def test_a_cost_of_what_is_left_is_the_cost_of_the_whole(net: Traced) -> None:
