@@ -44,7 +44,7 @@ def promised(budget: Budget, counted: float, dense_ms: float, share: float) -> P
 
 def cautions(results: Mapping[str, Any]) -> list[str]:
     """What a reader must know before any other figure, one sentence each, the worst first."""
-    found = [_accuracy(results), _untrained(results), _closed_at_once(results), _disturbed(results)]
+    found = [_accuracy(results), _untrained(results), _closed_at_once(results), _taught(results), _disturbed(results)]
     return [sentence for sentence in found if sentence]
 
 
@@ -71,6 +71,16 @@ def _closed_at_once(results: Mapping[str, Any]) -> str:
         f"the gates ended at {gates['ended'] / gates['dense']:.2f}x of the dense model (predicted), the target is "
         f"{gates['limit'] / gates['dense']:.2f}x: the selection closed the rest at once. Search for longer "
         f"(search.joint), or raise search.gate_lr or the budget penalty's alpha"
+    )
+
+
+def _taught(results: Mapping[str, Any]) -> str:
+    dense, small = results["dense"]["top1"], results["finetuned"]["top1"]
+    if not results.get("taught") or dense is None or small <= dense:
+        return ""
+    return (
+        f"the teacher knows less than its pupil: top-1 is {dense:.1f} and {small:.1f} %. Try without it "
+        "(finetune.distill=0, search.distill=0), or train the dense model for longer"
     )
 
 

@@ -81,6 +81,7 @@ class ResultsFile(Document):
     gates: GateFigures | None = None
     classes: Whole | None = None
     trained: bool = True
+    taught: bool = False
     cautions: list[Text] = Field([])
     measured_share: Positive | None = None
     max_abs_error: NotNegative

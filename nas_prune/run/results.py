@@ -49,6 +49,7 @@ def evaluated(job: Job, outcome: Outcome) -> dict[str, Any]:
         **{name: rows[name] for name in ("dense", "gated", "derived", "finetuned")},
         "classes": job.data.classes,
         "trained": trained(job.recipe),
+        "taught": bool(job.recipe.search.distill or (job.recipe.finetune.epochs and job.recipe.finetune.distill)),
         "certificate": outcome.certificate,
         "calibration": {"predictor": outcome.calibration.name, "trusted": job.recipe.latency.trust_calibration},
         "stripes": _stripes(job, rows["gated"]),

@@ -39,6 +39,7 @@ def test_of_a_run_that_went_well_nothing_is_said_first() -> None:
         ),
         ({"finetuned": {"top1": 12.0}, "dense": {"top1": None}}, "guesses: top-1 is 12.0 %"),
         ({"trained": False}, "is chosen by random weights"),
+        ({"taught": True, "finetuned": {"top1": 91.0}}, "the teacher knows less than its pupil: .* 90.0 and 91.0 %"),
         ({"gates": {"ended": 7.7, "limit": 5.0, "dense": 10.0}}, "the gates ended at 0.77x .* the target is 0.50x"),
         ({"derived": {"measured_ms_spread": 1.0}}, "calls of the derived model spread by ±10 %"),
     ],
