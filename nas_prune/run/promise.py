@@ -15,6 +15,7 @@ NOISE = 1.03  # a timing repeats to a few percent
 LOST = 0.10  # share of the dense accuracy, the loss of which is said before any speed
 CHANCE = 1.5  # times the accuracy of guessing: no better than that is said before any speed
 LEFT = 1.05  # times the limit at which gates may end: the selection closes what is left, and that is not trained for
+BETTER = 0.5  # points of top-1 by which a pupil must be better than its teacher before that is said
 DISTURBED = 0.05  # spread of a timing as a share of its median, beyond which a machine was disturbed
 UNTRAINED = "what is kept is chosen by random weights: dense.epochs is 0, and the model starts from no trained ones"
 
@@ -76,7 +77,7 @@ def _closed_at_once(results: Mapping[str, Any]) -> str:
 
 def _taught(results: Mapping[str, Any]) -> str:
     dense, small = results["dense"]["top1"], results["finetuned"]["top1"]
-    if not results.get("taught") or dense is None or small <= dense:
+    if not results.get("taught") or dense is None or small <= dense + BETTER:
         return ""
     return (
         f"the teacher knows less than its pupil: top-1 is {dense:.1f} and {small:.1f} %. Try without it "
