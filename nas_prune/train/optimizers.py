@@ -26,13 +26,17 @@ def optimizer_of(model: nn.Module, settings: OptimSettings) -> Optimizer:
 
 def schedule_of(optimizer: Optimizer, stage: Stage, steps: int) -> Any:
     """timm's schedule of an optimizer, updated every step."""
+    settings, epochs = stage.settings, stage.chain.epochs if stage.chain else stage.epochs
     scheduler, _ = create_scheduler_v2(
         optimizer,
-        sched=stage.settings.scheduler,
-        num_epochs=stage.chain.epochs if stage.chain else stage.epochs,
-        warmup_epochs=stage.settings.warmup_epochs,
-        warmup_lr=stage.settings.lr / 100,
-        min_lr=stage.settings.lr / 1000,
+        sched=settings.scheduler,
+        num_epochs=epochs,
+        warmup_epochs=settings.warmup_epochs,
+        warmup_lr=settings.lr / 100,
+        min_lr=settings.lr / 1000,
+        decay_epochs=settings.decay_epochs or epochs / 3,
+        decay_milestones=[share * epochs for share in settings.decay_milestones],
+        decay_rate=settings.decay_rate,
         step_on_epochs=False,
         updates_per_epoch=steps,
     )

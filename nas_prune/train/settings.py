@@ -22,6 +22,13 @@ class OptimSettings(Settings):
     weight_decay: float = Field(5e-4, ge=0.0, description="weight decay (not on biases and norms)")
     scheduler: str = Field("cosine", description="timm schedule: cosine, step, poly, ...")
     warmup_epochs: float = Field(0.0, ge=0.0, description="epochs of linear warm-up")
+    decay_epochs: PositiveFloat | None = Field(
+        None, description="scheduler step: epochs from one decay to the next; a third of them all if left out"
+    )
+    decay_milestones: list[Share] = Field(
+        [0.5, 0.75], description="scheduler multistep: the decays, as shares of the epochs"
+    )
+    decay_rate: Share = Field(0.1, description="step, multistep: what a decay multiplies the rate by; poly: the power")
     loss: LossSettings = Field(LossSettings(), description="what the stage descends")
     label_smoothing: Share = Field(0.0, description="label smoothing")
     clip_grad: PositiveFloat | None = Field(None, description="clip the gradient's norm to this")
