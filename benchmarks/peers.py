@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from peers_parts.cells import COSTS, SETTINGS, Cell, Results, cells_of
-from peers_parts.ours import recipe_methods
+from peers_parts.ours import Dense, recipe_methods
 from peers_parts.table import write_tables
 from peers_parts.task import Outcome, Task, backbones
 from peers_parts.torch_dag_method import TorchDag
@@ -79,7 +79,7 @@ def main() -> int:
 
 def methods() -> dict[str, Method]:
     """Every method by its name."""
-    return {**recipe_methods(), **torch_pruning_methods(), "torch_dag": TorchDag()}
+    return {"dense": Dense(), **recipe_methods(), **torch_pruning_methods(), "torch_dag": TorchDag()}
 
 
 def asked() -> argparse.Namespace:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import safetensors.torch
+
 import nas_prune as npr
 from nas_prune.base.errors import RecipeError
 from nas_prune.base.files.yaml_text import read_mapping
@@ -42,6 +44,25 @@ class RecipeMethod:
         shutil.rmtree(folder)
         spent = sum(results["seconds"].get(stage, 0.0) for stage in STAGES)
         return Outcome(model, seconds + spent, epochs + epochs_of(recipe))
+
+
+class Dense:
+    """Nothing is pruned: the dense network, to compare accuracy and time with."""
+
+    def has(self, _cell: Cell) -> bool:
+        """Everywhere."""
+        return True
+
+    def missing(self) -> str | None:
+        """Nothing."""
+        return None
+
+    def run(self, task: Task, cell: Cell) -> Outcome:
+        """The network that ``tuned`` and ``untouched`` begin with, too."""
+        path, seconds = task.dense(cell, task.dense_epochs)
+        model = task.scene(cell).backbone()
+        model.load_state_dict(safetensors.torch.load_file(path))
+        return Outcome(model, seconds, task.dense_epochs)
 
 
 def _start(task: Task, cell: Cell) -> tuple[dict[str, Any], float, int]:
