@@ -69,6 +69,17 @@ class Convolution(Operation):
                 self.convolution.bias.copy_(bias if bias is not None else torch.zeros_like(self.convolution.bias))
             _same_norm(self.norm, other.norm)
 
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """What is done to each output of the kernel, as of now: its factor (o) and what is added (o)."""
+        bias = self.convolution.bias
+        ones = torch.ones_like(self.convolution.weight[:, 0, 0, 0])
+        shift = torch.zeros_like(ones) if bias is None else bias
+        if not isinstance(self.norm, nn.BatchNorm2d):
+            return ones, shift
+        mean, variance = self.norm.get_buffer("running_mean"), self.norm.get_buffer("running_var")
+        scale = self.norm.weight * torch.rsqrt(variance + self.norm.eps)
+        return scale, self.norm.bias + (shift - mean) * scale
+
     def forward(self, x: Tensor) -> Tensor:
         """x (b i h w) -> (b o h/stride w/stride)."""
         out: Tensor = self.norm(self.convolution(x))

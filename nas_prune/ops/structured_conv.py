@@ -23,6 +23,7 @@ from einops import einsum
 from torch import Tensor, nn
 
 from nas_prune.base.errors import SpaceError
+from nas_prune.ops.candidates import Convolution
 from nas_prune.ops.geometry import geometry, made
 from nas_prune.ops.operation import Operation, operations
 
@@ -88,6 +89,20 @@ class StructuredConvolution(Operation):
         alpha = coefficients(weight, kernel, channels // known.groups)
         operation.convolution.load_state_dict({**module.state_dict(), "weight": alpha})
         return operation
+
+    @torch.no_grad()
+    def inherit(self, other: Operation) -> None:
+        """From a convolution of this kernel and grouping: alpha = A^+ W, with what its norm multiplies and adds."""
+        size = self.convolution.kernel_size[0] + self.config["window"] - 1
+        known = {"kernel": size, "dilation": 1, "groups": self.config["groups"]}
+        if not isinstance(other, Convolution) or any(other.config[name] != value for name, value in known.items()):
+            return
+        scale, shift = other.affine()
+        weight = other.convolution.weight * scale[:, None, None, None]
+        alpha = coefficients(weight, self.config["kernel"], self.convolution.in_channels // self.config["groups"])
+        self.convolution.weight.copy_(alpha)
+        if self.convolution.bias is not None:
+            self.convolution.bias.copy_(shift)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (b i h w) -> (b o h w)."""

@@ -192,6 +192,27 @@ def test_what_a_candidate_cannot_have_is_lost_and_no_more() -> None:
     assert all(torch.equal(kept[name], value) for name, value in heir.state_dict().items())
 
 
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_structured_candidate_starts_as_near_to_the_first_one_as_structure_allows(norm: bool) -> None:
+    torch.manual_seed(0)
+    given = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=not norm)
+    description = {"structured": {"operation": "structured_convolution", "kernel": 2}}
+    choice = Choice.like(given, candidates={"first": {**CONV, "norm": norm}, **description}).double()
+    trained, heir = choice.candidates.values()
+    alpha = torch.randn(CHANNELS, CHANNELS, 2, 2).double()
+    with torch.no_grad():  # a kernel that is structured
+        span = placements(3, 2)
+        trained.convolution.weight.copy_(torch.einsum("o c n m, u n, v m -> o c u v", alpha, span, span))
+    if norm:
+        used(trained.train(), torch.randn(4, CHANNELS, 9, 8).double())
+    inherit(choice)
+    scale, shift = trained.affine()
+    torch.testing.assert_close(heir.convolution.weight, alpha * scale[:, None, None, None])
+    x = torch.randn(2, CHANNELS, 9, 8).double()
+    added = 0 if heir.convolution.bias is not None else shift[:, None, None]
+    torch.testing.assert_close(heir.eval()(x) + added, trained.eval()(x))
+
+
 def test_a_choice_of_given_operations_keeps_their_weights() -> None:
     torch.manual_seed(0)
     given = {name: build(description) for name, description in SUM.items()}
