@@ -18,7 +18,7 @@ import nas_prune as npr
 from nas_prune.artifact.cells_entry import register
 from nas_prune.base.errors import ArchError, SpaceError, UnknownNameError
 from nas_prune.base.files.whole import read_json
-from nas_prune.costs import Macs
+from nas_prune.costs import Macs, count
 from nas_prune.methods.selectors import selectors
 from nas_prune.ops import Choice, Zero
 from nas_prune.ops.cells.cell_space import CellSpace, edge_name
@@ -398,16 +398,59 @@ def test_it_is_a_timm_model(space: Any) -> None:
     assert [f.shape[1] for f in pyramid(torch.randn(1, 3, 16, 16))] == pyramid.feature_info.channels()
 
 
-@pytest.mark.parametrize("reduction", [1, 2, 8])
-def test_a_stem_may_reduce_the_image_as_for_imagenet(reduction: int) -> None:
-    model = create({"like": "darts", "stem_reduction": reduction}, layers=1, channels=4)
-    sizes = [
-        tuple(model.stem(torch.randn(2, 3, 32, 32)).shape),
-        tuple(model.forward_features(torch.randn(2, 3, 32, 32)).shape),
-    ]
-    assert sizes == [(2, 12, 32 // reduction, 32 // reduction), (2, 32, 16 // reduction, 16 // reduction)]
+@pytest.mark.parametrize(
+    ("reduction", "first", "second"),
+    [(1, (12, 32), (12, 32)), (2, (12, 16), (12, 16)), (4, (4, 16), (4, 8)), (8, (4, 8), (4, 4))],
+)
+def test_a_stem_may_reduce_the_image_as_for_imagenet(
+    reduction: int, first: tuple[int, int], second: tuple[int, int]
+) -> None:
+    model, images = (
+        create({"like": "darts", "stem_reduction": reduction}, layers=1, channels=4),
+        torch.randn(2, 3, 32, 32),
+    )
+    state = model.stem(images)
+    assert tuple(state.shape[1:3]) == first
+    assert tuple(model.stem_end(state).shape[1:3]) == second
+    assert tuple(model.forward_features(images).shape) == (2, 32, 16 // reduction, 16 // reduction)
     assert model.feature_info[-1]["reduction"] == 2 * reduction
-    assert sum(isinstance(module, nn.Conv2d) for module in model.stem) == max(1, reduction.bit_length() - 1)
+
+
+SEPARABLE, DILATED, POOL, SKIP = "sep_conv_3x3", "dil_conv_3x3", "max_pool_3x3", "skip_connect"
+SECOND_ORDER = {  # DARTS_V2 of the authors' genotypes.py
+    "normal": {
+        "2": {"0": SEPARABLE, "1": SEPARABLE},
+        "3": {"0": SEPARABLE, "1": SEPARABLE},
+        "4": {"1": SEPARABLE, "0": SKIP},
+        "5": {"0": SKIP, "2": DILATED},
+    },
+    "reduction": {
+        "2": {"0": POOL, "1": POOL},
+        "3": {"2": SKIP, "1": POOL},
+        "4": {"0": POOL, "2": SKIP},
+        "5": {"2": SKIP, "1": POOL},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "parameters", "macs"),
+    [
+        ({"space": "darts", "channels": 36, "layers": 20, "num_classes": 10}, 32, 3_349_342, 528_359_040),
+        (
+            {"space": {"like": "darts", "stem_reduction": 8}, "channels": 48, "layers": 14, "num_classes": 1000},
+            224,
+            4_718_752,
+            529_911_552,
+        ),
+    ],
+)
+def test_the_networks_of_darts_are_as_large_as_the_authors(
+    options: dict[str, Any], size: int, parameters: int, macs: int
+) -> None:
+    model = timm.create_model("nas_prune_cells", genotype=SECOND_ORDER, **options).eval()
+    counted = count(model, torch.randn(1, 3, size, size))
+    assert (counted.params, counted.macs) == (parameters, macs)
 
 
 def test_checkpointed_training_computes_the_same() -> None:

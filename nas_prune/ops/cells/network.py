@@ -4,7 +4,7 @@ As in DARTS (arXiv 1806.09055) and NAS-Bench-201 (arXiv 2001.00326), without the
 the papers train with.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from timm.layers import ClassifierHead
@@ -40,21 +40,26 @@ class CellNetwork(nn.Module):
             raise SpaceError(f"a network needs at least one channel and one cell; got {channels} and {layers}")
         known = CellSpace.of(space)
         self.num_classes, self.in_chans, self.grad_checkpointing = num_classes, in_chans, False
-        self.stem = _stem(in_chans, channels * known.stem, known.stem_reduction)
+        self.stem, self.stem_end, streams = _stems(in_chans, channels, known)
         self.feature_info: list[dict[str, Any]] = []
         self.cells = nn.ModuleDict()
-        out = self._add_cells(known, layers, channels, None if genotype is None else check(genotype, known))
+        chosen = None if genotype is None else check(genotype, known)
+        out = self._add_cells(known, list(known.layout(layers).items()), channels, streams, chosen)
         self.inputs = known.inputs
         self.final_norm = nn.Sequential(nn.BatchNorm2d(out), nn.ReLU()) if known.final_norm else nn.Identity()
         self.num_features = self.head_hidden_size = out
         self.head = ClassifierHead(out, num_classes, pool_type=global_pool, drop_rate=drop_rate)
 
     def _add_cells(
-        self, space: CellSpace, layers: int, channels: int, chosen: Mapping[str, ChosenOperations] | None
+        self,
+        space: CellSpace,
+        layout: Sequence[tuple[str, str]],
+        channels: int,
+        streams: list[Stream],
+        chosen: Mapping[str, ChosenOperations] | None,
     ) -> int:
         """The cells one after the other, and what is known of their outputs; returns the width of the last."""
-        streams = [Stream(channels * space.stem, space.stem_reduction)] * space.inputs
-        for name, kind in space.layout(layers).items():
+        for name, kind in layout:
             *_, nearest = streams
             stride = space.kinds[kind].stride
             if stride == 2 and self.cells:
@@ -128,7 +133,8 @@ class CellNetwork(nn.Module):
 
     def _through_cells(self, x: Tensor) -> list[Tensor]:
         """The stem's and every cell's output, in order."""
-        outputs = [self.stem(x)] * self.inputs
+        first = self.stem(x)
+        outputs = [first, self.stem_end(first)][-self.inputs :]
         for cell in self.cells.values():
             states = outputs[-self.inputs :]
             if self.grad_checkpointing and self.training:
@@ -138,11 +144,26 @@ class CellNetwork(nn.Module):
         return outputs
 
 
-def _stem(c_in: int, c_out: int, reduction: int) -> nn.Sequential:
-    """3x3 convolutions and BatchNorms, ReLU between them; each has twice the width of the one before, and halves."""
+def _stems(c_in: int, channels: int, space: CellSpace) -> tuple[nn.Module, nn.Module, list[Stream]]:
+    """What makes state 0 of the first cell of images, what makes state 1 of that, and the states.
+
+    Of small images one convolution makes both. Where the stem halves several times, it is as wide as the first cell,
+    its first convolution half of that, and state 0 is what the last halving begins with: DARTS' network for ImageNet.
+    """
+    reduction, halvings = space.stem_reduction, space.stem_reduction.bit_length() - 1
+    if halvings < 2 or space.inputs != 2:
+        width = channels * space.stem
+        widths = [max(1, width >> step) for step in reversed(range(max(1, halvings)))]
+        return _stem(c_in, widths, reduction), nn.Identity(), [Stream(width, reduction)] * space.inputs
+    widths = [max(1, channels // 2), *[channels] * (halvings - 2)] if halvings > 2 else [channels]
+    end = nn.Sequential(nn.ReLU(), *_stem(channels, [channels], 2))
+    return _stem(c_in, widths, 2), end, [Stream(channels, reduction // 2), Stream(channels, reduction)]
+
+
+def _stem(c_in: int, widths: Sequence[int], reduction: int) -> nn.Sequential:
+    """3x3 convolutions of these widths and BatchNorms, ReLU between them; each halves, unless there is nothing to."""
     layers: list[nn.Module] = []
-    for halvings in reversed(range(max(1, reduction.bit_length() - 1))):
-        width = max(1, c_out >> halvings)
+    for width in widths:
         layers += [nn.Conv2d(c_in, width, 3, min(2, reduction), 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
         c_in = width
     return nn.Sequential(*layers[:-1])
