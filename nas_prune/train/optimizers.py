@@ -25,15 +25,17 @@ def optimizer_of(model: nn.Module, settings: OptimSettings) -> Optimizer:
 
 
 def schedule_of(optimizer: Optimizer, stage: Stage, steps: int) -> Any:
-    """timm's schedule of an optimizer, updated every step."""
+    """timm's schedule of an optimizer, updated every step; it warms up from, and ends at, shares of its own rate."""
+    first = optimizer.param_groups[0]
+    rate = first.get("initial_lr", first["lr"])
     settings, epochs = stage.settings, stage.chain.epochs if stage.chain else stage.epochs
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=settings.scheduler,
         num_epochs=epochs,
         warmup_epochs=settings.warmup_epochs,
-        warmup_lr=settings.lr / 100,
-        min_lr=settings.lr / 1000,
+        warmup_lr=rate / 100,
+        min_lr=rate / 1000,
         decay_epochs=settings.decay_epochs or epochs / 3,
         decay_milestones=[share * epochs for share in settings.decay_milestones],
         decay_rate=settings.decay_rate,

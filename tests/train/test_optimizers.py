@@ -40,6 +40,18 @@ def test_steps_are_where_the_recipe_says(settings: dict[str, Any], decays: dict[
     assert len(late) <= len(decays), "timm decays one step early where milestones are asked for"
 
 
+def test_gates_warm_up_from_a_share_of_their_own_rate() -> None:
+    optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=1e-3)
+    schedule = schedule_of(optimizer, Stage("warm-up", 2, TrainSettings(lr=0.5, warmup_epochs=1.0)), STEPS)
+    rates = []
+    for step in range(2 * STEPS):
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[0] == pytest.approx(1e-5)
+    assert max(rates) <= 1e-3
+    assert rates[-1] < 1e-4
+
+
 @pytest.mark.parametrize("scheduler", ["cosine", "step", "multistep"])
 def test_stages_of_one_chain_follow_one_schedule(scheduler: str) -> None:
     chain = Chain(12)
