@@ -164,7 +164,7 @@ def told(found: Mapping[str, Any]) -> str:
     """A cell's figures in a line."""
     return (
         f"top-1 {found['top1']:.2f} %, MACs {found['macs']:.3f}x, ONNX Runtime {found['onnxruntime']:.3f}x, "
-        f"eager {found['eager']:.3f}x, {found['seconds']:.0f} s of training, {found['took']:.0f} s in all"
+        f"eager {found['eager']:.3f}x, {found['seconds']:.0f} CPU s of training, {found['took']:.0f} s in all"
     )
 
 

@@ -15,7 +15,7 @@ BEGIN, END = "<!-- peers -->", "<!-- /peers -->"
 CONTROLS = ("uniform", "uniform_single")  # the better one of a table is what all are put beside
 GROUP = ("setting", "backbone", "cost", "target")
 HEAD = (
-    "| method | top-1, % | beside uniform | MACs | ONNX Runtime | eager | training, s | epochs | seeds |",
+    "| method | top-1, % | beside uniform | MACs | ONNX Runtime | eager | training, CPU s | epochs | seeds |",
     "|---|---|---|---|---|---|---|---|---|",
 )
 Row = Mapping[str, Any]

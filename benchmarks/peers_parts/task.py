@@ -34,7 +34,10 @@ QUICK = {"latency.predictor": "additive", "latency.samples": 12, "latency.second
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method has made of a cell: the network, and what training it took, dense phases included."""
+    """What a method has made of a cell: the network, and what training it took, dense phases included.
+
+    ``seconds``: of a processor, which other work on the machine does not stretch.
+    """
 
     model: nn.Module
     seconds: float
@@ -69,7 +72,7 @@ class Pretrained:
         """Fine-tune what a method made of it, in the last of its epochs; ``began``: when its own training did."""
         settings = self.scene.recipe.finetune.model_copy(update={"epochs": epochs})
         finetune(pruned, None, self.scene.data, settings=settings, run=self.scene.run, images=self.scene.recipe.data)
-        return Outcome(pruned, self.seconds + time.perf_counter() - began, self.epochs + self.left)
+        return Outcome(pruned, self.seconds + time.process_time() - began, self.epochs + self.left)
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,9 @@ class Task:
         path = self.cache / "dense" / f"{cell.backbone}-{epochs}-{cell.seed}.safetensors"
         if not path.exists():
             scene = self.scene(Cell("scratch", cell.backbone, cell.cost, cell.target, cell.seed, cell.method))
-            model, began = scene.backbone(), time.perf_counter()
+            model, began = scene.backbone(), time.process_time()
             train(scene, "dense", model, epochs)
-            told = {"seconds": str(time.perf_counter() - began)}
+            told = {"seconds": str(time.process_time() - began)}
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(path, safetensors.torch.save(model.state_dict(), told))
         return path, float(tensors.metadata(path, CheckpointError)["seconds"])

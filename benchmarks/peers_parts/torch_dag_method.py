@@ -48,7 +48,7 @@ class TorchDag:
 
     def run(self, task: Task, cell: Cell) -> Outcome:
         """Take the dense network, learn its masks, remove channels, fine-tune."""
-        given, began = task.pretrained(cell), time.perf_counter()
+        given, began = task.pretrained(cell), time.process_time()
         scene, masking = given.scene, given.left // 2
         one = build.example(scene.recipe, scene.data, batch=1)
         macs = count(given.model, one).macs

@@ -67,7 +67,7 @@ class TorchPruning:
 
     def run(self, task: Task, cell: Cell) -> Outcome:
         """Take the dense network, learn sparsely, prune, fine-tune. Choosing channels counts as training."""
-        given, began = task.pretrained(cell), time.perf_counter()
+        given, began = task.pretrained(cell), time.process_time()
         model, scene = given.model, given.scene
         sparse = 0 if self.sparse is None else given.left // 2
         with unfused(model):
