@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from nas_prune.base.errors import CheckpointError
+from nas_prune.base.errors import BudgetError, CheckpointError
 from nas_prune.base.files.documents import read_document
 from nas_prune.costs import Budget, counted
 from nas_prune.costs.budget import checked_target
@@ -45,6 +45,7 @@ def derive_targets(job: Job, targets: Sequence[str], *, tune: bool) -> dict[str,
     limits = {target: _budget(job, calibration, target) for target in targets}
     for limit in limits.values():
         refuse(job, calibration, limit)
+        _refuse_removed(job, limit, job.budget(calibration.predictor))
     train_dense(job)
     parent = derive(job.model, job.space.axes, Arch())
     gated = build.gated(job.recipe, job.model, job.space).to(job.run.accelerator.device)
@@ -59,6 +60,17 @@ def derive_targets(job: Job, targets: Sequence[str], *, tune: bool) -> dict[str,
     content = {"targets": rows, "dense": dense, "cost": budget.cost}
     job.write("targets.json", content)
     return content
+
+
+def _refuse_removed(job: Job, limit: Budget, searched_for: Budget) -> None:
+    """Raise BudgetError for a target above that of a search which took units out on its way: these have stopped to
+    learn."""
+    search = job.recipe.search
+    if (search.once or search.rounds > 1) and limit.limit > searched_for.limit:
+        raise BudgetError(
+            f"--targets {limit.target}: the search went to {searched_for.target}, and what it took out on its way has "
+            f"not learnt since; run the recipe with --budget.target={limit.target}"
+        )
 
 
 def _one(
