@@ -15,7 +15,7 @@ from nas_prune.run import pipeline
 from nas_prune.run.recipe.recipe import Recipe
 
 from .cells import Cell
-from .task import HERE, Outcome, Task
+from .task import HERE, TRAINING_IMAGES, Outcome, Task
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class RecipeMethod:
         seconds += time.process_time() - began
         model = npr.load(folder / "finetuned")
         shutil.rmtree(folder)
-        return Outcome(model, seconds, epochs + epochs_of(recipe))
+        return Outcome(model, seconds, epochs + round(epochs_of(recipe)))
 
 
 class Dense:
@@ -77,9 +77,10 @@ def _start(task: Task, cell: Cell) -> tuple[dict[str, Any], float, int]:
     return {"model.checkpoint": str(path)}, seconds, task.dense_epochs
 
 
-def epochs_of(recipe: Recipe) -> int:
-    """Epochs in which a run of this recipe trains weights."""
-    return recipe.dense.epochs + recipe.search.epochs + recipe.finetune.epochs
+def epochs_of(recipe: Recipe) -> float:
+    """Epochs in which a run of this recipe trains weights; those that end early (max_steps) count by their steps."""
+    whole, search = TRAINING_IMAGES // recipe.data.batch_size, recipe.search
+    return recipe.dense.epochs + search.epochs * min(1, (search.max_steps or whole) / whole) + recipe.finetune.epochs
 
 
 def recipe_methods() -> dict[str, RecipeMethod]:

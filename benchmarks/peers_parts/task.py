@@ -28,6 +28,7 @@ from nas_prune.train.stage import Stage
 from .cells import Cell
 
 HERE = Path(__file__).parent
+TRAINING_IMAGES = 28_000  # of glyphs as they are made by default
 STAGES = ("dense", "search", "finetune")
 QUICK = {"latency.predictor": "additive", "latency.samples": 12, "latency.seconds": 0.02}  # where it decides nothing
 

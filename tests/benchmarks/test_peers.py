@@ -175,7 +175,9 @@ def test_every_recipe_trains_as_long_as_its_setting_allows(setting: str, tmp_pat
             for name, method in recipe_methods().items():
                 cell = Cell(setting, backbone, cost, "0.25x", 0, name)
                 if method.has(cell):
-                    assert epochs_of(method.recipe(task, cell, {})) == task.epochs[setting], cell
+                    assert (
+                        0.98 * task.epochs[setting] <= epochs_of(method.recipe(task, cell, {})) <= task.epochs[setting]
+                    )
                     tried += 1
     assert tried
 
