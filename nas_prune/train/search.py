@@ -150,19 +150,25 @@ def learn(learner: Learner, data: Data, parts: Parts, each: Round, *, run: Run) 
     limit = parts.joint if each.last else Budget.of(each.limit(parts.joint), parts.joint.cost)
     settings, penalties = learner.settings, learner.under(parts.penalties(limit))
     stage = Stage(f"search-joint{each.name}", each.epochs, settings, parts.images, each.first, learner.chain)
-    objective = learner.objective(penalties, _sliding(penalties, parts, settings) if settings.once else None)
+    objective = learner.objective(penalties, _sliding(learner, parts))
     watch = _watching(learner.alive, parts.budget, data, run)
     fit(run, stage, learner.gated, data, objective, learner.optimizers, watch=watch, mover=learner.mover)
 
 
-def _sliding(penalties: Sequence[Penalty], parts: Parts, settings: SearchSettings) -> Callable[[float], None]:
-    """Tells penalties, of how many joint epochs have passed, what the network may cost."""
+def _sliding(learner: Learner, parts: Parts) -> Callable[[float], None]:
+    """Tells gates how much of the joint training has passed, and penalties, where all is one training, what the network
+    may cost by now."""
+    settings, penalties = learner.settings, learner.penalties
+    gates = [learner.gated.gate(name) for name in learner.gated.deciders]
     schedule = bound("search.schedule", schedules, settings.schedule, 2)
 
     def slide(epochs: float) -> None:
-        limit = limit_at(schedule(epochs - 1, settings.joint).closed, parts.joint)
-        for penalty in penalties:
-            penalty.aim(limit)
+        for gate in gates:
+            gate.advance(epochs / settings.joint)
+        if settings.once:
+            limit = limit_at(schedule(epochs - 1, settings.joint).closed, parts.joint)
+            for penalty in penalties:
+                penalty.aim(limit)
 
     return slide
 

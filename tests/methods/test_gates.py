@@ -160,6 +160,19 @@ def test_a_budget_charges_hard_concrete_the_probability_that_a_unit_is_not_zero(
         assert gated.sizes()[name].item() == 7
 
 
+def test_a_sigmoid_becomes_a_step_while_it_learns() -> None:
+    gate, logits = Sigmoid(3, [9]), torch.tensor([-0.5, 0.3, 2.0])
+    with torch.no_grad():
+        gate.logit.copy_(logits)
+    assert torch.allclose(gate([]), torch.sigmoid(logits))
+    gate.advance(0.5)
+    assert torch.allclose(gate([]), torch.sigmoid(logits / 0.1**0.5))
+    gate.advance(1.0)
+    assert torch.allclose(gate([]), torch.tensor([0.0, 1.0, 1.0]), atol=0.05)
+    gate.advance(0.0)
+    assert torch.allclose(gate([]), torch.sigmoid(logits))
+
+
 def test_hard_concrete_moves_at_its_pace() -> None:
     slow, fast = HardConcrete(1, [1], init=3.0), HardConcrete(1, [1], init=3.0, pace=10.0)
     start = slow.score([]).item()

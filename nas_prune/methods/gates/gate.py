@@ -53,6 +53,9 @@ class Gate(nn.Module, ABC):
         """Keep values (c), or (b c) of a gate that looks at ``x``, what the first writer of the axis reads."""
         return self.open(self.score(weight))
 
+    def advance(self, share: float) -> None:
+        """This share of the joint training has passed; told before every step of it."""
+
     def charged(self, keep: Tensor) -> Tensor:
         """What a budget is charged (c), in units, for those of which ``keep`` (c) was left in a forward pass."""
         return keep

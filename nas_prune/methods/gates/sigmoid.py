@@ -1,4 +1,8 @@
-"""A free logit per unit, through a sigmoid. Soft while training; an architecture keeps what is at least half open."""
+"""A free logit per unit, through a sigmoid that becomes a step while it learns.
+
+At one temperature for ever a gate stays half open where that pays, and closing it for good is a jump. As the
+temperature falls, half open is what it cannot stay (ours).
+"""
 
 from collections.abc import Sequence
 
@@ -10,12 +14,27 @@ from nas_prune.methods.gates.gate import Gate, gates
 
 @gates.register("sigmoid")
 class Sigmoid(Gate):
-    """keep = sigmoid(logit / temperature). Logits start at ``init``, well open (0 would start half closed)."""
+    """keep = sigmoid(logit / temperature). Logits start at ``init``, well open (0 would start half closed).
 
-    def __init__(self, size: int, fan_in: Sequence[int], *, init: float = 3.0, temperature: float = 1.0) -> None:
+    The temperature falls from ``temperature`` to ``final``, by the same factor in every step of the joint training.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        fan_in: Sequence[int],
+        *,
+        init: float = 3.0,
+        temperature: float = 1.0,
+        final: float = 0.1,
+    ) -> None:
         super().__init__(size, fan_in)
-        self.temperature = temperature
+        self.first, self.final, self.temperature = temperature, final, temperature
         self.logit = nn.Parameter(torch.full((size,), init))
+
+    def advance(self, share: float) -> None:
+        """Take the temperature of this moment."""
+        self.temperature = self.first * (self.final / self.first) ** share
 
     def score(self, weight: Sequence[Tensor]) -> Tensor:  # noqa: ARG002
         """The logits (c)."""
