@@ -3,10 +3,12 @@
 import re
 from itertools import pairwise, product
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from asked import ask
+from scipy.optimize import milp as scipy_milp
 from torch import Tensor
 from zoo import few, traced
 
@@ -14,7 +16,7 @@ from nas_prune.base.axis import Axis
 from nas_prune.base.errors import BudgetError, DivergedError
 from nas_prune.costs import Budget, Limits, Macs, Params, Predictor
 from nas_prune.methods.scores import Scores
-from nas_prune.methods.selectors import Question, selectors
+from nas_prune.methods.selectors import Question, milp, selectors
 from nas_prune.methods.selectors.milp import program
 from nas_prune.methods.selectors.optimal import optimal
 from nas_prune.methods.selectors.price import price
@@ -280,8 +282,24 @@ def test_a_program_that_cannot_be_written_or_does_not_end_names_the_other_select
     with pytest.raises(BudgetError, match=r'is not a sum over pairs of axes .* "optimal"'):
         ask(program, {name: torch.rand(8) for name in "abc"}, Volume({}, {}), 200.0, space_of(axes))
     macs = Macs(resnet.axes)
-    with pytest.raises(BudgetError, match=r"no proved optimum in 0.001 s .* \"optimal\""):
+    with pytest.raises(BudgetError, match=r"found nothing in 0.001 s .* \"optimal\""):
         ask(program, random_scores(resnet), macs, 0.5 * float(macs({})), resnet, seconds=0.001)
+
+
+def test_a_program_that_is_stopped_by_the_clock_gives_the_best_it_has_found(
+    resnet: SearchSpace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    macs, scores = Macs(resnet.axes), random_scores(resnet)
+    exact = ask(program, scores, macs, 0.5 * float(macs({})), resnet)
+
+    def stopped(*args: Any, **options: Any) -> Any:
+        result = scipy_milp(*args, **options)
+        result.status, result.mip_gap = milp.ENDED, 0.02
+        return result
+
+    monkeypatch.setattr(milp, "milp", stopped)
+    assert ask(program, scores, macs, 0.5 * float(macs({})), resnet) == exact
+    assert "may lack 2 % of the value" in caplog.text
 
 
 def shared(one: Arch, other: Arch) -> float:
