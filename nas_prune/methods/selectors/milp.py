@@ -105,7 +105,7 @@ def _compare(tables: Tables, problem: Problem, tolerance: float) -> None:
 
 
 def solve(problem: Problem, tables: Tables, *, seconds: float = 300.0) -> Tensor | None:
-    """The best choice (n), None where nothing is within the limit. Raises BudgetError where HiGHS finds none in time."""
+    """The best choice (n), None where nothing is within the limit. BudgetError where HiGHS finds none in time."""
     counts = problem.counts.tolist()
     price = np.concatenate([table.flatten().numpy() for table in (*tables.single, *tables.pair.values())])
     worth = np.zeros(len(price))
