@@ -1,10 +1,11 @@
 """What a criterion is: a model with gates, and some labelled batches -> one score per unit, higher = keep."""
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas_prune.base.registry import Registry
 from nas_prune.methods.gated import GatedModel
@@ -52,3 +53,16 @@ def mean_of_units(gated: GatedModel, name: str, values: Iterable[tuple[Term, Ten
         sums = torch.autograd.grad(masks, unit, [each for _, each in values], retain_graph=True)[0]
         counts = torch.autograd.grad(masks, unit, [torch.ones_like(each) for _, each in values])[0]
     return sums / counts
+
+
+@torch.no_grad()
+def in_float64(gated: GatedModel) -> GatedModel:
+    """A copy that computes in float64 and eval mode; its parameters are leaves that can be learnt."""
+    copied = copy.deepcopy(gated).eval()
+    made = {id(parameter): nn.Parameter(parameter.double()) for parameter in copied.parameters()}
+    for module in copied.modules():
+        for name, parameter in [*module.named_parameters(recurse=False)]:
+            setattr(module, name, made[id(parameter)])
+        for name, buffer in [*module.named_buffers(recurse=False)]:
+            setattr(module, name, buffer.double() if buffer.is_floating_point() else buffer)
+    return copied
