@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from nas_prune.base.errors import DataError, SpaceError
 from nas_prune.methods.criteria.criterion import criteria, mean_of_units, with_the_rest
@@ -66,11 +65,11 @@ def hrank(gated: GatedModel, batches: Batches, *, images: PositiveInt = IMAGES) 
 
 
 def _readers(gated: GatedModel) -> dict[str, Site]:
-    """Path of each convolution and linear layer that reads a free axis -> where it does."""
+    """Path of each convolution and linear layer that reads an axis -> where it does."""
     captured, found = gated.axes.walk.captured, dict[str, Site]()
     for site in gated.axes.walk.sites:
         path = captured.owner(site.node)
-        reads = isinstance(gated.backbone.get_submodule(path), _ConvNd | nn.Linear)
+        reads = isinstance(gated.backbone.get_submodule(path), nn.Conv2d | nn.Linear)
         if reads and site.how == "mask" and site.arg == 0:
             found[path] = site
     return found

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_prune.base.errors import DataError, DivergedError
+from nas_prune.base.errors import DataError, DivergedError, SpaceError
 from nas_prune.methods.criteria.criterion import with_the_rest
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.scores import Batches
@@ -23,11 +23,20 @@ Weights = Mapping[str, Tensor]
 
 
 def weights_of(gated: GatedModel) -> dict[str, Tensor]:
-    """The parameters that write free axes, by name; one that the model computes of others is none."""
+    """The parameters that write free axes, by name; one that the model computes of others is none.
+
+    Raises SpaceError where there is none.
+    """
     names = dict.fromkeys(tensor for written in gated.writers.values() for tensor, _, _ in written)
     names |= dict.fromkeys(_striped(name) for name, axis in gated.space.free.items() if axis.kind == "stripe")
     found = {name: tensor_of(gated.backbone, name) for name in names}
-    return {name: each for name, each in found.items() if isinstance(each, nn.Parameter)}
+    weights: dict[str, Tensor] = {name: each for name, each in found.items() if isinstance(each, nn.Parameter)}
+    if not weights:
+        raise SpaceError(
+            "this criterion scores weights one by one, and no parameter writes an axis of this search space; choose "
+            "one that scores gates, such as taylor"
+        )
+    return weights
 
 
 def sums_of_units(gated: GatedModel, values: Weights) -> dict[str, Tensor]:
@@ -37,7 +46,7 @@ def sums_of_units(gated: GatedModel, values: Weights) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for name, axis in gated.space.free.items():
-        if axis.kind == "stripe":
+        if axis.kind == "stripe" and _striped(name) in values:
             found[name] = rearrange(values[_striped(name)], "n c i j -> (n i j) c").sum(1)
         elif gated.writers[name] and all(tensor in values for tensor, _, _ in gated.writers[name]):
             rows = [unit_rows(values[tensor], dim, order, axis.size) for tensor, dim, order in gated.writers[name]]

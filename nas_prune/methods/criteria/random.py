@@ -20,7 +20,6 @@ from nas_prune.methods.scores import Batches
 def random(gated: GatedModel, batches: Batches, *, seed: NonNegativeInt = 0) -> dict[str, Tensor]:  # noqa: ARG001
     """Scores (c) per free axis, the same ones for the same seed; neither weights nor batches are looked at."""
     like = next(gated.backbone.parameters())
-    drawn = {
-        name: np.random.default_rng([seed, *name.encode()]).random(axis.size) for name, axis in gated.space.free.items()
-    }
+    streams = {name: np.random.default_rng([seed, *name.encode()]) for name in gated.space.free}
+    drawn = {name: stream.random(gated.axes[name].size, dtype=np.float32) for name, stream in streams.items()}
     return {name: torch.from_numpy(each).to(like.device) for name, each in drawn.items()}
