@@ -41,7 +41,7 @@ def grasp(gated: GatedModel, batches: Batches, *, temperature: PositiveFloat = T
 
     Raises DataError without a batch, DivergedError where a gradient is not a number.
     """
-    fixed = [(x.double() if x.is_floating_point() else x, labels) for x, labels in at_least_one(batches, "GraSP")]
+    fixed = at_least_one(batches, "GraSP")
     copied = in_float64(gated)
     weights = weights_of(copied)
     known = {id(each) for each in weights.values()}
@@ -50,13 +50,19 @@ def grasp(gated: GatedModel, batches: Batches, *, temperature: PositiveFloat = T
     images, gradient, curved = sum(len(labels) for _, labels in fixed), None, None
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # attention of the other kinds has no second derivative
         for batch in fixed:
-            gradient = added(gradient, slopes(share_of_loss(copied, batch, images, temperature), weights))
+            gradient = added(gradient, slopes(_share(copied, batch, images, temperature), weights))
         for batch in fixed:
-            first = slopes(share_of_loss(copied, batch, images, temperature), weights, again=True)
+            first = slopes(_share(copied, batch, images, temperature), weights, again=True)
             curved = added(curved, slopes(_along(first, gradient or {}), weights))
     found = sums_of_units(copied, {name: weights[name].detach() * each for name, each in (curved or {}).items()})
     like = next(gated.backbone.parameters())
     return {name: each.to(like.dtype) for name, each in found.items()}
+
+
+def _share(copied: GatedModel, batch: tuple[Tensor, Tensor], images: int, temperature: float) -> Tensor:
+    """What a batch adds to the loss of the copy."""
+    x, labels = batch
+    return share_of_loss(copied, (x.double() if x.is_floating_point() else x, labels), images, temperature)
 
 
 def _along(first: Weights, direction: Weights) -> Tensor:
