@@ -1,14 +1,16 @@
 """What a criterion is: a model with gates, and some labelled batches -> one score per unit, higher = keep."""
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas_prune.base.registry import Registry
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.scores import Batches, Scores
+from nas_prune.tracing.terms import Term
 
 
 class Criterion(Protocol):
@@ -33,3 +35,34 @@ def per_image(
     """The mean over all images of what ``total`` says of a batch's logits (b k) and labels (b), as a sum over them."""
     sums = torch.stack([total(model(images), labels) for images, labels in batches])
     return float(sums.sum()) / sum(len(labels) for _, labels in batches)
+
+
+def with_the_rest(gated: GatedModel, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scores (c) per free axis: those that were found, and of other axes that of the best unit, so that they stay."""
+    best = max((float(score.max()) for score in found.values()), default=1.0)
+    like = next(iter(found.values()), next(gated.backbone.parameters())).detach()
+    free = gated.space.free.items()
+    return {name: found[name] if name in found else like.new_full((axis.size,), best) for name, axis in free}
+
+
+def mean_of_units(gated: GatedModel, name: str, values: Iterable[tuple[Term, Tensor]]) -> Tensor:
+    """The mean (c) of all numbers that belong to each unit of an axis; each tensor (n) has one per entry of a term."""
+    unit = next(iter(values := list(values)))[1].new_ones(gated.axes[name].size).requires_grad_()
+    with torch.enable_grad():  # a mask is linear in each unit: its slope says which entries are the unit's
+        masks = [gated.axes.mask(term, {name: unit}) for term, _ in values]
+        sums = torch.autograd.grad(masks, unit, [each for _, each in values], retain_graph=True)[0]
+        counts = torch.autograd.grad(masks, unit, [torch.ones_like(each) for _, each in values])[0]
+    return sums / counts
+
+
+@torch.no_grad()
+def in_float64(gated: GatedModel) -> GatedModel:
+    """A copy that computes in float64 and eval mode; its parameters are leaves that can be learnt."""
+    copied = copy.deepcopy(gated).eval()
+    made = {id(parameter): nn.Parameter(parameter.double()) for parameter in copied.parameters()}
+    for module in copied.modules():
+        for name, parameter in [*module.named_parameters(recurse=False)]:
+            setattr(module, name, made[id(parameter)])
+        for name, buffer in [*module.named_buffers(recurse=False)]:
+            setattr(module, name, buffer.double() if buffer.is_floating_point() else buffer)
+    return copied

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nas_prune.methods.criteria.criterion import criteria
+from nas_prune.methods.criteria.criterion import criteria, with_the_rest
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.scores import Batches
 
@@ -17,10 +17,6 @@ from nas_prune.methods.scores import Batches
 def magnitude(gated: GatedModel, batches: Batches, *, norm: Literal[1, 2] = 2) -> dict[str, Tensor]:  # noqa: ARG001
     """Scores (c) per free axis: the norm of all weights that write a unit together; batches are not looked at."""
     rows = {name: gated.weights(name) for name in gated.space.free}
-    found = {name: torch.cat(each, 1).detach().norm(norm, dim=1) for name, each in rows.items() if each}
-    best = max((float(score.max()) for score in found.values()), default=1.0)
-    like = next(gated.backbone.parameters())
-    return {
-        name: found[name] if name in found else like.new_full((axis.size,), best).detach()
-        for name, axis in gated.space.free.items()
-    }
+    return with_the_rest(
+        gated, {name: torch.cat(each, 1).detach().norm(norm, dim=1) for name, each in rows.items() if each}
+    )

@@ -1,0 +1,70 @@
+"""GraSP: a weight matters as much as the gradient flow would fall if it were removed.
+
+Wang et al., "Picking Winning Tickets Before Training by Preserving Gradient Flow" (arXiv 2002.07376, equations 6 to 8):
+removing a weight changes |g|^2, g the gradient of the loss, by twice -w (H g), H the Hessian, at first order. The paper
+removes the weights of the highest -w (H g); so the score to keep is
+
+    s_j = w_j (H g)_j
+
+of either sign, H and g being those of all matrices (convolution and linear weights), and of logits divided by a
+``temperature`` (200 in the authors' code), which evens probabilities out.
+
+Ours: a unit scores the sum over all weights that write it; the loss is the mean over all images of the batches; the
+model is in eval mode, so it is that of the network which is derived; and all is computed in float64, of a copy, since a
+unit's weights are of either sign and cancel.
+"""
+
+import torch
+from pydantic import PositiveFloat
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from nas_prune.methods.criteria.criterion import criteria, in_float64
+from nas_prune.methods.criteria.of_loss import (
+    Weights,
+    added,
+    at_least_one,
+    share_of_loss,
+    slopes,
+    sums_of_units,
+    weights_of,
+)
+from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.scores import Batches
+
+TEMPERATURE = 200.0
+
+
+@criteria.register("grasp")
+def grasp(gated: GatedModel, batches: Batches, *, temperature: PositiveFloat = TEMPERATURE) -> dict[str, Tensor]:
+    """Scores (c) per free axis: by how much closing a unit would make the gradient smaller (above 0) or larger.
+
+    Raises DataError without a batch, DivergedError where a gradient is not a number.
+    """
+    fixed = at_least_one(batches, "GraSP")
+    copied = in_float64(gated)
+    weights = weights_of(copied)
+    known = {id(each) for each in weights.values()}
+    matrices = {name: each for name, each in copied.backbone.named_parameters() if each.ndim > 1}
+    weights |= {name: each for name, each in matrices.items() if id(each) not in known}
+    images, gradient, curved = sum(len(labels) for _, labels in fixed), None, None
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # attention of the other kinds has no second derivative
+        for batch in fixed:
+            gradient = added(gradient, slopes(_share(copied, batch, images, temperature), weights))
+        for batch in fixed:
+            first = slopes(_share(copied, batch, images, temperature), weights, again=True)
+            curved = added(curved, slopes(_along(first, gradient or {}), weights))
+    found = sums_of_units(copied, {name: weights[name].detach() * each for name, each in (curved or {}).items()})
+    like = next(gated.backbone.parameters())
+    return {name: each.to(like.dtype) for name, each in found.items()}
+
+
+def _share(copied: GatedModel, batch: tuple[Tensor, Tensor], images: int, temperature: float) -> Tensor:
+    """What a batch adds to the loss of the copy."""
+    x, labels = batch
+    return share_of_loss(copied, (x.double() if x.is_floating_point() else x, labels), images, temperature)
+
+
+def _along(first: Weights, direction: Weights) -> Tensor:
+    """The inner product of a gradient with a direction, whose gradient is the Hessian times the direction."""
+    return torch.stack([(each * direction[name]).sum() for name, each in first.items()]).sum()

@@ -1,0 +1,106 @@
+"""What criteria of single weights share: gradients of the loss, and sums over the weights that write a unit.
+
+Papers that score weights one by one become criteria of units as in COPS (arXiv 2107.12673) with groups for weights,
+which is ours: a unit scores the sum over all weights that write it.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nas_prune.base.errors import DataError, DivergedError, SpaceError
+from nas_prune.methods.criteria.criterion import with_the_rest
+from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.scores import Batches
+from nas_prune.tracing.graph.brought import tensor_of
+from nas_prune.tracing.writers import unit_rows
+
+Weights = Mapping[str, Tensor]
+
+
+def weights_of(gated: GatedModel) -> dict[str, Tensor]:
+    """The parameters that write free axes, by name; one that the model computes of others is none.
+
+    Raises SpaceError where there is none.
+    """
+    names = dict.fromkeys(tensor for written in gated.writers.values() for tensor, _, _ in written)
+    names |= dict.fromkeys(_striped(name) for name, axis in gated.space.free.items() if axis.kind == "stripe")
+    found = {name: tensor_of(gated.backbone, name) for name in names}
+    weights: dict[str, Tensor] = {name: each for name, each in found.items() if isinstance(each, nn.Parameter)}
+    if not weights:
+        raise SpaceError(
+            "this criterion scores weights one by one, and no parameter writes an axis of this search space; choose "
+            "one that scores gates, such as taylor"
+        )
+    return weights
+
+
+def sums_of_units(gated: GatedModel, values: Weights) -> dict[str, Tensor]:
+    """Scores (c) per free axis: the sum of the values of all weights that write a unit, values being as the weights.
+
+    What no weight writes scores as the best unit does, and so stays.
+    """
+    found: dict[str, Tensor] = {}
+    for name, axis in gated.space.free.items():
+        if axis.kind == "stripe" and _striped(name) in values:
+            found[name] = rearrange(values[_striped(name)], "n c i j -> (n i j) c").sum(1)
+        elif gated.writers[name] and all(tensor in values for tensor, _, _ in gated.writers[name]):
+            rows = [unit_rows(values[tensor], dim, order, axis.size) for tensor, dim, order in gated.writers[name]]
+            found[name] = torch.cat(rows, 1).sum(1)
+    return with_the_rest(gated, found)
+
+
+@contextmanager
+def learning(weights: Weights) -> Iterator[None]:
+    """In the block gradients reach the weights, also those that are not learnt."""
+    still = [each for each in weights.values() if not each.requires_grad]
+    try:
+        for each in still:
+            each.requires_grad_(True)
+        with torch.enable_grad():
+            yield
+    finally:
+        for each in still:
+            each.requires_grad_(False)
+
+
+def at_least_one(batches: Batches, what: str) -> list[tuple[Tensor, Tensor]]:
+    """All of the batches. Raises DataError where there is none."""
+    found = list(batches)
+    if not found:
+        raise DataError(f"{what} needs at least one batch of images and labels; there was none")
+    return found
+
+
+def slopes(scalar: Tensor, weights: Weights, *, again: bool = False) -> dict[str, Tensor]:
+    """The gradient of a number with respect to each weight; ``again``: it can be differentiated once more.
+
+    Raises DivergedError where the number, or a gradient, is not a number.
+    """
+    found = torch.autograd.grad(scalar, list(weights.values()), create_graph=again, materialize_grads=True)
+    lost = next((name for name, each in zip(weights, found, strict=True) if not bool(each.isfinite().all())), None)
+    if lost is not None or not bool(scalar.isfinite()):
+        raise DivergedError(
+            f"the loss or its gradient is not a number{f' at {lost}' if lost else ''}; "
+            "check the images, the labels and the weights that scores are computed from"
+        )
+    return dict(zip(weights, found, strict=True))
+
+
+def share_of_loss(gated: GatedModel, batch: tuple[Tensor, Tensor], images: int, temperature: float = 1.0) -> Tensor:
+    """What a batch adds to the mean cross-entropy over so many images, all units open; logits over ``temperature``."""
+    return F.cross_entropy(gated.opened()(batch[0]) / temperature, batch[1], reduction="sum") / images
+
+
+def added(found: Weights | None, more: Weights) -> dict[str, Tensor]:
+    """The sum, weight by weight."""
+    return {name: each.detach() if found is None else found[name] + each.detach() for name, each in more.items()}
+
+
+def _striped(name: str) -> str:
+    """The weight that an axis of stripes is about."""
+    return f"{name.removesuffix('.stripes')}.weight"

@@ -1,0 +1,65 @@
+"""Network Slimming: a unit matters as much as the scale that its normalisation gives it.
+
+Liu et al., "Learning Efficient Convolutional Networks through Network Slimming" (arXiv 1708.06519, section 3): the
+importance of a channel is |gamma| of its BatchNorm, compared over all layers by one threshold. The paper trains with an
+L1 penalty on gamma before; this is the score alone.
+
+Ours: any normalisation with a scale counts (batch, instance, group, layer, RMS); where several stand on an axis, as in
+a residual stage, the mean of |gamma| over all of them. An axis on which none stands (hidden units of an MLP, heads,
+stripes, branches, candidates) scores as the best unit does, and so stays; where none has one, it is an error.
+"""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+from torch.fx import Node
+
+from nas_prune.base.errors import SpaceError
+from nas_prune.methods.criteria.criterion import criteria, mean_of_units, with_the_rest
+from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.scores import Batches
+from nas_prune.tracing.graph.brought import tensor_of
+from nas_prune.tracing.terms import Term, leaves
+from nas_prune.tracing.walk import operator
+
+SCALES = {  # operator -> which of its arguments is gamma
+    "batch_norm": 1,
+    "native_batch_norm": 1,
+    "_native_batch_norm_legit_no_training": 1,
+    "instance_norm": 1,
+    "group_norm": 2,
+    "layer_norm": 2,
+    "rms_norm": 2,
+}
+
+
+@criteria.register("slimming")
+def slimming(gated: GatedModel, batches: Batches) -> dict[str, Tensor]:  # noqa: ARG001
+    """Scores (c) per free axis; batches are not looked at. Raises SpaceError where no axis has a norm with a scale."""
+    axes, scales = gated.axes, list(_scales(gated))
+    found: dict[str, Tensor] = {}
+    for name in gated.space.free:
+        on = [(term, gamma) for term, gamma in scales if name in {axes.variables.get(var) for var in leaves(term)}]
+        if on:
+            found[name] = mean_of_units(gated, name, on)
+    if not found:
+        raise SpaceError(
+            "Network Slimming looks at the scales of normalisations, and none stands on an axis of this search space; "
+            "choose another criterion, such as magnitude"
+        )
+    return with_the_rest(gated, found)
+
+
+def _scales(gated: GatedModel) -> Iterator[tuple[Term, Tensor]]:
+    """What the entries of each |gamma| (n) of the backbone are, and their values, each parameter once."""
+    captured = gated.axes.walk.captured
+    names = dict[str, None]()
+    for node in captured.graph.nodes:
+        place = SCALES.get(operator(node).split(".")[0]) if node.op == "call_function" else None
+        gamma = node.args[place] if place is not None and len(node.args) > place else None
+        if isinstance(gamma, Node) and gamma.name in captured.tensors:
+            names[captured.tensors[gamma.name]] = None
+    for name in names:
+        terms, gamma = gated.axes.tensors.get(name, ()), tensor_of(gated.backbone, name).detach().abs()
+        if len(terms) == 1:
+            yield terms[0], gamma
