@@ -31,7 +31,7 @@ from nas_prune.methods.scores import Batches, Scores
 from nas_prune.methods.selectors import Selector, selectors
 from nas_prune.tracing.arch import Arch
 from nas_prune.train.choose import Met, meet
-from nas_prune.train.data.loaders import Data, from_loaders
+from nas_prune.train.data.loaders import Data, from_loaders, parted
 from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.evaluate import top1
 from nas_prune.train.learner import Learner, gate_optimizers
@@ -103,12 +103,13 @@ def searched(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSet
     schedule = bound("search.schedule", schedules, settings.schedule, 2)
     if settings.learns:
         warm_up(gated, data, parts, settings=settings, run=run)
-    mover = mover_of(gated, data, Aim(parts.budget, settings.joint, schedule), settings, run)
+    training, held = parted(data, settings.shapley.holdout) if weighed(gated) and settings.joint else (data, data)
+    mover = mover_of(gated, held, Aim(parts.budget, settings.joint, schedule), settings, run)
     teacher = teacher_of(gated.plain(), run.accelerator) if settings.distill else None
     learner = Learner(gated, settings, mover, teacher)
     for each in rounds_of(settings.rounds, settings.joint, schedule):
         if settings.learns:
-            learn(learner, data, parts, each, run=run)
+            learn(learner, training, parts, each, run=run)
         scores = parts.score(learner.gated, each)
         if not each.last:
             learner.remove(_closed(learner, parts, scores, each, run.seed))
@@ -174,7 +175,7 @@ def _sliding(learner: Learner, parts: Parts) -> Callable[[float], None]:
 
 
 def mover_of(gated: GatedModel, data: Data, aim: Aim, settings: SearchSettings, run: Run) -> Mover | None:
-    """The recipe's mover; gates called ``shapley`` bring their own."""
+    """The recipe's mover; gates called ``shapley`` bring their own, which looks at ``data``."""
     if settings.mover.name is not None:
         made: Mover = bound("search.mover", movers, settings.mover, 2)(gated, aim)
         return made

@@ -93,7 +93,12 @@ class ShapleySettings(Settings):
 
     start: Share = Field(0.5, description="share of the joint epochs that pass before the first step")
     evaluations: PositiveInt = Field(500, description="forward passes per estimate, beyond those of the first walks")
-    batches: PositiveInt = Field(1, description="training batches that are held fixed in one estimate")
+    batches: PositiveInt = Field(1, description="batches that are held fixed in one estimate; others in the next")
+    holdout: Share = Field(
+        0.5,
+        description="share of the training images that estimates are made of, and weights are not trained on; "
+        "0: of those that they are",
+    )
     objective: Literal["loss", "accuracy"] = Field("loss", description="what a network is worth: -loss, or accuracy")
     mu: Share = Field(0.8, description="momentum of the steps")
     xi: PositiveFloat = Field(0.1, description="length of a step")

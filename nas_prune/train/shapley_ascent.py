@@ -3,7 +3,8 @@
     s = z-score of the Shapley values in each stage (cell type),  m <- mu m + (1 - mu) s,  alpha <- alpha + xi m
 
 Shapley-NAS (Xiao et al., arXiv 2206.09811), in the second half of the joint training, as in the paper. A candidate that
-does not play is multiplied by 0 and the weights of the others stay as they are. Ours: eval mode, no gradient, the same
+does not play is multiplied by 0 and the weights of the others stay as they are. Worth is that of images which weights
+are not trained on (``holdout``), of others in each estimate, as in the paper. Ours: eval mode, no gradient, the same
 batches throughout one estimate, and an estimator that needs fewer forward passes and says how sure it is.
 ``paper_mode`` has the public code's: one batch per permutation, walks that end at half of the accuracy, mean less
 standard deviation.
@@ -34,7 +35,7 @@ FILE = "shapley.jsonl"
 
 
 class ShapleyAscent(Mover):
-    """Moves gates called ``shapley`` before every epoch from the share ``start`` of them on."""
+    """Moves gates called ``shapley`` before every epoch from the share ``start`` of them on, as ``data`` says."""
 
     def __init__(self, gated: GatedModel, aim: Aim, *, data: Data, settings: ShapleySettings, run: Run) -> None:
         super().__init__(gated, aim)
@@ -58,7 +59,7 @@ def ascend(gated: GatedModel, data: Data, settings: ShapleySettings, run: Run, *
     gates = weighed(gated)
     team = [Player(axis, (0,)) for name in gates for axis in gated.deciders[name]]
     count = settings.permutations if settings.paper_mode else settings.batches
-    batches = list(FirstBatches(data, count, run.accelerator.device))
+    batches = list(FirstBatches(data, count, run.accelerator.device, epoch))
     if settings.paper_mode:
         values, row = _as_published(gated, batches, team, epoch)
     else:

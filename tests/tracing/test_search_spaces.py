@@ -17,7 +17,7 @@ from zoo import Traced, apart, build, few, traced
 
 import nas_prune as npr
 from nas_prune.base.errors import ArchError, BudgetError, SpaceError
-from nas_prune.costs import Macs, Params, count
+from nas_prune.costs import Budget, Macs, Params, count
 from nas_prune.derivation.replace import laid_out, substitute
 from nas_prune.derivation.verify import verify
 from nas_prune.methods.gated import GatedModel
@@ -29,11 +29,14 @@ from nas_prune.run.calibration.sampling import sample, smallest
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.oracle import perturbed
 from nas_prune.tracing.space import Replacement, SearchSpace
-from nas_prune.train.data.loaders import Data, from_loaders
+from nas_prune.train import search as searching
+from nas_prune.train.data.loaders import Data, from_loaders, load
+from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.loop import Run
 from nas_prune.train.search import search
 from nas_prune.train.settings import SearchSettings, ShapleySettings
 from nas_prune.train.shapley_ascent import ascend
+from nas_prune.train.stage import Stage
 
 EXACT = 1e-9
 SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4)}
@@ -281,6 +284,24 @@ def test_shapley_gates_are_moved_by_contribution_alone(tmp_path: Path) -> None:
     settings = SearchSettings(warmup=1, joint=0)
     learnt(gated, data, [], settings, run)  # no gate learns by gradient
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_shapley_gates_look_at_images_that_weights_are_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    gated, space, _ = weighed_by_contribution()
+    data, used = load(DataSettings(name="digits", batch_size=16), seed=0), dict[str, set[int]]()
+
+    def trained(_run: Run, stage: Stage, _model: object, seen: Data, *_: object, **__: object) -> None:
+        used[stage.name] = set(seen.train.sampler.indices)  # type: ignore[attr-defined]
+
+    def moved(_gated: object, _aim: object, *, data: Data, **_: object) -> None:
+        used["estimates"] = set(data.train.sampler.indices)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(searching, "fit", trained)
+    monkeypatch.setattr(searching, "ShapleyAscent", moved)
+    how = SearchSettings(warmup=0, joint=2, freeze=1)
+    search(gated, data, budget=Budget("0.9x", Macs(space.axes)), settings=how, run=Run(Accelerator(cpu=True)))
+    assert not used["search-joint"] & used["estimates"]
+    assert used["search-freeze"] == used["search-joint"] | used["estimates"]
 
 
 def _ascended(rank: int, folder: str, processes: int, port: int) -> None:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from nas_prune.base.errors import DataError
 from nas_prune.train.data.augment import augment
 from nas_prune.train.data.idx import read_idx
-from nas_prune.train.data.loaders import Data, check_labels, datasets, from_loaders, load, mixer, set_epoch
+from nas_prune.train.data.loaders import Data, check_labels, datasets, from_loaders, load, mixer, parted, set_epoch
 from nas_prune.train.data.order import seeded
 from nas_prune.train.data.settings import DataSettings
 
@@ -130,6 +130,22 @@ def test_fewer_training_images_are_the_same_for_every_seed() -> None:
     brightness = [everything(data.train)[0].sum((1, 2, 3)).sort().values for data in sets]
     assert torch.allclose(*brightness)  # the same images, in another order
     assert [data.train.batch_size for data in sets] == [50, 50]
+
+
+def test_two_parts_of_the_training_images_have_none_in_common_and_miss_none() -> None:
+    settings = DataSettings(name="digits", image_size=8, batch_size=7)
+    whole = load(settings, seed=1)
+    rest, held = parted(whole, 0.3)
+    indices = [set(part.train.sampler.indices) for part in (rest, held)]  # type: ignore[attr-defined]
+    assert not indices[0] & indices[1]
+    assert indices[0] | indices[1] == set(whole.train.sampler.indices)  # type: ignore[attr-defined]
+    assert len(indices[1]) == round(0.3 * len(whole.train.sampler))  # type: ignore[arg-type]
+    assert not torch.equal(epoch_of(held, 0), epoch_of(held, 1)), "another order"
+    again = parted(load(settings, seed=1), 0.3)[1]
+    assert torch.equal(epoch_of(held, 5), epoch_of(again, 5))
+    assert parted(whole, 0.0) == (whole, whole)
+    with pytest.raises(DataError, match=r"another search\.shapley\.holdout"):
+        parted(whole, 1.0)
 
 
 def test_augmentation_does_what_it_is_called() -> None:

@@ -3,8 +3,8 @@
 Which images, in which order, under which augmentation: all of it is a function of the seed and the epoch.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -74,18 +74,48 @@ def _are_probabilities(rows: Tensor) -> bool:
     return rows.is_floating_point() and bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 1e-3).all())
 
 
+def parted(data: Data, share: float) -> tuple[Data, Data]:
+    """The data with two parts of its training images to train on: those that are left, and a ``share`` of them.
+
+    The same ones for the same seed, whatever the epoch. A share of 0, a loader of one's own, or a stream: both are all.
+    """
+    sampler = data.train.sampler
+    if not share or not isinstance(sampler, EpochSampler):
+        return data, data
+    order = torch.randperm(len(sampler), generator=seeded(sampler.seed, "parts")).tolist()
+    indices, few = [sampler.indices[place] for place in order], round(share * len(order))
+    return replace(data, train=_part(data.train, indices[few:])), replace(data, train=_part(data.train, indices[:few]))
+
+
+def _part(loader: Loader, indices: Sequence[int]) -> Loader:
+    """A loader like another one, of some of its images. Raises DataError for none."""
+    assert isinstance(loader.sampler, EpochSampler)
+    if not indices:
+        raise DataError("a part of the training images is empty; use more of them, or another search.shapley.holdout")
+    return DataLoader(
+        loader.dataset,
+        batch_size=min(_batch_size(loader), len(indices)),
+        sampler=EpochSampler(loader.dataset, loader.sampler.seed, indices),  # type: ignore[arg-type]
+        drop_last=loader.drop_last,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+    )
+
+
 @dataclass(frozen=True)
 class FirstBatches:
-    """The first batches of the first epoch, on ``device``, loaded as they are asked for; the same ones every time, and
-    in every process.
+    """The first batches of an epoch, by default the first one, on ``device``, loaded as they are asked for; the same
+    ones every time, and in every process.
     """
 
     data: Data
     count: int
     device: torch.device
+    epoch: int = 0
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        set_epoch(self.data.train, 0)
+        set_epoch(self.data.train, self.epoch)
         for images, labels in islice(self.data.train, self.count):
             yield images.to(self.device), labels.to(self.device)
 

@@ -6,7 +6,7 @@ and after any interruption, without a saved random state.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -24,22 +24,22 @@ class Epochal(Protocol):
 
 
 class EpochSampler(Sampler[int]):
-    """Every index once, in an order that is a function of ``(seed, epoch)``."""
+    """Every index once, or every one of ``indices``, in an order that is a function of ``(seed, epoch)``."""
 
-    def __init__(self, dataset: Epochal, seed: int) -> None:
-        self._dataset = dataset
-        self._seed = seed
+    def __init__(self, dataset: Epochal, seed: int, indices: Sequence[int] | None = None) -> None:
+        self._dataset, self.seed = dataset, seed
+        self.indices = range(len(dataset)) if indices is None else indices
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order, and the augmentation, of the next iteration."""
         self._dataset.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        generator = seeded(self._seed, self._dataset.epoch)
-        return iter(torch.randperm(len(self._dataset), generator=generator).tolist())
+        generator = seeded(self.seed, self._dataset.epoch)
+        return iter([self.indices[place] for place in torch.randperm(len(self), generator=generator).tolist()])
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self.indices)
 
 
 def set_epoch(loader: DataLoader[object], epoch: int) -> None:
