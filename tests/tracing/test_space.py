@@ -128,3 +128,10 @@ def test_random_architectures_respect_divisors(axes: Axes) -> None:
             axis = space.axes[name]
             assert len(units) == axis.size or len(units) % axis.divisor == 0
             assert abs(len(units) - keep * axis.size) <= axis.divisor
+
+
+def test_in_single_units_every_width_from_a_tenth_on_is_allowed() -> None:
+    space = SearchSpace.read("single_units", traced("resnet18").axes)
+    widths = [name for name, axis in space.free.items() if axis.kind == "channel"]
+    assert {space.free[name].divisor for name in widths} == {1}
+    assert all(space.minimum[name] == -(-space.free[name].size // 10) for name in widths)
