@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nas_prune.base.axis import BITS
-from nas_prune.base.errors import DataError, DivergedError
-from nas_prune.methods.criteria.criterion import criteria, norms, per_image
+from nas_prune.base.errors import DivergedError
+from nas_prune.methods.criteria.criterion import at_least_one, criteria, norms, per_image
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.scores import Batches
 from nas_prune.tracing.arch import Arch
@@ -38,9 +38,7 @@ def ablation(gated: GatedModel, batches: Batches, *, steps: int = 8) -> dict[str
     ``steps``: at most so many forward passes over the batches per width; a branch and a candidate are one each.
     Raises DataError without a batch, DivergedError where the loss is not a number.
     """
-    fixed = list(batches)
-    if not fixed:
-        raise DataError("ablation needs at least one batch of images and labels; there was none")
+    fixed = at_least_one(batches, "ablation")
 
     def loss(kept: Kept) -> float:
         mean = per_image(gated.fixed(Arch(kept)), fixed, partial(F.cross_entropy, reduction="sum"))

@@ -1,16 +1,17 @@
 """What a criterion is: a model with gates, and some labelled batches -> one score per unit, higher = keep."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from nas_prune.base.errors import DataError
 from nas_prune.base.registry import Registry
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.scores import Batches, Scores
-from nas_prune.tracing.terms import Term
+from nas_prune.tracing.terms import Term, leaves
 
 
 class Criterion(Protocol):
@@ -45,9 +46,30 @@ def with_the_rest(gated: GatedModel, found: Mapping[str, Tensor]) -> dict[str, T
     return {name: found[name] if name in found else like.new_full((axis.size,), best) for name, axis in free}
 
 
-def mean_of_units(gated: GatedModel, name: str, values: Iterable[tuple[Term, Tensor]]) -> Tensor:
-    """The mean (c) of all numbers that belong to each unit of an axis; each tensor (n) has one per entry of a term."""
-    unit = next(iter(values := list(values)))[1].new_ones(gated.axes[name].size).requires_grad_()
+def at_least_one(batches: Batches, what: str) -> list[tuple[Tensor, Tensor]]:
+    """All of the batches. Raises DataError where there is none."""
+    found = list(batches)
+    if not found:
+        raise DataError(f"{what} needs at least one batch of images and labels; there was none")
+    return found
+
+
+def means_of_units(gated: GatedModel, values: Sequence[tuple[Term, Tensor]]) -> dict[str, Tensor]:
+    """Scores (c) of the free axes that a term speaks of: the mean of all numbers that belong to each unit.
+
+    Each tensor (n) has a number per entry of its term.
+    """
+    found: dict[str, Tensor] = {}
+    for name in gated.space.free:
+        own = [each for each in values if name in {gated.axes.variables.get(var) for var in leaves(each[0])}]
+        if own:
+            found[name] = _mean_of_units(gated, name, own)
+    return found
+
+
+def _mean_of_units(gated: GatedModel, name: str, values: Sequence[tuple[Term, Tensor]]) -> Tensor:
+    """The mean (c) of all numbers that belong to each unit of one axis."""
+    unit = values[0][1].new_ones(gated.axes[name].size).requires_grad_()
     with torch.enable_grad():  # a mask is linear in each unit: its slope says which entries are the unit's
         masks = [gated.axes.mask(term, {name: unit}) for term, _ in values]
         sums = torch.autograd.grad(masks, unit, [each for _, each in values], retain_graph=True)[0]
@@ -56,7 +78,7 @@ def mean_of_units(gated: GatedModel, name: str, values: Iterable[tuple[Term, Ten
 
 
 @torch.no_grad()
-def in_float64(gated: GatedModel) -> GatedModel:
+def float64_copy(gated: GatedModel) -> GatedModel:
     """A copy that computes in float64 and eval mode; its parameters are leaves that can be learnt."""
     copied = copy.deepcopy(gated).eval()
     made = {id(parameter): nn.Parameter(parameter.double()) for parameter in copied.parameters()}

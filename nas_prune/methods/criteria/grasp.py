@@ -19,11 +19,10 @@ from pydantic import PositiveFloat
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nas_prune.methods.criteria.criterion import criteria, in_float64
+from nas_prune.methods.criteria.criterion import at_least_one, criteria, float64_copy
 from nas_prune.methods.criteria.of_loss import (
     Weights,
     added,
-    at_least_one,
     share_of_loss,
     slopes,
     sums_of_units,
@@ -42,7 +41,7 @@ def grasp(gated: GatedModel, batches: Batches, *, temperature: PositiveFloat = T
     Raises DataError without a batch, DivergedError where a gradient is not a number.
     """
     fixed = at_least_one(batches, "GraSP")
-    copied = in_float64(gated)
+    copied = float64_copy(gated)
     weights = weights_of(copied)
     known = {id(each) for each in weights.values()}
     matrices = {name: each for name, each in copied.backbone.named_parameters() if each.ndim > 1}

@@ -20,11 +20,10 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from nas_prune.base.errors import DataError, SpaceError
-from nas_prune.methods.criteria.criterion import criteria, mean_of_units, with_the_rest
+from nas_prune.methods.criteria.criterion import criteria, means_of_units, with_the_rest
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.scores import Batches
 from nas_prune.tracing.graph.capture import evaluating
-from nas_prune.tracing.terms import leaves
 from nas_prune.tracing.walk import Site
 
 IMAGES = 500  # section 4.1
@@ -51,11 +50,7 @@ def hrank(gated: GatedModel, batches: Batches, *, images: PositiveInt = IMAGES) 
     if left == images:
         raise DataError("HRank needs at least one batch of images; there was none")
     means = [(readers[path].term, torch.cat(each).mean(0)) for path, each in ranks.items()]
-    found: dict[str, Tensor] = {}
-    for name in gated.space.free:
-        seen = [each for each in means if name in {gated.axes.variables.get(var) for var in leaves(each[0])}]
-        if seen:
-            found[name] = mean_of_units(gated, name, seen)
+    found = means_of_units(gated, means)
     if not found:
         raise SpaceError(
             "HRank looks at maps (h w), and no convolution or linear layer reads an axis of this search space as one; "

@@ -12,10 +12,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_prune.base.errors import DataError, DivergedError, SpaceError
+from nas_prune.base.errors import DivergedError, SpaceError
 from nas_prune.methods.criteria.criterion import with_the_rest
 from nas_prune.methods.gated import GatedModel
-from nas_prune.methods.scores import Batches
 from nas_prune.tracing.graph.brought import tensor_of
 from nas_prune.tracing.writers import unit_rows
 
@@ -66,14 +65,6 @@ def learning(weights: Weights) -> Iterator[None]:
     finally:
         for each in still:
             each.requires_grad_(False)
-
-
-def at_least_one(batches: Batches, what: str) -> list[tuple[Tensor, Tensor]]:
-    """All of the batches. Raises DataError where there is none."""
-    found = list(batches)
-    if not found:
-        raise DataError(f"{what} needs at least one batch of images and labels; there was none")
-    return found
 
 
 def slopes(scalar: Tensor, weights: Weights, *, again: bool = False) -> dict[str, Tensor]:

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from nas_prune.base.errors import SpaceError
-from nas_prune.methods.criteria.criterion import criteria, mean_of_units, with_the_rest
+from nas_prune.methods.criteria.criterion import criteria, means_of_units, with_the_rest
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.scores import Batches
 from nas_prune.tracing.graph.brought import tensor_of
-from nas_prune.tracing.terms import Term, leaves
+from nas_prune.tracing.terms import Term
 from nas_prune.tracing.walk import operator
 
 SCALES = {  # operator -> which of its arguments is gamma
@@ -36,12 +36,7 @@ SCALES = {  # operator -> which of its arguments is gamma
 @criteria.register("slimming")
 def slimming(gated: GatedModel, batches: Batches) -> dict[str, Tensor]:  # noqa: ARG001
     """Scores (c) per free axis; batches are not looked at. Raises SpaceError where no axis has a norm with a scale."""
-    axes, scales = gated.axes, list(_scales(gated))
-    found: dict[str, Tensor] = {}
-    for name in gated.space.free:
-        on = [(term, gamma) for term, gamma in scales if name in {axes.variables.get(var) for var in leaves(term)}]
-        if on:
-            found[name] = mean_of_units(gated, name, on)
+    found = means_of_units(gated, list(_scales(gated)))
     if not found:
         raise SpaceError(
             "Network Slimming looks at the scales of normalisations, and none stands on an axis of this search space; "

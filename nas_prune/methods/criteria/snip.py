@@ -13,10 +13,9 @@ the network which is derived.
 import torch
 from torch import Tensor
 
-from nas_prune.methods.criteria.criterion import criteria
+from nas_prune.methods.criteria.criterion import at_least_one, criteria
 from nas_prune.methods.criteria.of_loss import (
     added,
-    at_least_one,
     learning,
     share_of_loss,
     slopes,

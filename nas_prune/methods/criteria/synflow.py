@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nas_prune.base.errors import DataError, DivergedError
-from nas_prune.methods.criteria.criterion import criteria, in_float64
+from nas_prune.methods.criteria.criterion import criteria, float64_copy
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.scores import Batches
 
@@ -44,7 +44,7 @@ def synflow(gated: GatedModel, batches: Batches) -> dict[str, Tensor]:
 @torch.no_grad()
 def _positive(gated: GatedModel) -> GatedModel:
     """A copy in float64, its parameters positive, its statistics of batches those that change nothing."""
-    copied = in_float64(gated)
+    copied = float64_copy(gated)
     for parameter in copied.backbone.parameters():
         parameter.abs_()
     for name, buffer in copied.backbone.named_buffers():
