@@ -6,7 +6,7 @@ iterative pruning in general; that weights and their momentum go on in a smaller
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,13 +25,14 @@ from nas_prune.tracing.arch import Arch
 @dataclass(frozen=True)
 class Round:
     """``number`` of ``rounds`` (1-based): the epochs it begins after and takes, and the share of what goes that is gone
-    after it."""
+    after it. ``gone``: that share, of how many joint epochs have passed, in the middle of one, too."""
 
     number: int
     rounds: int
     first: int
     epochs: int
     share: float
+    gone: Callable[[float], float]
 
     @property
     def last(self) -> bool:
@@ -45,21 +46,30 @@ class Round:
 
     def limit(self, budget: Budget) -> float:
         """What the network may cost after this round, in the unit of the budget."""
-        return limit_at(self.share, budget)
+        return _limits(budget)(self.share)
+
+    def sliding(self, budget: Budget) -> Callable[[float], float]:
+        """The same between rounds: what it may cost, of how many joint epochs have passed."""
+        limit = _limits(budget)
+        return lambda passed: limit(self.gone(passed))
 
 
-def limit_at(share: float, budget: Budget) -> float:
-    """What the network may cost when this share of what has to go is gone, in the unit of the budget."""
+def _limits(budget: Budget) -> Callable[[float], float]:
+    """What the network may cost, of what share of all that has to go is gone, in the unit of the budget."""
     dense = float(budget.cost({}).detach())
-    return dense - share * max(0.0, dense - budget.limit)
+    return lambda share: dense - share * max(0.0, dense - budget.limit)
 
 
 def rounds_of(rounds: int, epochs: int, schedule: Schedule) -> Iterator[Round]:
     """The rounds among which the epochs are shared out evenly."""
+
+    def gone(passed: float) -> float:
+        return schedule(passed - 1, epochs).closed
+
     for number in range(1, rounds + 1):
         first, end = (epochs * each // rounds for each in (number - 1, number))
         share = 1.0 if number == rounds else schedule(number - 1, rounds).closed
-        yield Round(number, rounds, first, end - first, share)
+        yield Round(number, rounds, first, end - first, share, gone)
 
 
 @dataclass(frozen=True)

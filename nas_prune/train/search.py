@@ -38,7 +38,7 @@ from nas_prune.train.learner import Learner, gate_optimizers
 from nas_prune.train.loop import Run, Watch, fit
 from nas_prune.train.objective import Objective, task_loss, teacher_of
 from nas_prune.train.optimizers import optimizer_of
-from nas_prune.train.rounds import Alive, Round, limit_at, rounds_of
+from nas_prune.train.rounds import Alive, Round, rounds_of
 from nas_prune.train.score import SCORE, score
 from nas_prune.train.settings import SearchSettings
 from nas_prune.train.shapley_ascent import ShapleyAscent, weighed
@@ -151,25 +151,22 @@ def learn(learner: Learner, data: Data, parts: Parts, each: Round, *, run: Run) 
     limit = parts.joint if each.last else Budget.of(each.limit(parts.joint), parts.joint.cost)
     settings, penalties = learner.settings, learner.under(parts.penalties(limit))
     stage = Stage(f"search-joint{each.name}", each.epochs, settings, parts.images, each.first, learner.chain)
-    objective = learner.objective(penalties, _sliding(learner, parts))
+    objective = learner.objective(penalties, _sliding(learner, each.sliding(parts.joint)))
     watch = _watching(learner.alive, parts.budget, data, run)
     fit(run, stage, learner.gated, data, objective, learner.optimizers, watch=watch, mover=learner.mover)
 
 
-def _sliding(learner: Learner, parts: Parts) -> Callable[[float], None]:
+def _sliding(learner: Learner, limit: Callable[[float], float]) -> Callable[[float], None]:
     """Tells gates how much of the joint training has passed, and penalties, where all is one training, what the network
-    may cost by now."""
-    settings, penalties = learner.settings, learner.penalties
+    may cost by now, by ``limit``."""
     gates = [learner.gated.gate(name) for name in learner.gated.deciders]
-    schedule = bound("search.schedule", schedules, settings.schedule, 2)
+    penalties = learner.penalties if learner.settings.once else []
 
     def slide(epochs: float) -> None:
         for gate in gates:
-            gate.advance(epochs / settings.joint)
-        if settings.once:
-            limit = limit_at(schedule(epochs - 1, settings.joint).closed, parts.joint)
-            for penalty in penalties:
-                penalty.aim(limit)
+            gate.advance(epochs / learner.settings.joint)
+        for penalty in penalties:
+            penalty.aim(limit(epochs))
 
     return slide
 
