@@ -44,7 +44,7 @@ class CellNetwork(nn.Module):
         self.feature_info: list[dict[str, Any]] = []
         self.cells = nn.ModuleDict()
         chosen = None if genotype is None else check(genotype, known)
-        out = self._add_cells(known, list(known.layout(layers).items()), channels, streams, chosen)
+        out = self._add_cells(known, layers, channels, streams, chosen)
         self.inputs = known.inputs
         self.final_norm = nn.Sequential(nn.BatchNorm2d(out), nn.ReLU()) if known.final_norm else nn.Identity()
         self.num_features = self.head_hidden_size = out
@@ -53,13 +53,13 @@ class CellNetwork(nn.Module):
     def _add_cells(
         self,
         space: CellSpace,
-        layout: Sequence[tuple[str, str]],
+        layers: int,
         channels: int,
         streams: list[Stream],
         chosen: Mapping[str, ChosenOperations] | None,
     ) -> int:
         """The cells one after the other, and what is known of their outputs; returns the width of the last."""
-        for name, kind in layout:
+        for name, kind in space.layout(layers).items():
             *_, nearest = streams
             stride = space.kinds[kind].stride
             if stride == 2 and self.cells:
