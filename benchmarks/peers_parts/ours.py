@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import safetensors.torch
-
 import nas_prune as npr
 from nas_prune.base.errors import RecipeError
 from nas_prune.base.files.yaml_text import read_mapping
@@ -63,9 +61,7 @@ class Dense:
 
     def run(self, task: Task, cell: Cell) -> Outcome:
         """The network that ``tuned`` and ``untouched`` begin with, too."""
-        path, seconds = task.dense(cell, task.dense_epochs)
-        model = task.scene(cell).backbone()
-        model.load_state_dict(safetensors.torch.load_file(path))
+        model, seconds = task.trained(cell, task.scene(cell), task.dense_epochs)
         return Outcome(model, seconds, task.dense_epochs)
 
 

@@ -129,13 +129,18 @@ class Task:
             atomic_write(path, safetensors.torch.save(model.state_dict(), told))
         return path, float(tensors.metadata(path, CheckpointError)["seconds"])
 
+    def trained(self, cell: Cell, scene: Scene, epochs: int) -> tuple[nn.Module, float]:
+        """The dense network after so many epochs, and the seconds that its training took."""
+        path, seconds = self.dense(cell, epochs)
+        model = scene.backbone()
+        model.load_state_dict(safetensors.torch.load_file(path))
+        return model, seconds
+
     def pretrained(self, cell: Cell) -> "Pretrained":
         """The dense network that a method of another package prunes: for half of the epochs, where none was trained."""
         scene, own = self.scene(cell), cell.setting == "scratch"
         before = self.epochs[cell.setting] // 2 if own else self.dense_epochs
-        path, seconds = self.dense(cell, before)
-        model = scene.backbone()
-        model.load_state_dict(safetensors.torch.load_file(path))
+        model, seconds = self.trained(cell, scene, before)
         return Pretrained(model, scene, seconds, before, self.epochs[cell.setting] - own * before)
 
     def figures(self, cell: Cell, outcome: Outcome) -> dict[str, float | int]:

@@ -13,10 +13,9 @@ from nas_prune.run.files import CertificateFile, Device, Seconds, Stages, Stripe
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
-class ModelFigures(Document):
-    """A row of the table of results."""
+class CostFigures(Document):
+    """What a model costs."""
 
-    top1: Percent
     macs: Natural
     params: Natural
     predicted_ms: Positive
@@ -25,10 +24,16 @@ class ModelFigures(Document):
     measured_share: Positive | None = None
 
 
-class DenseFigures(ModelFigures):
+class ModelFigures(CostFigures):
+    """A row of the table of results."""
+
+    top1: Percent
+
+
+class DenseFigures(CostFigures):
     """The row of the dense model, whose accuracy is not known where it was never trained."""
 
-    top1: Percent | None  # type: ignore[assignment]
+    top1: Percent | None
 
 
 class RoundFigures(Document):

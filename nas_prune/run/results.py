@@ -94,7 +94,7 @@ def _stripes(job: Job, gated: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _rows(job: Job, outcome: Outcome) -> dict[str, Any]:
     """One row per model: accuracy, counts, predicted and measured milliseconds."""
-    accelerator, predictor, axes = job.run.accelerator, outcome.calibration.predictor, job.space.axes
+    predictor, axes = outcome.calibration.predictor, job.space.axes
     sizes = outcome.met.arch.sizes(job.space.free)
     timings, image = timed(job, outcome.models, job.folder), job.images(1)
     dense_ms = timings["dense"]["median_ms"]
@@ -103,12 +103,20 @@ def _rows(job: Job, outcome: Outcome) -> dict[str, Any]:
     for name, model in outcome.models.items():
         predicted = now * float(predictor({} if name == "dense" else sizes))
         measured = _measured(timings[name], dense_ms)
-        known = name != "dense" or begins_trained(job.recipe) or trains_baseline(job.recipe)
-        accuracy = top1(model, job.data, accelerator) if known else None  # of a network that has learnt nothing
-        rows[name] = _row(accuracy, count(model, image), predicted) | measured
+        known = dense_top1(job, model, baseline=trains_baseline(job.recipe)) if name == "dense" else _top1(job, model)
+        rows[name] = _row(known, count(model, image), predicted) | measured
     with outcome.gated.fixed(outcome.met.arch):
-        gated = top1(outcome.gated, job.data, accelerator)
-    return {**rows, "gated": _row(gated, counted(axes, sizes), now * float(predictor(sizes)))}
+        accuracy = _top1(job, outcome.gated)
+    return {**rows, "gated": _row(accuracy, counted(axes, sizes), now * float(predictor(sizes)))}
+
+
+def dense_top1(job: Job, dense: nn.Module, *, baseline: bool) -> float | None:
+    """Top-1 of the dense model; None of one that has learnt nothing. ``baseline``: whether it was trained as that."""
+    return _top1(job, dense) if baseline or begins_trained(job.recipe) else None
+
+
+def _top1(job: Job, model: nn.Module) -> float:
+    return top1(model, job.data, job.run.accelerator)
 
 
 def timed(job: Job, models: dict[str, nn.Module], folder: Path) -> Figures:

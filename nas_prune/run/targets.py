@@ -18,12 +18,12 @@ from nas_prune.methods.gated import GatedModel
 from nas_prune.run import build
 from nas_prune.run.calibration.calibrate import Calibration
 from nas_prune.run.calibration.calibrated import calibrated, refuse
-from nas_prune.run.checks import begins_trained, trains_baseline
+from nas_prune.run.checks import trains_baseline
 from nas_prune.run.files import TimingsFile
 from nas_prune.run.job import Job
 from nas_prune.run.promise import promised
 from nas_prune.run.result_files import TargetFile
-from nas_prune.run.results import Figures, timed
+from nas_prune.run.results import Figures, dense_top1, timed
 from nas_prune.run.scoring import kept
 from nas_prune.run.steps import baseline, question, reformed, save, saved, searched, train_dense, within
 from nas_prune.tracing.arch import Arch
@@ -54,8 +54,7 @@ def derive_targets(job: Job, targets: Sequence[str], *, tune: bool) -> dict[str,
     found = [_one(job, gated, calibration, limit, teacher if tune else None) for limit in limits.values()]
     dense_ms = _dense_ms(job, found)
     rows = [_placed(row, limit, dense_ms) for row, limit in zip(found, limits.values(), strict=True)]
-    known = begins_trained(job.recipe) or (tune and trains_baseline(job.recipe))
-    accuracy = top1(teacher, job.data, job.run.accelerator) if known else None
+    accuracy = dense_top1(job, teacher, baseline=tune and trains_baseline(job.recipe))
     dense = {"top1": accuracy, "measured_ms": dense_ms, "measured_share": 1.0}
     content = {"targets": rows, "dense": dense, "cost": budget.cost}
     job.write("targets.json", content)
