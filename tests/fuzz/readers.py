@@ -170,7 +170,8 @@ def _stripes(found: dict[str, Any]) -> None:
 def _results(found: dict[str, Any]) -> None:
     plain(found)
     for name in ("dense", "gated", "derived", "finetuned"):
-        number(found[name]["top1"], 0, 100)
+        if found[name]["top1"] is not None or name != "dense":  # it may never have been trained
+            number(found[name]["top1"], 0, 100)
         number(found[name]["macs"], whole=True)
         positive(found[name]["predicted_ms"])
     assert found["status"] in ("met", "missed")
