@@ -12,7 +12,7 @@ from nas_prune.base.files.whole import atomic_write
 from .cells import Cell, cell_of
 
 BEGIN, END = "<!-- peers -->", "<!-- /peers -->"
-CONTROLS = ("uniform", "uniform_single")  # the better one of a table is what all are put beside
+CONTROLS = ("uniform", "uniform_fours", "uniform_single")  # the best one of a table is what all are put beside
 GROUP = ("setting", "backbone", "cost", "target")
 HEAD = (
     "| method | top-1, % | beside uniform | MACs | ONNX Runtime | eager | training, CPU s | epochs | seeds |",

@@ -130,8 +130,10 @@ def test_random_architectures_respect_divisors(axes: Axes) -> None:
             assert abs(len(units) - keep * axis.size) <= axis.divisor
 
 
-def test_in_single_units_every_width_from_a_tenth_on_is_allowed() -> None:
-    space = SearchSpace.read("single_units", traced("resnet18").axes)
-    widths = [name for name, axis in space.free.items() if axis.kind == "channel"]
-    assert {space.free[name].divisor for name in widths} == {1}
-    assert all(space.minimum[name] == -(-space.free[name].size // 10) for name in widths)
+@pytest.mark.parametrize(("name", "step"), [("single_units", 1), ("multiples_of_four", 4)])
+def test_widths_come_in_the_steps_that_a_space_is_named_after(name: str, step: int) -> None:
+    space = SearchSpace.read(name, traced("resnet18").axes)
+    widths = [axis for axis, own in space.free.items() if own.kind == "channel"]
+    assert {space.free[axis].divisor for axis in widths} == {step}
+    tenth = {axis: -(-space.free[axis].size // 10) for axis in widths}
+    assert all(space.minimum[axis] == -(-tenth[axis] // step) * step for axis in widths)
