@@ -19,7 +19,7 @@ from torch import Tensor
 from nas_prune.base.errors import CheckpointError
 from nas_prune.base.files.documents import read_journal
 from nas_prune.base.files.whole import write_lines
-from nas_prune.methods.criteria.shapley import Player, contributions, game_of
+from nas_prune.methods.criteria.of_loss.shapley import Player, contributions, game_of
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.gates.shapley import Contribution
 from nas_prune.methods.movers import Aim, Mover

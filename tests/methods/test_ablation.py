@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import nas_prune as npr
 from nas_prune.base.errors import DataError, DivergedError
 from nas_prune.derivation.replace import substitute
-from nas_prune.methods.criteria.ablation import ablation
+from nas_prune.methods.criteria.of_loss.ablation import ablation
 from nas_prune.methods.gated import GatedModel
 from nas_prune.ops import inherit
 from nas_prune.tracing.arch import Arch

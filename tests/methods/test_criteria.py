@@ -11,7 +11,7 @@ from zoo import few, traced
 from nas_prune.base.errors import DataError, DivergedError
 from nas_prune.derivation.trace import trace
 from nas_prune.methods.criteria import criteria
-from nas_prune.methods.criteria.taylor import taylor
+from nas_prune.methods.criteria.of_loss.taylor import taylor
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.shapley import EstimatePlan
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from nas_prune.base.errors import DataError, SpaceError
 from nas_prune.derivation.trace import trace
-from nas_prune.methods.criteria.hrank import hrank
+from nas_prune.methods.criteria.of_features.hrank import hrank
 from nas_prune.methods.gated import GatedModel
 
 Batch = tuple[Tensor, Tensor]

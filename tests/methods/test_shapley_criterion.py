@@ -18,7 +18,7 @@ from nas_prune.base.axis import Axis
 from nas_prune.base.errors import DataError, DivergedError
 from nas_prune.derivation.trace import trace
 from nas_prune.methods.criteria import criteria
-from nas_prune.methods.criteria.shapley import contributions, game_of, players_of, shapley
+from nas_prune.methods.criteria.of_loss.shapley import contributions, game_of, players_of, shapley
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.shapley import EstimatePlan
 from nas_prune.tracing.arch import Arch

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nas_prune.base.errors import DataError
 from nas_prune.methods.criteria.criterion import criteria
-from nas_prune.methods.criteria.of_loss import (
+from nas_prune.methods.criteria.of_loss.weights import (
     added,
     learning,
     share_of_loss,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nas_prune.methods.criteria.criterion import at_least_one, criteria
-from nas_prune.methods.criteria.of_loss import (
+from nas_prune.methods.criteria.of_loss.weights import (
     added,
     learning,
     share_of_loss,

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nas_prune.methods.criteria.criterion import at_least_one, criteria, float64_copy
-from nas_prune.methods.criteria.of_loss import (
+from nas_prune.methods.criteria.of_loss.weights import (
     Weights,
     added,
     share_of_loss,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nas_prune.methods.criteria.criterion import criteria, with_the_rest
-from nas_prune.methods.criteria.magnitude import magnitude
+from nas_prune.methods.criteria.of_weights.magnitude import magnitude
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.scores import Batches
 

@@ -1,0 +1,1 @@
+"""Criteria that look at what units say of images."""
