@@ -21,6 +21,7 @@ def listings() -> dict[str, Callable[[], NamedRows]]:
     return {
         "recipes": lambda: [(name, _first_comment(path)) for name, path in recipes().items()],
         "sweeps": lambda: [(name, _first_comment(path)) for name, path in sweeps().items()],
+        "methods": _methods,
         "spaces": _spaces,
         "operations": _operations,
         "gates": lambda: _parts("gates", "methods.gates"),
@@ -73,6 +74,13 @@ def _first_comment(path: Path) -> str:
         line.lstrip("# ").strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")
     ]
     return next((line for line in lines if line and not line.startswith("yaml-language-server")), "")
+
+
+def _methods() -> NamedRows:
+    """What `nas-prune compare` puts side by side."""
+    from nas_prune.run.compare.methods import methods
+
+    return [(name, f"{'Control: ' * each.control}{each.about}.") for name, each in methods().items()]
 
 
 def _spaces() -> NamedRows:

@@ -21,6 +21,7 @@ from nas_prune.base.errors import CLOSED, FULL, InterruptedRunError, NasPruneErr
 from nas_prune.base.interrupts import INTERRUPTED, Terminated, terminate
 from nas_prune.base.launched import is_first
 from nas_prune.cli import agent
+from nas_prune.cli import compare as cli_compare
 from nas_prune.cli import export as cli_export
 from nas_prune.cli.asked import asked
 from nas_prune.cli.coverage import command as cli_coverage
@@ -218,6 +219,7 @@ def schema() -> None:
 
 
 app.command("export", epilog=cli_export.EXAMPLES)(cli_export.command)
+app.command("compare", context_settings=FREE_FORM, epilog=cli_compare.EXAMPLE)(cli_compare.command)
 app.command("doctor", epilog=cli_doctor.EXAMPLES)(cli_doctor.command)
 app.command("coverage", epilog=cli_coverage.EXAMPLES)(cli_coverage.command)
 app.command("coverage-names")(cli_coverage.names)

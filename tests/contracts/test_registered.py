@@ -38,7 +38,7 @@ LIKE = {  # operation -> options of its `like` that have no default
 }
 REPLACING = [name for name, kind in operations.items() if kind.like.__func__ is not Operation.like.__func__]
 DESCRIBED = {str(each["operation"]): each for each in DESCRIPTIONS.values()}
-TRADING = [name for name in selectors if name != "genotype"]  # that one looks at no cost; see test_cells
+TRADING = [name for name in selectors if name not in ("genotype", "fixed_widths")]  # these look at no cost
 
 
 def seeded() -> torch.Generator:

@@ -1,6 +1,7 @@
 """Laws of selectors: within the limit, in the space, never worth less than one threshold; known answers are found."""
 
 import re
+from dataclasses import replace
 from itertools import pairwise, product
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from zoo import few, traced
 
 from nas_prune.base.axis import Axis
-from nas_prune.base.errors import BudgetError, DivergedError
+from nas_prune.base.errors import BudgetError, DivergedError, SpaceError
 from nas_prune.costs import Budget, Limits, Macs, Params, Predictor
 from nas_prune.methods.scores import Scores
 from nas_prune.methods.selectors import Question, milp, selectors
@@ -26,7 +27,7 @@ from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace
 from nas_prune.train.settings import SearchSettings
 
-TRADING = [name for name in selectors if name != "genotype"]  # that one is about cells; see test_cells
+TRADING = [name for name in selectors if name not in ("genotype", "fixed_widths")]  # these look at no cost
 
 
 class Coupled:
@@ -365,3 +366,25 @@ def test_scores_that_are_no_numbers_are_an_error(resnet: SearchSpace) -> None:
     scores = random_scores(resnet) | {"conv1": torch.full((64,), torch.nan)}
     with pytest.raises(DivergedError, match="axis conv1"):
         ask(price, scores, Macs(resnet.axes), 1e9, resnet)
+
+
+def test_fixed_widths_are_taken_as_they_are_told() -> None:
+    axes = [Axis("a", "channel", 6, (), None, 1), Axis("b", "channel", 4, (), None, 1)]
+    scores = {"a": torch.tensor([0.1, 0.9, 0.5, 0.7, 0.2, 0.3]), "b": torch.arange(4.0)}
+    question = Question(scores, Coupled({}, {"a": 1.0, "b": 1.0}), 3.0, space_of(axes))
+    assert selectors["fixed_widths"](question, widths={"a": 2}).arch.kept == {"a": (1, 3), "b": (0, 1, 2, 3)}
+    for wrong, message in (({"c": 1}, "no axis 'c'"), ({"a": 7}, "1 to 6 units"), ({"a": 0}, "1 to 6 units")):
+        with pytest.raises(SpaceError, match=message):
+            selectors["fixed_widths"](question, widths=wrong)
+
+
+def test_random_widths_are_those_of_the_seed_and_as_wide_as_the_limit_allows() -> None:
+    net = traced("test_resnet")
+    space, cost = SearchSpace.read("channels", net.axes), Macs(net.axes)
+    scores = {axis.name: torch.rand(axis.size) for axis in space.free.values()}
+    question = Question(scores, cost, 0.5 * float(cost({})), space)
+    first, other = (selectors["random_widths"](replace(question, seed=seed)).arch.sizes(space.free) for seed in (0, 1))
+    assert first != other
+    assert first == selectors["random_widths"](question).arch.sizes(space.free)
+    assert len({round(size / space.free[name].size, 1) for name, size in first.items()}) > 2
+    assert all(0.4 * float(cost({})) < question.spent(sizes) <= question.limit for sizes in (first, other))

@@ -51,10 +51,10 @@ class Recipe(Settings):
 
 
 def recipes() -> dict[str, Path]:
-    """Every packaged recipe: name -> file. Sweeps over recipes are not recipes."""
+    """Every packaged recipe: name -> file. Sweeps over recipes are not recipes, nor are the methods of a comparison."""
     root = shipped("recipes")
     found = {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
-    return {name: path for name, path in found.items() if not name.startswith("sweeps/")}
+    return {name: path for name, path in found.items() if not name.startswith(("sweeps/", "compare/"))}
 
 
 def read(name_or_path: str | Path, tokens: Sequence[str] = ()) -> Recipe:

@@ -4,7 +4,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-WHOLE = ("kind", "sizes", "role", "model")  # columns of a few short words, which are not broken either
+WHOLE = ("kind", "sizes", "role", "model", "method")  # columns of a few short words, which are not broken either
 
 
 def terminal_table(*columns: str, title: str | Text | None = None, caption: str | Text | None = None) -> Table:

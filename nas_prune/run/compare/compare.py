@@ -1,0 +1,114 @@
+"""The comparison at work: cell by cell, each a run in a folder of its own, all of a seed from one dense network."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import safetensors.torch
+
+from nas_prune.base.errors import (
+    BudgetError,
+    CheckpointError,
+    InterruptedRunError,
+    InUseError,
+    NasPruneError,
+    RecipeError,
+    StorageError,
+    first_line,
+)
+from nas_prune.base.files import tensors
+from nas_prune.base.files.lock import locked
+from nas_prune.base.files.whole import atomic_write, writing
+from nas_prune.run import pipeline
+from nas_prune.run.compare.cells import DENSE, Cell, Journal, Row, figures, latest
+from nas_prune.run.compare.plan import Plan
+from nas_prune.run.job import identity
+from nas_prune.run.recipe.overrides import flags
+from nas_prune.run.recipe.recipe import Recipe, changed
+from nas_prune.run.steps import train_dense
+from nas_prune.train.evaluate import top1
+
+STOPPING = (InterruptedRunError, StorageError, InUseError, RecipeError)  # what is no method's fault
+
+
+def compare(plan: Plan, say: Callable[[str], None], *, again: bool = False) -> list[Row]:
+    """Run the cells that are left; ``again``: those that have failed, too. Returns the rows of the whole plan.
+
+    Raises RecipeError where the folder holds another comparison, InUseError where another process runs in it.
+    """
+    plan.check()
+    with writing(plan.out):
+        plan.out.mkdir(parents=True, exist_ok=True)
+    with locked(plan.out):
+        journal, cells = Journal(plan.out / "cells.jsonl"), plan.cells()
+        began, ran = time.monotonic(), 0
+        for number, cell in enumerate(cells):
+            recipe = plan.recipe(cell, journal)
+            if journal.done(cell, identity(recipe), again=again):
+                continue
+            pace = (time.monotonic() - began) / ran if ran else 0.0
+            left = f", about {pace * (len(cells) - number) / 60:.0f} min left" if ran else ""
+            say(f"[{number + 1}/{len(cells)}] {cell}{left}")
+            journal.add(_tried(plan, cell, recipe))
+            say(f"    {told(journal.rows[-1])}")
+            ran += 1
+    asked = {(cell.method, cell.target, cell.seed) for cell in cells}
+    return [row for row in latest(journal.rows) if (row.method, row.target, row.seed) in asked]
+
+
+def told(row: Row) -> str:
+    """A row as a line."""
+    if row.top1 is None:
+        return f"{row.status}: {row.message}"
+    share = f", measured latency {row.latency:.3f}x" if row.latency else ""
+    return f"{row.status}: top-1 {row.top1:.2f} %, MACs {row.macs:.3f}x{share}, {row.seconds:.0f} s of training"
+
+
+def _tried(plan: Plan, cell: Cell, recipe: Recipe) -> Row:
+    """What came of a cell: figures, or why there are none."""
+    kept: dict[str, Any] = {"method": cell.method, "target": cell.target, "seed": cell.seed, "recipe": identity(recipe)}
+    try:
+        return Row(**kept, **(_dense if cell.method == DENSE else _run)(plan, cell, recipe))
+    except BudgetError as error:
+        return Row(**kept, status="infeasible", message=first_line(error))
+    except STOPPING:
+        raise
+    except NasPruneError as error:
+        return Row(**kept, status="failed", message=first_line(error))
+
+
+def _run(plan: Plan, cell: Cell, recipe: Recipe) -> dict[str, Any]:
+    """Run a method's recipe in its folder, or go on with it; its figures."""
+    results = pipeline.run(recipe, plan.out / cell.folder)
+    found, shared = figures(results), plan.shares(plan.methods[cell.method])
+    before = float(tensors.metadata(plan.start(cell.seed), CheckpointError)["seconds"]) if shared else 0.0
+    return found | {
+        "status": results["status"],
+        "message": str(results.get("short") or ""),
+        "seconds": found["seconds"] + before,
+        "searched": results["seconds"].get("search", 0.0) if recipe.search.epochs == 0 else 0.0,
+        "epochs": recipe.search.epochs + recipe.finetune.epochs + plan.base.dense.epochs * shared,
+    }
+
+
+def _dense(plan: Plan, cell: Cell, recipe: Recipe) -> dict[str, Any]:
+    """Train the network that methods begin with, and one for as long as all have; the figures of the latter."""
+    if plan.own and not plan.start(cell.seed).exists():
+        _write_start(plan, cell, changed(recipe, flags({"dense.epochs": plan.base.dense.epochs})))
+    with pipeline.opened(recipe, plan.out / cell.folder / "whole") as job:
+        with job.timed("dense"):
+            train_dense(job)
+        found = top1(job.model, job.data, job.run.accelerator)
+        spent = job.seconds["dense"]
+    shares = dict.fromkeys(("latency", "macs", "params"), 1.0)
+    epochs = recipe.dense.epochs if plan.own else 0
+    return {"status": "met", "derived": found, "top1": found, "seconds": spent, "epochs": epochs, **shares}
+
+
+def _write_start(plan: Plan, cell: Cell, recipe: Recipe) -> None:
+    """Train the dense network that methods begin with; its weights, and the seconds that it took, are one file."""
+    with pipeline.opened(recipe, plan.out / cell.folder / "start") as job:
+        with job.timed("dense"):
+            train_dense(job)
+        facts = {"seconds": str(job.seconds["dense"])}
+        atomic_write(plan.start(cell.seed), safetensors.torch.save(job.model.state_dict(), facts))

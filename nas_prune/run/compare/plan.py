@@ -1,0 +1,104 @@
+"""The plan of a comparison: its cells, and the recipe of each.
+
+Every method has the same epochs in all. What a method spends on a search that trains nothing (the passes of a
+criterion), controls may spend on training: they come last, with as many epochs more as the costliest search took, in
+epochs of the dense network, rounded.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nas_prune.base.errors import NasPruneError, RecipeError
+from nas_prune.run.checks import check
+from nas_prune.run.compare.cells import DENSE, Cell, Journal
+from nas_prune.run.compare.methods import Method
+from nas_prune.run.recipe.overrides import flags
+from nas_prune.run.recipe.recipe import Recipe, changed
+from nas_prune.tracing.arch import Arch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``base``: the recipe; ``methods`` by name, those whose widths others take before them; ``out``: for all runs."""
+
+    base: Recipe
+    methods: Mapping[str, Method]
+    targets: Sequence[str]
+    seeds: Sequence[int]
+    out: Path
+
+    @property
+    def own(self) -> bool:
+        """Whether the dense network is trained here, and not given."""
+        return not (self.base.model.pretrained or self.base.model.checkpoint)
+
+    @property
+    def epochs(self) -> int:
+        """What every method may train beyond the dense network that it begins with."""
+        return self.base.search.epochs + self.base.finetune.epochs
+
+    def cells(self) -> list[Cell]:
+        """All of them, seed by seed: the dense network, methods, then controls."""
+        return [cell for seed in self.seeds for cell in (Cell(DENSE, "", seed), *self._of(seed))]
+
+    def _of(self, seed: int) -> Iterator[Cell]:
+        ordered = sorted(self.methods, key=lambda name: self.methods[name].control)
+        return (Cell(name, target, seed) for target in self.targets for name in ordered)
+
+    def check(self) -> None:
+        """Raise RecipeError for what would stop it later, naming the method."""
+        scratch = [name for name, method in self.methods.items() if method.begins == "random"]
+        if scratch and not self.own:
+            raise RecipeError(
+                f"{scratch[0]} begins with random weights, and the recipe with trained ones, whose epochs nobody "
+                "knows: leave it out of --methods"
+            )
+        if self.own and not self.base.dense.epochs:
+            raise RecipeError("dense.epochs is 0 and no weights are given: there is no dense network to begin with")
+        for name, method in self.methods.items():
+            for target in self.targets:
+                try:
+                    check(method.recipe(self.base, self.epochs, {"budget.target": target}))
+                except NasPruneError as error:
+                    raise RecipeError(f"method {name}: {error}") from error
+
+    def recipe(self, cell: Cell, journal: Journal) -> Recipe:
+        """What is run for a cell, after what the journal holds."""
+        if cell.method == DENSE:
+            longer = {"dense.epochs": self.base.dense.epochs + self.epochs} if self.own else {}
+            return changed(self.base, flags({**longer, "dense.baseline": False, "seed": cell.seed}))
+        method = self.methods[cell.method]
+        told: dict[str, Any] = {"seed": cell.seed, "budget.target": cell.target}
+        if self.shares(method):
+            told["model.checkpoint"] = str(self.start(cell.seed))
+        if method.units_of:
+            told["search.selector.options"] = {"widths": self._widths(Cell(method.units_of, cell.target, cell.seed))}
+        return method.recipe(self.base, self.allowed(cell, journal), told)
+
+    def shares(self, method: Method) -> bool:
+        """Whether a method begins with the dense network that is trained here."""
+        return method.begins == "dense" and self.own
+
+    def start(self, seed: int) -> Path:
+        """The file of that network."""
+        return (self.out / Cell(DENSE, "", seed).folder / "start.safetensors").resolve()
+
+    def allowed(self, cell: Cell, journal: Journal) -> int:
+        """The epochs of a cell, beyond those of the dense network that it begins with."""
+        method = self.methods[cell.method]
+        epochs = self.epochs + self.base.dense.epochs * (method.begins == "random")
+        if not method.control:
+            return epochs
+        others = [Cell(name, cell.target, cell.seed) for name, each in self.methods.items() if not each.control]
+        searched = [row.searched for other in others if (row := journal.find(other)) is not None]
+        dense = journal.find(Cell(DENSE, "", cell.seed))
+        if dense is None or not dense.epochs or not dense.seconds:
+            return epochs
+        return epochs + round(max(searched, default=0.0) * dense.epochs / dense.seconds)
+
+    def _widths(self, other: Cell) -> dict[str, int]:
+        """The sizes that another method has chosen; none where it has chosen nothing."""
+        path = self.out / other.folder / "arch.json"
+        return {name: len(units) for name, units in Arch.read(path).kept.items()} if path.exists() else {}

@@ -1,0 +1,128 @@
+"""Methods side by side: the same epochs for all, cells that are run once, tables that say what is beside what."""
+
+from pathlib import Path
+
+import pytest
+
+from nas_prune.base.errors import RecipeError
+from nas_prune.run.checks import check
+from nas_prune.run.compare import methods, page
+from nas_prune.run.compare.cells import DENSE, Cell, Journal, Row
+from nas_prune.run.compare.compare import compare
+from nas_prune.run.compare.plan import Plan
+from nas_prune.run.recipe.recipe import read
+
+TINY = ["dense.epochs=2", "finetune.epochs=3", "budget.cost=macs"]
+ALL = methods.methods()
+
+
+def plan_of(out: Path, *names: str, overrides: tuple[str, ...] = (), seeds: int = 1) -> Plan:
+    """A plan on the smallest recipe."""
+    base = read("smoke/fashion_mnist_resnet18_taylor", [f"--{each}" for each in (*TINY, *overrides)])
+    return Plan(base, methods.chosen(names, ALL), ["0.8x"], range(seeds), out)
+
+
+def row(method: str, seed: int, top1: float, **more: object) -> Row:
+    """A cell that came to a result."""
+    target = "" if method == DENSE else "0.5x"
+    shares = {"latency": 0.5, "macs": 0.4, "params": 0.4}
+    known = {"recipe": "r", "status": "met", "derived": top1 - 1, "top1": top1, "epochs": 5, **shares, **more}
+    return Row(method=method, target=target, seed=seed, **known)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_method_trains_for_the_same_epochs(name: str, tmp_path: Path) -> None:
+    plan, journal = plan_of(tmp_path, name), Journal(tmp_path / "cells.jsonl")
+    recipe = plan.recipe(Cell(name, "0.8x", 0), journal)
+    own = plan.base.dense.epochs if ALL[name].begins == "random" else 0
+    assert recipe.dense.epochs + recipe.search.epochs + recipe.finetune.epochs == plan.epochs + own
+    assert (recipe.model.checkpoint is None) == (ALL[name].begins == "random")
+    if recipe.model.checkpoint is None:
+        check(recipe)
+    assert not recipe.dense.baseline
+    assert recipe.seed == 0
+
+
+def test_what_is_trained_from_scratch_trains_as_the_dense_network_does(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "uniform_from_scratch", overrides=("dense.lr=0.3", "finetune.lr=0.01"))
+    recipe = plan.recipe(Cell("uniform_from_scratch", "0.8x", 0), Journal(tmp_path / "cells.jsonl"))
+    assert (recipe.finetune.lr, recipe.finetune.distill, recipe.finetune.from_scratch) == (0.3, 0.0, True)
+
+
+def test_controls_come_last_and_may_train_for_as_long_as_the_costliest_search_took(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "magnitude", "taylor", "w_gates")
+    assert [cell.method for cell in plan.cells()] == [DENSE, "taylor", "w_gates", "magnitude"]
+    journal = Journal(tmp_path / "cells.jsonl")
+    ten = {"recipe": "r", "status": "met", "seed": 0}
+    journal.add(Row(method=DENSE, target="", epochs=5, seconds=50.0, **ten))
+    journal.add(Row(method="taylor", target="0.8x", searched=24.0, **ten))
+    journal.add(Row(method="w_gates", target="0.8x", **ten))
+    assert plan.allowed(Cell("taylor", "0.8x", 0), journal) == 3
+    assert plan.allowed(Cell("magnitude", "0.8x", 0), journal) == 5  # 24 s are 2.4 epochs of 10 s
+
+
+def test_units_by_lot_get_the_widths_of_the_method_that_they_are_put_beside(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "random_units")
+    assert list(plan.methods) == ["taylor", "random_units"]
+    rows = compare(plan, lambda _: None)
+    assert [each.status for each in rows] == ["met"] * 3
+    taylor, units = (each for each in rows if each.method != DENSE)
+    assert taylor.macs == units.macs
+    assert taylor.params == units.params
+
+
+def test_a_comparison_goes_on_where_it_was_and_only_there(tmp_path: Path) -> None:
+    said: list[str] = []
+    first = compare(plan_of(tmp_path, "taylor"), said.append)
+    assert len(first) == 2
+    assert len(said) == 4
+    second = compare(plan_of(tmp_path, "taylor", "uniform"), said.append)
+    assert second[:2] == first
+    assert "uniform" in said[4]
+    assert len(said) == 6  # what was run is not run again
+    assert {each.status for each in second} == {"met"}
+    assert all(0 < each.macs < 0.8 for each in second[1:])
+    with pytest.raises(RecipeError, match="another recipe"):
+        compare(plan_of(tmp_path, "taylor", overrides=("finetune.lr=0.2",)), said.append)
+
+
+@pytest.mark.parametrize(
+    ("names", "overrides", "message"),
+    [
+        (["taylro"], [], "unknown method 'taylro'; did you mean 'taylor'"),
+        (["uniform_from_scratch"], ["model.checkpoint=x.safetensors"], "begins with random weights"),
+        (["taylor"], ["dense.epochs=0"], "no dense network"),
+        (["w_gates"], ["search.optimizer=sdg"], "method w_gates: search.optimizer"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_at_once(names, overrides, message, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=message):
+        compare(plan_of(tmp_path / "out", *names, overrides=tuple(overrides)), lambda _: None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_method_of_ones_own_is_validated(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("mine: {about: of mine, changes: {search.criterion: snip}}\n")
+    assert methods.methods([mine])["mine"].changes == {"search.criterion": "snip"}
+    mine.write_text("mine: {about: of mine, chages: {}}\n")
+    with pytest.raises(RecipeError, match=r"mine\.yaml: mine.*chages"):
+        methods.methods([mine])
+
+
+def test_a_table_puts_every_method_beside_the_best_control_seed_by_seed() -> None:
+    rows = [row("taylor", 0, 91.0), row("taylor", 1, 93.0), row("uniform", 0, 90.0), row("uniform", 1, 91.0)]
+    rows += [row("magnitude", 0, 70.0), row("magnitude", 1, 71.0), row(DENSE, 0, 95.0)]
+    rows += [Row(method="snip", target="0.5x", seed=0, recipe="r", status="infeasible", message="too small")]
+    (section,) = page.sections(rows, ALL)
+    lines = {line[0]: line for line in section.lines()}
+    assert list(lines) == [DENSE, "taylor", "uniform", "magnitude"]
+    assert lines["taylor"][1:7] == ("91.00 ± 1.41", "92.00 ± 1.41", "+1.50 ± 0.71", "0.500x", "0.400x", "0")
+    assert lines["uniform"][3] == ""
+    assert lines[DENSE][-1] == "1 of 2"
+    text = page.markdown([section], ALL, "nas-prune compare ...")
+    assert "No result of snip, seed 0: too small" in text
+    assert "* `uniform` (control)" in text
+    drawing = page.chart([section], ALL)
+    assert drawing is not None
+    assert drawing.count("taylor") == 1
