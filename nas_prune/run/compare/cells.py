@@ -24,7 +24,7 @@ class Cell:
     @property
     def folder(self) -> str:
         """Its run folder, beside the journal."""
-        return "/".join(filter(None, [self.method, self.target, f"seed{self.seed}"]))
+        return "/".join(filter(None, ["runs", self.method, self.target, f"seed{self.seed}"]))
 
     def __str__(self) -> str:
         return f"{self.method}{f' at {self.target}' if self.target else ''}, seed {self.seed}"

@@ -79,9 +79,10 @@ def _tried(plan: Plan, cell: Cell, recipe: Recipe) -> Row:
 
 def _run(plan: Plan, cell: Cell, recipe: Recipe) -> dict[str, Any]:
     """Run a method's recipe in its folder, or go on with it; its figures."""
+    shared = plan.shares(plan.methods[cell.method])
+    before = _started(plan, cell.seed) if shared else 0.0
     results = pipeline.run(recipe, plan.out / cell.folder)
-    found, shared = figures(results), plan.shares(plan.methods[cell.method])
-    before = float(tensors.metadata(plan.start(cell.seed), CheckpointError)["seconds"]) if shared else 0.0
+    found = figures(results)
     return found | {
         "status": results["status"],
         "message": str(results.get("short") or ""),
@@ -92,9 +93,7 @@ def _run(plan: Plan, cell: Cell, recipe: Recipe) -> dict[str, Any]:
 
 
 def _dense(plan: Plan, cell: Cell, recipe: Recipe) -> dict[str, Any]:
-    """Train the network that methods begin with, and one for as long as all have; the figures of the latter."""
-    if plan.own and not plan.start(cell.seed).exists():
-        _write_start(plan, cell, changed(recipe, flags({"dense.epochs": plan.base.dense.epochs})))
+    """Train the dense network for as long as all train; its figures."""
     with pipeline.opened(recipe, plan.out / cell.folder / "whole") as job:
         with job.timed("dense"):
             train_dense(job)
@@ -105,10 +104,14 @@ def _dense(plan: Plan, cell: Cell, recipe: Recipe) -> dict[str, Any]:
     return {"status": "met", "derived": found, "top1": found, "seconds": spent, "epochs": epochs, **shares}
 
 
-def _write_start(plan: Plan, cell: Cell, recipe: Recipe) -> None:
-    """Train the dense network that methods begin with; its weights, and the seconds that it took, are one file."""
-    with pipeline.opened(recipe, plan.out / cell.folder / "start") as job:
-        with job.timed("dense"):
-            train_dense(job)
-        facts = {"seconds": str(job.seconds["dense"])}
-        atomic_write(plan.start(cell.seed), safetensors.torch.save(job.model.state_dict(), facts))
+def _started(plan: Plan, seed: int) -> float:
+    """The seconds that the dense network took which methods begin with; it is trained unless it is there."""
+    path = plan.start(seed)
+    if not path.exists():
+        recipe = changed(plan.base, flags({"dense.baseline": False, "seed": seed}))
+        with pipeline.opened(recipe, path.parent / "start") as job:
+            with job.timed("dense"):
+                train_dense(job)
+            facts = {"seconds": str(job.seconds["dense"])}
+            atomic_write(path, safetensors.torch.save(job.model.state_dict(), facts))
+    return float(tensors.metadata(path, CheckpointError)["seconds"])
