@@ -31,6 +31,9 @@ class CompareOptions:
     out: Annotated[Path, typer.Option("--out", help="folder for all runs, cells.jsonl and comparison.md")]
     targets: Annotated[str, typer.Option(help="targets of the budget, e.g. 0.5x,0.25x")] = "0.5x"
     seeds: Annotated[int, typer.Option(min=1, help="so many seeds: 0, 1, ...")] = 3
+    allowance: Annotated[
+        int, typer.Option(min=0, help="epochs that controls train longer, for what a search costs")
+    ] = 1
     more: Annotated[list[Path] | None, typer.Option("--more", help="a YAML file of further methods")] = None
     again: Annotated[bool, typer.Option("--again", help="try cells that have failed once more")] = False
 
@@ -47,9 +50,9 @@ def command(**options: Any) -> None:
 
     given = CompareOptions(**options)
     chosen = methods.chosen(_listed(given.methods), methods.methods(given.more or []))
-    plan = Plan(asked(given.words), chosen, _listed(given.targets), range(given.seeds), given.out)
+    plan = Plan(asked(given.words), chosen, _listed(given.targets), range(given.seeds), given.out, given.allowance)
     rows = compare(plan, typer.echo, again=given.again)
-    found = page.sections(rows, chosen)
+    found = page.sections(rows, chosen, given.allowance)
     for table in page.tables(found):
         Console().print(table)
     command_line = shlex.join(["nas-prune", *sys.argv[1:]])

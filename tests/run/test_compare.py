@@ -1,5 +1,6 @@
 """Methods side by side: the same epochs for all, cells that are run once, tables that say what is beside what."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from nas_prune.base.errors import RecipeError
 from nas_prune.run.checks import check
 from nas_prune.run.compare import methods, page
-from nas_prune.run.compare.cells import DENSE, Cell, Journal, Row
+from nas_prune.run.compare.cells import DENSE, Cell, Row
 from nas_prune.run.compare.compare import compare
 from nas_prune.run.compare.plan import Plan
 from nas_prune.run.recipe.recipe import read
@@ -32,10 +33,10 @@ def row(method: str, seed: int, top1: float, **more: object) -> Row:
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_method_trains_for_the_same_epochs(name: str, tmp_path: Path) -> None:
-    plan, journal = plan_of(tmp_path, name), Journal(tmp_path / "cells.jsonl")
-    recipe = plan.recipe(Cell(name, "0.8x", 0), journal)
+    plan = plan_of(tmp_path, name)
+    recipe = plan.recipe(Cell(name, "0.8x", 0))
     own = plan.base.dense.epochs if ALL[name].begins == "random" else 0
-    assert recipe.dense.epochs + recipe.search.epochs + recipe.finetune.epochs == plan.epochs + own
+    assert recipe.dense.epochs + recipe.search.epochs + recipe.finetune.epochs == plan.epochs + own + ALL[name].control
     assert (recipe.model.checkpoint is None) == (ALL[name].begins == "random")
     if recipe.model.checkpoint is None:
         check(recipe)
@@ -45,20 +46,26 @@ def test_every_method_trains_for_the_same_epochs(name: str, tmp_path: Path) -> N
 
 def test_what_is_trained_from_scratch_trains_as_the_dense_network_does(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "uniform_from_scratch", overrides=("dense.lr=0.3", "finetune.lr=0.01"))
-    recipe = plan.recipe(Cell("uniform_from_scratch", "0.8x", 0), Journal(tmp_path / "cells.jsonl"))
+    recipe = plan.recipe(Cell("uniform_from_scratch", "0.8x", 0))
     assert (recipe.finetune.lr, recipe.finetune.distill, recipe.finetune.from_scratch) == (0.3, 0.0, True)
 
 
-def test_controls_come_last_and_may_train_for_as_long_as_the_costliest_search_took(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path, "magnitude", "taylor", "w_gates")
+def test_controls_come_last_and_train_longer_for_what_searches_cost(tmp_path: Path) -> None:
+    plan = replace(plan_of(tmp_path, "magnitude", "taylor", "w_gates"), allowance=2)
     assert [cell.method for cell in plan.cells()] == [DENSE, "taylor", "w_gates", "magnitude"]
-    journal = Journal(tmp_path / "cells.jsonl")
-    ten = {"recipe": "r", "status": "met", "seed": 0}
-    journal.add(Row(method=DENSE, target="", epochs=5, seconds=50.0, **ten))
-    journal.add(Row(method="taylor", target="0.8x", searched=24.0, **ten))
-    journal.add(Row(method="w_gates", target="0.8x", **ten))
-    assert plan.allowed(Cell("taylor", "0.8x", 0), journal) == 3
-    assert plan.allowed(Cell("magnitude", "0.8x", 0), journal) == 5  # 24 s are 2.4 epochs of 10 s
+    assert {name: plan.allowed(method) for name, method in plan.methods.items()} == {
+        "magnitude": 5,
+        "taylor": 3,
+        "w_gates": 3,
+    }
+
+
+def test_a_table_names_the_searches_that_took_longer_than_what_controls_were_allowed() -> None:
+    rows = [row("taylor", 0, 91.0, searched=3.0), row("ablation", 0, 92.0, searched=24.0), row("uniform", 0, 90.0)]
+    (section,) = page.sections([*rows, row(DENSE, 0, 95.0, seconds=50.0)], ALL, 1)
+    assert list(section.remarks()) == [
+        "The search of ablation took as long as 2.4 epochs of the dense network: more than controls have."
+    ]
 
 
 def test_units_by_lot_get_the_widths_of_the_method_that_they_are_put_beside(tmp_path: Path) -> None:
@@ -114,7 +121,7 @@ def test_a_table_puts_every_method_beside_the_best_control_seed_by_seed() -> Non
     rows = [row("taylor", 0, 91.0), row("taylor", 1, 93.0), row("uniform", 0, 90.0), row("uniform", 1, 91.0)]
     rows += [row("magnitude", 0, 70.0), row("magnitude", 1, 71.0), row(DENSE, 0, 95.0)]
     rows += [Row(method="snip", target="0.5x", seed=0, recipe="r", status="infeasible", message="too small")]
-    (section,) = page.sections(rows, ALL)
+    (section,) = page.sections(rows, ALL, 1)
     lines = {line[0]: line for line in section.lines()}
     assert list(lines) == [DENSE, "taylor", "uniform", "magnitude"]
     assert lines["taylor"][1:7] == ("91.00 ± 1.41", "92.00 ± 1.41", "+1.50 ± 0.71", "0.500x", "0.400x", "0")

@@ -43,7 +43,7 @@ def compare(plan: Plan, say: Callable[[str], None], *, again: bool = False) -> l
         journal, cells = Journal(plan.out / "cells.jsonl"), plan.cells()
         began, ran = time.monotonic(), 0
         for number, cell in enumerate(cells):
-            recipe = plan.recipe(cell, journal)
+            recipe = plan.recipe(cell)
             if journal.done(cell, identity(recipe), again=again):
                 continue
             pace = (time.monotonic() - began) / ran if ran else 0.0

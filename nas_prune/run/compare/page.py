@@ -26,6 +26,7 @@ class Section:
     control: str
     seeds: int
     lost: Sequence[Row]
+    costly: Mapping[str, float]
 
     @property
     def title(self) -> str:
@@ -45,13 +46,18 @@ class Section:
             yield (name, *accuracies, more, *shares, spent, f"{mean(row.epochs for row in rows):.3g}", ran)
 
     def remarks(self) -> Iterator[str]:
-        """Cells without a result, and why."""
+        """Searches that took longer than what controls were allowed for them; cells without a result, and why."""
+        for name, epochs in self.costly.items():
+            yield f"The search of {name} took as long as {epochs:.1f} epochs of the dense network: more than controls have."
         for row in self.lost:
             yield f"No result of {row.method}, seed {row.seed}: {row.message or row.status}"
 
 
-def sections(rows: Sequence[Row], methods: Mapping[str, Method]) -> list[Section]:
-    """A section for each target, in the order in which they were run; the dense network is in all of them."""
+def sections(rows: Sequence[Row], methods: Mapping[str, Method], allowance: int) -> list[Section]:
+    """A section for each target, in the order in which they were run; the dense network is in all of them.
+
+    ``allowance``: epochs that controls had more.
+    """
     found, dense = [], [row for row in rows if row.method == DENSE]
     for target in dict.fromkeys(row.target for row in rows if row.target):
         here = [*(row for row in rows if row.target == target), *dense]
@@ -63,8 +69,18 @@ def sections(rows: Sequence[Row], methods: Mapping[str, Method]) -> list[Section
         controls = [name for name in best_first if name in methods and methods[name].control]
         seeds = len({row.seed for row in here})
         lost = [row for row in here if row.top1 is None]
-        found.append(Section(target, {name: made[name] for name in best_first}, next(iter(controls), ""), seeds, lost))
+        ordered, costly = {name: made[name] for name in best_first}, _costly(made, allowance)
+        found.append(Section(target, ordered, next(iter(controls), ""), seeds, lost, costly))
     return found
+
+
+def _costly(made: Mapping[str, Sequence[Row]], allowance: int) -> dict[str, float]:
+    """Methods whose search took longer than so many epochs of the dense network, and how many it took."""
+    dense = [row.seconds / row.epochs for row in made.get(DENSE, ()) if row.epochs and row.seconds]
+    if not dense:
+        return {}
+    took = {name: mean(row.searched for row in rows) / mean(dense) for name, rows in made.items()}
+    return {name: epochs for name, epochs in took.items() if epochs > allowance}
 
 
 def spread(values: Sequence[float], sign: str = "") -> str:

@@ -1,8 +1,7 @@
 """The plan of a comparison: its cells, and the recipe of each.
 
-Every method has the same epochs in all. What a method spends on a search that trains nothing (the passes of a
-criterion), controls may spend on training: they come last, with as many epochs more as the costliest search took, in
-epochs of the dense network, rounded.
+Every method has the same epochs in all. What methods spend on a search that trains nothing (the passes of a criterion),
+controls may spend on training: they have an allowance of epochs more, and the tables name what took longer.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from nas_prune.base.errors import NasPruneError, RecipeError
 from nas_prune.run.checks import check
-from nas_prune.run.compare.cells import DENSE, Cell, Journal
+from nas_prune.run.compare.cells import DENSE, Cell
 from nas_prune.run.compare.methods import Method
 from nas_prune.run.recipe.overrides import flags
 from nas_prune.run.recipe.recipe import Recipe, changed
@@ -21,13 +20,15 @@ from nas_prune.tracing.arch import Arch
 
 @dataclass(frozen=True)
 class Plan:
-    """``base``: the recipe; ``methods`` by name, those whose widths others take before them; ``out``: for all runs."""
+    """``base``: the recipe; ``methods`` by name, those whose widths others take before them; ``out``: for all runs;
+    ``allowance``: epochs that controls have more than methods."""
 
     base: Recipe
     methods: Mapping[str, Method]
     targets: Sequence[str]
     seeds: Sequence[int]
     out: Path
+    allowance: int = 1
 
     @property
     def own(self) -> bool:
@@ -64,8 +65,8 @@ class Plan:
                 except NasPruneError as error:
                     raise RecipeError(f"method {name}: {error}") from error
 
-    def recipe(self, cell: Cell, journal: Journal) -> Recipe:
-        """What is run for a cell, after what the journal holds."""
+    def recipe(self, cell: Cell) -> Recipe:
+        """What is run for a cell."""
         if cell.method == DENSE:
             longer = {"dense.epochs": self.base.dense.epochs + self.epochs} if self.own else {}
             return changed(self.base, flags({**longer, "dense.baseline": False, "seed": cell.seed}))
@@ -75,7 +76,7 @@ class Plan:
             told["model.checkpoint"] = str(self.start(cell.seed))
         if method.units_of:
             told["search.selector.options"] = {"widths": self._widths(Cell(method.units_of, cell.target, cell.seed))}
-        return method.recipe(self.base, self.allowed(cell, journal), told)
+        return method.recipe(self.base, self.allowed(method), told)
 
     def shares(self, method: Method) -> bool:
         """Whether a method begins with the dense network that is trained here."""
@@ -85,18 +86,10 @@ class Plan:
         """The file of that network."""
         return (self.out / Cell(DENSE, "", seed).folder / "start.safetensors").resolve()
 
-    def allowed(self, cell: Cell, journal: Journal) -> int:
-        """The epochs of a cell, beyond those of the dense network that it begins with."""
-        method = self.methods[cell.method]
-        epochs = self.epochs + self.base.dense.epochs * (method.begins == "random")
-        if not method.control:
-            return epochs
-        others = [Cell(name, cell.target, cell.seed) for name, each in self.methods.items() if not each.control]
-        searched = [row.searched for other in others if (row := journal.find(other)) is not None]
-        dense = journal.find(Cell(DENSE, "", cell.seed))
-        if dense is None or not dense.epochs or not dense.seconds:
-            return epochs
-        return epochs + round(max(searched, default=0.0) * dense.epochs / dense.seconds)
+    def allowed(self, method: Method) -> int:
+        """The epochs of a method, beyond those of the dense network that it begins with."""
+        before = self.base.dense.epochs if method.begins == "random" else 0
+        return self.epochs + before + (self.allowance if method.control else 0)
 
     def _widths(self, other: Cell) -> dict[str, int]:
         """The sizes that another method has chosen; none where it has chosen nothing."""
