@@ -64,7 +64,7 @@ def test_a_table_names_the_searches_that_took_longer_than_what_controls_were_all
     rows = [row("taylor", 0, 91.0, searched=3.0), row("ablation", 0, 92.0, searched=24.0), row("uniform", 0, 90.0)]
     (section,) = page.sections([*rows, row(DENSE, 0, 95.0, seconds=50.0)], ALL, 1)
     assert list(section.remarks()) == [
-        "The search of ablation took as long as 2.4 epochs of the dense network: more than controls have."
+        "Searching with ablation took as long as 2.4 dense epochs, more than controls have."
     ]
 
 

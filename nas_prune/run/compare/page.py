@@ -48,7 +48,7 @@ class Section:
     def remarks(self) -> Iterator[str]:
         """Searches that took longer than what controls were allowed for them; cells without a result, and why."""
         for name, epochs in self.costly.items():
-            yield f"The search of {name} took as long as {epochs:.1f} epochs of the dense network: more than controls have."
+            yield f"Searching with {name} took as long as {epochs:.1f} dense epochs, more than controls have."
         for row in self.lost:
             yield f"No result of {row.method}, seed {row.seed}: {row.message or row.status}"
 
