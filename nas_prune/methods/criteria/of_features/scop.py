@@ -32,8 +32,6 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
 from nas_prune.base.errors import DataError, DivergedError, SpaceError
 from nas_prune.methods.criteria.criterion import at_least_one, criteria, with_the_rest
@@ -107,12 +105,12 @@ def _blending(frozen: GatedModel, images: int) -> dict[str, Tensor]:
     scales = {name: like.new_full((axis.size,), 0.5).requires_grad_() for name, axis in free}
     for tensor, dim in dict.fromkeys((tensor, dim) for each in frozen.writers.values() for tensor, dim, _ in each):
         layer = frozen.backbone.get_submodule(tensor.rpartition(".")[0])
-        if isinstance(layer, _ConvNd | nn.Linear) and tensor.endswith(".weight"):
-            term, place = frozen.axes.tensors[tensor][dim], 1 if isinstance(layer, _ConvNd) else -1
+        if isinstance(layer, nn.modules.conv._ConvNd | nn.Linear) and tensor.endswith(".weight"):
+            term, place = frozen.axes.tensors[tensor][dim], -1 if isinstance(layer, nn.Linear) else 1
             masked = partial(frozen.axes.mask, term, scales)
             layer.register_forward_hook(partial(_blend, masked, place, images))
     for module in frozen.modules():
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train()
     return scales
 
