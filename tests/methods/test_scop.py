@@ -230,6 +230,25 @@ def test_the_scale_of_the_channel_that_tells_the_classes_goes_to_1_and_that_of_n
     assert float(score[1 - informative]) < 0.5
 
 
+class Transposed(nn.Module):
+    """A width that a transposed convolution of two groups writes, each unit once per group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.head = nn.ConvTranspose2d(4, 6, 2, groups=2, bias=False), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.up(x).relu().mean((2, 3)))
+
+
+def test_a_unit_that_is_written_once_per_group_is_blended_in_all_of_them() -> None:
+    model, x = Transposed().double(), torch.randn(6, 4, 3, 3, generator=seeded()).double()
+    with torch.no_grad():
+        model.head.weight[:, [1, 2, 5]] = 0  # the second group's unit 1 is read, nothing of unit 2 is
+    (score,) = scop(GatedModel(model, axes_of(Transposed, 4, 3, 3)), [(x, torch.arange(6) % 2)], epochs=2).values()
+    assert (score != 0).tolist() == [True, True, False]
+
+
 class Tokens(nn.Module):
     """Positions come before images while a linear layer writes."""
 

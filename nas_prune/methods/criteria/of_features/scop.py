@@ -123,5 +123,6 @@ def _blend(scales: Callable[[], Tensor], place: int, images: int, layer: nn.Modu
             f"SCOP blends images along the first dimension, and a {type(layer).__name__} writes something else there "
             f"({len(output)} rows for a multiple of {2 * images} images); freeze its axes, or choose another criterion"
         )
-    real, knockoff = output.chunk(2)
-    return torch.cat([knockoff + along(scales(), real, place) * (real - knockoff), knockoff])
+    (real, knockoff), keep = output.chunk(2), scales()
+    keep = keep.repeat(output.shape[place] // len(keep))  # groups of a transposed convolution share units
+    return torch.cat([knockoff + along(keep, real, place) * (real - knockoff), knockoff])
