@@ -15,7 +15,10 @@ from nas_prune.methods.criteria.of_loss.taylor import taylor
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.shapley import EstimatePlan
 
-BRIEF = {"shapley": {"plan": EstimatePlan(evaluations=100)}}  # options of criteria that take seconds otherwise
+BRIEF = {  # options of criteria that take seconds otherwise
+    "shapley": {"plan": EstimatePlan(evaluations=100)},
+    "scop": {"epochs": 2},
+}
 EVERY = 8  # units from one that the naive loop looks at to the next
 
 

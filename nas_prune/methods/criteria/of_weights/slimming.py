@@ -36,13 +36,18 @@ SCALES = {  # operator -> which of its arguments is gamma
 @criteria.register("slimming")
 def slimming(gated: GatedModel, batches: Batches) -> dict[str, Tensor]:  # noqa: ARG001
     """Scores (c) per free axis; batches are not looked at. Raises SpaceError where no axis has a norm with a scale."""
-    found = means_of_units(gated, list(_scales(gated)))
+    found = scales_of_norms(gated)
     if not found:
         raise SpaceError(
             "Network Slimming looks at the scales of normalisations, and none stands on an axis of this search space; "
             "choose another criterion, such as magnitude"
         )
     return with_the_rest(gated, found)
+
+
+def scales_of_norms(gated: GatedModel) -> dict[str, Tensor]:
+    """The mean of |gamma| (c) over the norms on an axis, of those free axes that have one."""
+    return means_of_units(gated, list(_scales(gated)))
 
 
 def _scales(gated: GatedModel) -> Iterator[tuple[Term, Tensor]]:
