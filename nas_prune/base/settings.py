@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, Positiv
 from pydantic_core import CoreSchema
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Triple = Annotated[tuple[float, float, float], Field(strict=False)]  # YAML has lists
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]  # YAML has lists
+Triple = Annotated[tuple[float, float, float], Field(strict=False)]
 Spread = Annotated[tuple[PositiveFloat, PositiveFloat, PositiveFloat], Field(strict=False)]
 
 

@@ -65,11 +65,29 @@ def check(recipe: Recipe) -> None:
     with blaming("search.schedule.options"):
         bound("search.schedule", schedules, recipe.search.schedule, 2)(0, 1)
     bound("search.selector", selectors, recipe.search.fitting_selector, 1)
+    if recipe.search.bilevel:
+        _check_bilevel(recipe)
     if recipe.search.distill and not begins_trained(recipe):
         raise RecipeError(
             "search.distill imitates the network that the search begins with, and that has learnt nothing: set "
             "model.pretrained, model.checkpoint or dense.epochs, or search.distill to 0"
         )
+
+
+def _check_bilevel(recipe: Recipe) -> None:
+    """Gates that learn by gradient, and by nothing else, in one round."""
+    search, named = recipe.search, [recipe.gate, *recipe.gate.kinds.values()]
+    learning = any(list(bound("gate", gates, each, 2)(4, [9]).parameters()) for each in named)
+    others = {
+        "search.once": search.once,
+        "search.rounds": search.rounds > 1,
+        "search.mover": search.mover.name,
+        "search.criterion": search.criterion.name,
+    }
+    asked = [name for name, value in others.items() if value]
+    if asked or not learning:
+        why = f"{asked[0]} does not go with that" if asked else "these gates have nothing to learn by gradient"
+        raise RecipeError(f"search.bilevel lets gates learn from held-out images, and {why}; leave one of the two out")
 
 
 def begins_trained(recipe: Recipe) -> bool:

@@ -84,7 +84,8 @@ class Learner:
         return self._carried(backbone, small, removal.places, made)[0]
 
     def _optimizers(self, gated: GatedModel) -> list[Optimizer]:
-        return [optimizer_of(gated.backbone, self.settings), *gate_optimizers(gated, self.settings)]
+        moving = [] if self.settings.bilevel else gate_optimizers(gated, self.settings)
+        return [optimizer_of(gated.backbone, self.settings), *moving]
 
     def _carried(self, former: nn.Module, model: nn.Module, places: Places, made: list[Optimizer]) -> list[Optimizer]:
         """These optimizers, with what the present ones know."""
@@ -97,10 +98,11 @@ class Learner:
         return made
 
 
-def gate_optimizers(gated: GatedModel, settings: SearchSettings) -> list[Optimizer]:
+def gate_optimizers(gated: GatedModel, settings: SearchSettings) -> list[torch.optim.Adam]:
     """Adam for gates that have something to learn by gradient."""
-    learning = list(gated.gates.parameters())
-    return [torch.optim.Adam(learning, lr=settings.gate_lr)] if learning else []
+    learning, decay = list(gated.gates.parameters()), settings.gate_weight_decay
+    how = {"lr": settings.gate_lr, "betas": settings.gate_betas, "weight_decay": decay}
+    return [torch.optim.Adam(learning, **how)] if learning else []  # type: ignore[arg-type]
 
 
 def _average(former: nn.Module, model: nn.Module, places: Places, decay: float) -> ModelEmaV3:

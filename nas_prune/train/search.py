@@ -26,7 +26,7 @@ from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.movers import Aim, Mover, movers
 from nas_prune.methods.penalties import Penalty
 from nas_prune.methods.penalties.budget import BudgetPenalty
-from nas_prune.methods.schedules import schedules
+from nas_prune.methods.schedules import Schedule, schedules
 from nas_prune.methods.scores import Batches, Scores
 from nas_prune.methods.selectors import Selector, selectors
 from nas_prune.tracing.arch import Arch
@@ -34,6 +34,8 @@ from nas_prune.train.choose import Met, meet
 from nas_prune.train.data.loaders import Data, from_loaders, parted
 from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.evaluate import top1
+from nas_prune.train.held_out.bilevel import Bilevel
+from nas_prune.train.held_out.shapley_ascent import ShapleyAscent, weighed
 from nas_prune.train.learner import Learner, gate_optimizers
 from nas_prune.train.loop import Run, Watch, fit
 from nas_prune.train.objective import Objective, task_loss, teacher_of
@@ -41,7 +43,6 @@ from nas_prune.train.optimizers import optimizer_of
 from nas_prune.train.rounds import Alive, Round, rounds_of
 from nas_prune.train.score import SCORE, score
 from nas_prune.train.settings import SearchSettings
-from nas_prune.train.shapley_ascent import ShapleyAscent, weighed
 from nas_prune.train.stage import Stage
 
 
@@ -100,14 +101,12 @@ class Parts:
 
 def searched(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSettings, run: Run) -> Met:
     """The loop of every search; the weights of ``gated`` have settled in the architecture, which is in its units."""
-    schedule = bound("search.schedule", schedules, settings.schedule, 2)
     if settings.learns:
         warm_up(gated, data, parts, settings=settings, run=run)
-    training, held = parted(data, settings.shapley.holdout) if weighed(gated) and settings.joint else (data, data)
-    mover = mover_of(gated, held, Aim(parts.budget, settings.joint, schedule), settings, run)
+    training, mover = moved(gated, data, parts, settings, run)
     teacher = teacher_of(gated.plain(), run.accelerator) if settings.distill else None
     learner = Learner(gated, settings, mover, teacher)
-    for each in rounds_of(settings.rounds, settings.joint, schedule):
+    for each in rounds_of(settings.rounds, settings.joint, _schedule(settings)):
         if settings.learns:
             learn(learner, training, parts, each, run=run)
         scores = parts.score(learner.gated, each)
@@ -149,7 +148,8 @@ def warm_up(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSett
 def learn(learner: Learner, data: Data, parts: Parts, each: Round, *, run: Run) -> None:
     """The joint training of one round, under the limit that it has: afterwards the scores say what matters."""
     limit = parts.joint if each.last else Budget.of(each.limit(parts.joint), parts.joint.cost)
-    settings, penalties = learner.settings, learner.under(parts.penalties(limit))
+    settings = learner.settings
+    penalties = learner.under([] if settings.bilevel else parts.penalties(limit))
     stage = Stage(f"search-joint{each.name}", each.epochs, settings, parts.images, each.first, learner.chain)
     objective = learner.objective(penalties, _sliding(learner, each.sliding(parts.joint)))
     watch = _watching(learner.alive, parts.budget, data, run)
@@ -171,12 +171,28 @@ def _sliding(learner: Learner, limit: Callable[[float], float]) -> Callable[[flo
     return slide
 
 
-def mover_of(gated: GatedModel, data: Data, aim: Aim, settings: SearchSettings, run: Run) -> Mover | None:
-    """The recipe's mover; gates called ``shapley`` bring their own, which looks at ``data``."""
+def _schedule(settings: SearchSettings) -> Schedule:
+    found: Schedule = bound("search.schedule", schedules, settings.schedule, 2)
+    return found
+
+
+def moved(gated: GatedModel, data: Data, parts: Parts, settings: SearchSettings, run: Run) -> tuple[Data, Mover | None]:
+    """The data that weights are trained on, and the recipe's mover.
+
+    Gates called ``shapley``, and a bilevel search, bring their own, which looks at images that are held out for it.
+    """
+    aim = Aim(parts.budget, settings.joint, _schedule(settings))
     if settings.mover.name is not None:
         made: Mover = bound("search.mover", movers, settings.mover, 2)(gated, aim)
-        return made
-    return ShapleyAscent(gated, aim, data=data, settings=settings.shapley, run=run) if weighed(gated) else None
+        return data, made
+    if not (settings.joint and (settings.bilevel or weighed(gated))):
+        return data, None
+    training, held = parted(data, settings.holdout)
+    if not settings.bilevel:
+        return training, ShapleyAscent(gated, aim, data=held, settings=settings.shapley, run=run)
+    (optimizer,) = gate_optimizers(gated, settings)
+    objective = Objective(task_loss(settings), penalties=parts.penalties(parts.joint), gated=gated)
+    return training, Bilevel(gated, aim, data=held, objective=objective, optimizer=optimizer, run=run)
 
 
 def settle(learner: Learner, arch: Arch, data: Data, parts: Parts, *, run: Run) -> None:

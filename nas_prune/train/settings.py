@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from nas_prune.base.settings import PartSettings, Settings, Share
+from nas_prune.base.settings import Betas, PartSettings, Settings, Share
 
 
 class LossSettings(PartSettings):
@@ -94,11 +94,6 @@ class ShapleySettings(Settings):
     start: Share = Field(0.5, description="share of the joint epochs that pass before the first step")
     evaluations: PositiveInt = Field(500, description="forward passes per estimate, beyond those of the first walks")
     batches: PositiveInt = Field(1, description="batches that are held fixed in one estimate; others in the next")
-    holdout: Share = Field(
-        0.5,
-        description="share of the training images that estimates are made of, and weights are not trained on; "
-        "0: of those that they are",
-    )
     objective: Literal["loss", "accuracy"] = Field("loss", description="what a network is worth: -loss, or accuracy")
     mu: Share = Field(0.8, description="momentum of the steps")
     xi: PositiveFloat = Field(0.1, description="length of a step")
@@ -124,7 +119,17 @@ class SearchSettings(OptimSettings):
     )
     temperature: PositiveFloat = Field(2.0, description="temperature of that distillation")
     freeze: int = Field(1, ge=0, description="epochs with the chosen architecture fixed, so that statistics settle")
-    gate_lr: PositiveFloat = Field(1e-3, description="learning rate of the gates (Adam, no weight decay)")
+    gate_lr: PositiveFloat = Field(1e-3, description="learning rate of the gates (Adam)")
+    gate_betas: Betas = Field((0.9, 0.999), description="betas of that Adam; DARTS has 0.5 and 0.999")
+    gate_weight_decay: float = Field(0.0, ge=0.0, description="weight decay of the gates; DARTS has 1e-3")
+    bilevel: bool = Field(
+        False, description="gates learn from images which weights are not trained on, in turn with these (DARTS)"
+    )
+    holdout: Share = Field(
+        0.5,
+        description="share of the training images that gates are moved by, and weights are not trained on, for gates "
+        "called shapley and bilevel search; 0: weights are trained on all, and gates moved by the same",
+    )
     penalties: list[PenaltySettings] = Field([PenaltySettings()], description="terms added to the task loss")
     shapley: ShapleySettings = Field(ShapleySettings(), description="how gates called shapley are moved")
     selector: SelectorSettings = Field(SelectorSettings(), description="how scores become an architecture")

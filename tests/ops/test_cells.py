@@ -483,3 +483,18 @@ def test_registering_imports_neither_torch_nor_timm_and_happens_once() -> None:
     assert done.stdout.strip() == "set()", done.stderr
     register()  # once more, and timm does not warn
     assert timm.is_model("nas_prune_cells")
+
+
+@pytest.mark.parametrize("space", ["darts", "nas_bench_201"])
+def test_while_there_is_a_choice_norms_may_be_without_scale_and_shift_and_a_genotype_has_them(space: str) -> None:
+    searched = CellNetwork({"like": space, "affine": False}, 4, 3)
+    chosen = CellNetwork({"like": space, "affine": False}, 4, 3, genotype=some_genotype(CellSpace.of(space)))
+    inside = [m for name, m in searched.named_modules() if ".edges." in name and isinstance(m, nn.BatchNorm2d)]
+    assert inside
+    assert not any(norm.affine for norm in inside)
+    kept = [m for name, m in chosen.named_modules() if ".edges." in name and isinstance(m, nn.BatchNorm2d)]
+    assert any(norm.affine for norm in kept)
+    assert (
+        CellNetwork(space, 4, 3, genotype=some_genotype(CellSpace.of(space))).state_dict().keys()
+        == chosen.state_dict().keys()
+    )

@@ -32,10 +32,10 @@ from nas_prune.tracing.space import Replacement, SearchSpace
 from nas_prune.train import search as searching
 from nas_prune.train.data.loaders import Data, from_loaders, load
 from nas_prune.train.data.settings import DataSettings
+from nas_prune.train.held_out.shapley_ascent import ascend
 from nas_prune.train.loop import Run
 from nas_prune.train.search import search
 from nas_prune.train.settings import SearchSettings, ShapleySettings
-from nas_prune.train.shapley_ascent import ascend
 from nas_prune.train.stage import Stage
 
 EXACT = 1e-9

@@ -144,7 +144,7 @@ def test_two_parts_of_the_training_images_have_none_in_common_and_miss_none() ->
     again = parted(load(settings, seed=1), 0.3)[1]
     assert torch.equal(epoch_of(held, 5), epoch_of(again, 5))
     assert parted(whole, 0.0) == (whole, whole)
-    with pytest.raises(DataError, match=r"another search\.shapley\.holdout"):
+    with pytest.raises(DataError, match=r"another search\.holdout"):
         parted(whole, 1.0)
 
 

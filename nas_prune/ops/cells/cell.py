@@ -7,12 +7,14 @@ from, BatchNorm after pooling included, so that it can also take over their weig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from inspect import signature
 from operator import add
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nas_prune.ops import Choice, Operation, Zero, build
+from nas_prune.ops import Choice, Operation, Zero, build, operations
 from nas_prune.ops.cells.cell_space import CellSpace, Edge, decision, edge_name
 from nas_prune.ops.cells.operations import CellConvolution, CellSkip
 
@@ -41,15 +43,18 @@ class Cell(nn.Module):
         chosen: Mapping[Edge, str] | None = None,
     ) -> None:
         super().__init__()
-        projected = [_projection(stream, inputs[-1], channels) for stream in inputs] if space.project else []
-        self.inputs = nn.ModuleList(projected or [nn.Identity() for _ in inputs])
+        affine = chosen is not None or space.affine
+        read = [_projection(stream, inputs[-1], channels, affine) for stream in inputs] if space.project else []
+        self.inputs = nn.ModuleList(read or [nn.Identity() for _ in inputs])
         self.edges = nn.ModuleDict()
         self.nodes: list[list[tuple[int, str]]] = []  # of each node: (state, name) of each edge
         for node in space.edges:
             pairs = [pair for pair in space.pairs if pair[1] == node and (chosen is None or pair in chosen)]
             for pair in pairs:
                 sizes = {"channels": channels, "stride": space.kinds[kind].stride if pair[0] < space.inputs else 1}
-                each = {name: {**options, **sizes} for name, options in space.operations.items()}
+                each = {
+                    name: {**_norm(options, affine), **options, **sizes} for name, options in space.operations.items()
+                }
                 self.edges[edge_name(pair)] = (
                     Choice(candidates=each, shared=decision(kind, pair))
                     if chosen is None
@@ -88,8 +93,14 @@ class ResidualBlock(nn.Module):
         return out
 
 
-def _projection(stream: Stream, nearest: Stream, channels: int) -> Operation:
+def _norm(options: Mapping[str, Any], affine: bool) -> dict[str, bool]:
+    """What an operation is told of its BatchNorm: nothing but that it has no scale and shift, where it has one."""
+    has_one = "affine" in signature(operations[str(options["operation"])]).parameters
+    return {"affine": False} if has_one and not affine else {}
+
+
+def _projection(stream: Stream, nearest: Stream, channels: int, affine: bool) -> Operation:
     """To the width of the cell and, where the cell before has halved it, to its resolution."""
     if stream.reduction < nearest.reduction:
-        return CellSkip(channels=stream.channels, out_channels=channels, stride=2)
-    return CellConvolution(channels=stream.channels, out_channels=channels, kernel=1)
+        return CellSkip(channels=stream.channels, out_channels=channels, stride=2, affine=affine)
+    return CellConvolution(channels=stream.channels, out_channels=channels, kernel=1, affine=affine)

@@ -56,6 +56,9 @@ class CellSpace(BaseModel):
     stem_reduction: Literal[1, 2, 4, 8] = Field(
         1, description="how many times smaller than the image the first cell is"
     )
+    affine: bool = Field(
+        True, description="false: BatchNorms have no scale and shift while there is a choice; those of a genotype have"
+    )
     final_norm: bool = Field(False, description="whether BatchNorm and ReLU come before the classifier")
 
     @classmethod

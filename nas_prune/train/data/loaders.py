@@ -91,7 +91,7 @@ def _part(loader: Loader, indices: Sequence[int]) -> Loader:
     """A loader like another one, of some of its images. Raises DataError for none."""
     assert isinstance(loader.sampler, EpochSampler)
     if not indices:
-        raise DataError("a part of the training images is empty; use more of them, or another search.shapley.holdout")
+        raise DataError("a part of the training images is empty; use more of them, or another search.holdout")
     return DataLoader(
         loader.dataset,
         batch_size=min(_batch_size(loader), len(indices)),

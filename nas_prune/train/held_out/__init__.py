@@ -1,0 +1,1 @@
+"""Movers that decide by images which weights are not trained on."""
