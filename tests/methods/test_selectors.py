@@ -10,14 +10,15 @@ import pytest
 import torch
 from asked import ask
 from scipy.optimize import milp as scipy_milp
-from torch import Tensor
+from torch import Tensor, nn
 from zoo import few, traced
 
-from nas_prune.base.axis import Axis
+from nas_prune.base.axis import Axis, Member
 from nas_prune.base.errors import BudgetError, DivergedError, SpaceError
 from nas_prune.costs import Budget, Limits, Macs, Params, Predictor
 from nas_prune.methods.scores import Scores
 from nas_prune.methods.selectors import Question, milp, selectors
+from nas_prune.methods.selectors.isomorphic import groups_of
 from nas_prune.methods.selectors.milp import program
 from nas_prune.methods.selectors.optimal import optimal
 from nas_prune.methods.selectors.price import price
@@ -388,3 +389,19 @@ def test_random_widths_are_those_of_the_seed_and_as_wide_as_the_limit_allows() -
     assert first == selectors["random_widths"](question).arch.sizes(space.free)
     assert len({round(size / space.free[name].size, 1) for name, size in first.items()}) > 2
     assert all(0.4 * float(cost({})) < question.spent(sizes) <= question.limit for sizes in (first, other))
+
+
+def test_layers_built_alike_are_ranked_together_and_all_such_groups_keep_one_share() -> None:
+    def axis(name: str, size: int, through: str) -> Axis:
+        return Axis(name, "channel", size, (Member(f"{through}.weight", 0, "write"),), None, 1)
+
+    axes = [axis("a", 4, "0"), axis("b", 4, "2"), axis("c", 8, "1")]
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Linear(4, 4), nn.Conv2d(4, 4, 1))
+    scores = {"a": torch.tensor([9.0, 8, 7, 6]), "b": torch.arange(4.0), "c": 100 * torch.arange(1.0, 9)}
+    question = Question(scores, Coupled({}, dict.fromkeys("abc", 1.0)), 9.0, space_of(axes))
+    question = replace(question, gated=SimpleNamespace(backbone=model))
+    sizes = selectors["isomorphic"](question).arch.sizes(question.space.free)
+    assert sizes == {"a": 4, "b": 1, "c": 4}  # half of c, and of a and b together the best four; one is the least of b
+    assert [names for _, names in groups_of(question)] == [["a", "b"], ["c"]]
+    alone = ranked(question).arch.sizes(question.space.free)
+    assert alone == {"a": 1, "b": 1, "c": 7}  # one ranking over all would have spared the layer of large scores

@@ -43,9 +43,10 @@ def best_units(scores: Scores, sizes: Mapping[str, float]) -> Arch:
 
 def above(scores: Scores, threshold: float, space: SearchSpace) -> dict[str, float]:
     """Size of every axis at one threshold; of a choice, the candidate of the highest score stays."""
-    kept = {name: float(_width(scores, threshold, axis, space.minimum[name])) for name, axis in space.free.items()}
+    kept = {name: float(width_above(scores, threshold, axis, space.minimum[name])) for name, axis in space.free.items()}
     return kept | {name: float(chosen) for name, chosen in space.chosen(scores).items()}
 
 
-def _width(scores: Scores, threshold: float, axis: Axis, minimum: int) -> int:
+def width_above(scores: Scores, threshold: float, axis: Axis, minimum: int) -> int:
+    """The width of an axis at a threshold: one that its divisor allows, and not below the minimum."""
     return max(minimum, allowed_width(axis, int((scores[axis.name] >= threshold).sum())))
