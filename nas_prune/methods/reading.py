@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.fx import Node
 
@@ -82,7 +83,7 @@ class Reader:
         kernel = module.weight.shape[2:]
         each_tap = torch.eye(kernel.numel(), dtype=x.dtype, device=x.device).reshape(-1, 1, *kernel)
         found = self.outputs(model, each_tap, x.reshape(-1, 1, *x.shape[-2:]))
-        return found.unflatten(0, x.shape[:2]).flatten(2, 3).transpose(1, 2).flatten(0, 1)
+        return rearrange(found, "(b n) h w k -> (b h w) n k", b=len(x))
 
     def entries(self, x: Tensor) -> Tensor:
         """All that it reads, as rows (p n) of all positions of all images."""
@@ -90,7 +91,7 @@ class Reader:
 
 
 def mixing(gated: GatedModel) -> dict[str, Reader]:
-    """The readers that sum over all that they read with a weight that is a parameter, in the order in which they run."""
+    """The readers that sum over all that they read, by a weight that is a parameter, in the order in which they run."""
     walk, found = gated.axes.walk, dict[str, Reader]()
     for path, site in readers(gated).items():
         module, name = gated.backbone.get_submodule(path), f"{path}.weight"

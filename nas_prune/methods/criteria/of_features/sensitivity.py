@@ -37,7 +37,7 @@ def sensitivity(gated: GatedModel, batches: Batches, *, images: PositiveInt = IM
     """Scores (c) per free axis, from the first ``images`` of the batches. Raises DataError without a batch."""
     of, largest, left, dense = mixing(gated), dict[str, Tensor](), images, Arch.dense(gated.axes)
     for x, _ in batches:
-        for few in x[:left].split(AT_ONCE):
+        for few in torch.split(x[:left], AT_ONCE):
             for path, read_there in read(gated, dense, of.values(), few).items():
                 found = _shares(gated, of[path], read_there)
                 largest[path] = torch.maximum(found, largest[path]) if path in largest else found
