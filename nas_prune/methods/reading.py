@@ -13,7 +13,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.fx import Node
 
+from nas_prune.base.errors import DataError
 from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.scores import Batches
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.graph.brought import tensor_of
 from nas_prune.tracing.graph.capture import evaluating
@@ -121,6 +123,19 @@ def read(gated: GatedModel, arch: Arch, of: Collection[Reader], images: Tensor) 
     with evaluating(gated), looking(gated.backbone, {each.path: each.site for each in of}, look):
         gated.fixed(arch)(images)
     return {path: torch.cat(each) for path, each in found.items()}
+
+
+def first_images(batches: Batches, images: int, what: str) -> list[Tensor]:
+    """The first images, batch by batch. Raises DataError where there are none."""
+    found, left = list[Tensor](), images
+    for x, _ in batches:
+        found.append(x[:left])
+        left -= len(found[-1])
+        if not left:
+            break
+    if not found:
+        raise DataError(f"{what} needs at least one batch of images; there was none")
+    return found
 
 
 def weight_of(gated: GatedModel, reader: Reader) -> Tensor:

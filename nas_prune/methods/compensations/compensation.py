@@ -24,10 +24,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nas_prune.base.errors import DataError
 from nas_prune.base.registry import Registry
 from nas_prune.methods.gated import GatedModel
-from nas_prune.methods.reading import Reader, mixing, read, weight_of
+from nas_prune.methods.reading import Reader, first_images, mixing, read, weight_of
 from nas_prune.methods.scores import Batches
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.graph.brought import tensor_of
@@ -67,7 +66,7 @@ def refitted(gated: GatedModel, arch: Arch, batches: Batches, images: int, fit: 
 
     Raises DataError where there are no images.
     """
-    looked_at, dense = _first(batches, images), _reference(gated, arch)
+    looked_at, dense = first_images(batches, images, "a compensation"), _reference(gated, arch)
     pruned, edits = copy.deepcopy(gated), dict[str, Tensor]()
     keep = {name: arch.keep(axis) for name, axis in gated.space.free.items()}
     for reader in mixing(gated).values():
@@ -83,19 +82,6 @@ def refitted(gated: GatedModel, arch: Arch, batches: Batches, images: int, fit: 
                 tensor_of(pruned.backbone, name).copy_(value)
         edits |= made
     return edits
-
-
-def _first(batches: Batches, images: int) -> list[Tensor]:
-    """The first images, batch by batch."""
-    found, left = list[Tensor](), images
-    for x, _ in batches:
-        found.append(x[:left])
-        left -= len(found[-1])
-        if not left:
-            break
-    if not found:
-        raise DataError("a compensation needs at least one batch of images; there was none")
-    return found
 
 
 def _constant(gated: GatedModel, reader: Reader) -> tuple[str, int] | None:

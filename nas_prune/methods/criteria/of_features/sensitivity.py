@@ -21,10 +21,9 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from nas_prune.base.errors import DataError
 from nas_prune.methods.criteria.criterion import criteria, with_the_rest
 from nas_prune.methods.gated import GatedModel
-from nas_prune.methods.reading import Reader, best_of_units, mixing, read, weight_of
+from nas_prune.methods.reading import Reader, best_of_units, first_images, mixing, read, weight_of
 from nas_prune.methods.scores import Batches
 from nas_prune.tracing.arch import Arch
 
@@ -35,17 +34,12 @@ AT_ONCE = 4  # images, as all patches of all of them are held
 @criteria.register("sensitivity")
 def sensitivity(gated: GatedModel, batches: Batches, *, images: PositiveInt = IMAGES) -> dict[str, Tensor]:
     """Scores (c) per free axis, from the first ``images`` of the batches. Raises DataError without a batch."""
-    of, largest, left, dense = mixing(gated), dict[str, Tensor](), images, Arch.dense(gated.axes)
-    for x, _ in batches:
-        for few in torch.split(x[:left], AT_ONCE):
+    of, largest, dense = mixing(gated), dict[str, Tensor](), Arch.dense(gated.axes)
+    for x in first_images(batches, images, "the criterion sensitivity"):
+        for few in torch.split(x, AT_ONCE):
             for path, read_there in read(gated, dense, of.values(), few).items():
                 found = _shares(gated, of[path], read_there)
                 largest[path] = torch.maximum(found, largest[path]) if path in largest else found
-        left -= min(left, len(x))
-        if not left:
-            break
-    if left == images:
-        raise DataError("sensitivities need at least one batch of images; there was none")
     return with_the_rest(gated, best_of_units(gated, largest, of))
 
 
