@@ -31,6 +31,7 @@ def listings() -> dict[str, Callable[[], NamedRows]]:
         "losses": lambda: _parts("losses", "methods.losses"),
         "criteria": lambda: _parts("criteria", "methods.criteria"),
         "selectors": lambda: _parts("selectors", "methods.selectors"),
+        "compensations": lambda: _parts("compensations", "methods.compensations"),
         "costs": lambda: _parts("costs", "costs"),
         "predictors": lambda: _parts("predictors", "costs"),
         "datasets": _datasets,

@@ -22,6 +22,7 @@ from nas_prune.base.settings import PartSettings
 from nas_prune.costs import Budget, CostModel
 from nas_prune.costs.budget import checked_target
 from nas_prune.costs.cost import Sizes
+from nas_prune.methods.compensations import compensations
 from nas_prune.methods.criteria import criteria
 from nas_prune.methods.gates import Gate, gates
 from nas_prune.methods.losses import losses
@@ -60,6 +61,8 @@ def check(recipe: Recipe) -> None:
         _check_training(section, settings, epochs[section] or 1)
     if recipe.search.criterion.name is not None:
         bound("search.criterion", criteria, recipe.search.criterion, 2)
+    if recipe.search.compensation.name is not None:
+        bound("search.compensation", compensations, recipe.search.compensation, 3)
     if recipe.search.mover.name is not None:
         bound("search.mover", movers, recipe.search.mover, 2)
     with blaming("search.schedule.options"):

@@ -78,6 +78,8 @@ def searched(job: Job, gated: GatedModel, calibration: Calibration) -> Met:
                 write(job.folder / FILE, alive.scores(scores))
             asked = alive.question(scores, budget, batches=_batches(job), seed=recipe.seed)
             met = within(job, alive, asked, calibration)
+            if met.remark:
+                job.run.bars.say(met.remark)
             whole = alive.arch(met.arch)
             whole.write(job.folder / "arch.json")
             write_genotype(job.folder / "genotype.json", whole.kept, recipe.space)

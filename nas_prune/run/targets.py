@@ -65,6 +65,11 @@ def _refuse_removed(job: Job, limit: Budget, searched_for: Budget) -> None:
     """Raise BudgetError for a target above that of a search which took units out on its way: these have stopped to
     learn."""
     search = job.recipe.search
+    if search.compensation.name is not None:
+        raise BudgetError(
+            f"--targets {limit.target}: what stays has made up for what went at {searched_for.target} already "
+            f"(search.compensation); run the recipe with --budget.target={limit.target}"
+        )
     if (search.once or search.rounds > 1) and limit.limit > searched_for.limit:
         raise BudgetError(
             f"--targets {limit.target}: the search went to {searched_for.target}, and what it took out on its way has "

@@ -10,18 +10,20 @@
 The phases are those of W-Gates (arXiv 2007.02066) as far as it tells; rounds and the choice by measurement are ours.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from nas_prune.base.parts import bound
 from nas_prune.costs import Budget
 from nas_prune.derivation.derive import edit
 from nas_prune.derivation.removal import irremovable, removed
+from nas_prune.methods.compensations import compensations
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.movers import Aim, Mover, movers
 from nas_prune.methods.penalties import Penalty
@@ -31,7 +33,7 @@ from nas_prune.methods.scores import Batches, Scores
 from nas_prune.methods.selectors import Selector, selectors
 from nas_prune.tracing.arch import Arch
 from nas_prune.train.choose import Met, meet
-from nas_prune.train.data.loaders import Data, from_loaders, parted
+from nas_prune.train.data.loaders import Data, FirstBatches, from_loaders, parted
 from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.evaluate import top1
 from nas_prune.train.held_out.bilevel import Bilevel
@@ -68,8 +70,11 @@ def search(
 
     real = cost_of or (lambda arch: float(budget.cost(arch.sizes(gated.space.free))))
 
+    batches = FirstBatches(data, settings.criterion_batches, run.accelerator.device)
+
     def decide(alive: Alive, scores: Scores) -> Met:
-        return meet(alive.question(scores, budget, seed=run.seed), select, lambda arch: real(alive.arch(arch)))
+        asked = alive.question(scores, budget, batches=batches, seed=run.seed)
+        return meet(asked, select, lambda arch: real(alive.arch(arch)))
 
     parts = Parts(
         budget,
@@ -78,6 +83,7 @@ def search(
         lambda gated, _: gated.scores(),
         select,
         decide,
+        batches,
     )
     return searched(gated, data, parts, settings=settings, run=run).arch
 
@@ -114,7 +120,7 @@ def searched(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSet
             learner.remove(_closed(learner, parts, scores, each, run.seed))
     learner.gated.fold()
     met = parts.meet(learner.alive, scores)
-    edit(learner.gated.backbone, met.edits)
+    _change(learner, parts, met.arch, met.edits)
     settle(learner, met.arch, data, parts, run=run)
     return replace(met, arch=learner.alive.arch(met.arch))
 
@@ -122,11 +128,20 @@ def searched(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSet
 def _closed(learner: Learner, parts: Parts, scores: Scores, each: Round, seed: int) -> Arch:
     """What a round leaves: what the mover has not closed for good, or what is selected within the round's limit."""
     if learner.mover is not None:
-        return learner.mover.left()
+        _change(learner, parts, left := learner.mover.left(), {})
+        return left
     limit = Budget.of(each.limit(parts.joint), parts.joint.cost)
     decision = parts.select(learner.alive.question(scores, limit, batches=parts.batches, seed=seed))
-    edit(learner.gated.backbone, decision.edits)
+    _change(learner, parts, decision.arch, decision.edits)
     return decision.arch
+
+
+def _change(learner: Learner, parts: Parts, arch: Arch, edits: Mapping[str, Tensor]) -> None:
+    """Edit weights as a selector has decided, and let what stays make up for what goes, where the settings say so."""
+    edit(learner.gated.backbone, edits)
+    if learner.settings.compensation.name is not None:
+        compensate = bound("search.compensation", compensations, learner.settings.compensation, 3)
+        edit(learner.gated.backbone, compensate(learner.gated, arch, parts.batches))
 
 
 def _classes(gated: GatedModel) -> int:

@@ -88,6 +88,14 @@ class SelectorSettings(PartSettings):
     )
 
 
+class CompensationSettings(PartSettings):
+    """How the units that stay make up for those that go, in closed form, as soon as it is decided."""
+
+    name: str | None = Field(
+        None, description="a compensation, as `nas-prune list compensations` shows them; null: none"
+    )
+
+
 class ShapleySettings(Settings):
     """Shapley-NAS: how gates called ``shapley`` are moved, before each epoch of joint training from ``start`` on."""
 
@@ -133,6 +141,9 @@ class SearchSettings(OptimSettings):
     penalties: list[PenaltySettings] = Field([PenaltySettings()], description="terms added to the task loss")
     shapley: ShapleySettings = Field(ShapleySettings(), description="how gates called shapley are moved")
     selector: SelectorSettings = Field(SelectorSettings(), description="how scores become an architecture")
+    compensation: CompensationSettings = Field(
+        CompensationSettings(), description="how the units that stay make up for those that go, on criterion_batches"
+    )
     mover: MoverSettings = Field(MoverSettings(), description="what moves gates or weights beside the optimizers")
     schedule: ScheduleSettings = Field(ScheduleSettings(), description="how much is closed, epoch by epoch")
     criterion: CriterionSettings = Field(CriterionSettings(), description="what scores units in one shot")

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from nas_prune.base.parts import OUTSIDE
 from nas_prune.cli.list import listings
 from nas_prune.costs import Predictor, costs, predictors
+from nas_prune.methods.compensations import compensations
 from nas_prune.methods.criteria import criteria
 from nas_prune.methods.gates import gates
 from nas_prune.methods.losses import losses
@@ -25,6 +26,7 @@ KINDS: dict[str, tuple[Mapping[str, Any], int]] = {
     "gates": (gates, 2),
     "criteria": (criteria, 2),
     "selectors": (selectors, 1),
+    "compensations": (compensations, 3),
     "movers": (movers, 2),
     "schedules": (schedules, 2),
     "penalties": (penalties, 1),

@@ -16,7 +16,9 @@ from zoo import Traced, build, traced
 from nas_prune.base.errors import SpaceError
 from nas_prune.costs import Budget, CostModel, Macs, Predictor, costs, predictors
 from nas_prune.costs.predictors.predictor import dense_sizes
+from nas_prune.derivation.derive import derive, edit
 from nas_prune.derivation.trace import trace
+from nas_prune.methods.compensations import compensations
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.movers import Aim, Mover, movers
 from nas_prune.methods.penalties import penalties
@@ -222,6 +224,29 @@ def test_a_selector_answers_a_question_and_leaves_it_as_it_was(name: str) -> Non
     assert all(torch.equal(value, again.edits[key]) for key, value in decision.edits.items())
     assert all(torch.equal(value, gated.state_dict()[key]) for key, value in before.items())
     assert all(torch.equal(score, scores[axis]) for axis, score in asked.items())
+
+
+# compensations
+
+
+@pytest.mark.parametrize("name", compensations)
+def test_a_compensation_is_an_edit_of_what_stays_and_the_model_is_left_as_it_was(name: str) -> None:
+    net = traced("test_resnet")
+    gated = GatedModel(net.fresh().double(), net.axes, "mask")
+    arch = Arch({axis.name: range(axis.size // 2 or index % 2) for index, axis in enumerate(net.axes.free.values())})
+    before = {key: value.clone() for key, value in gated.state_dict().items()}
+    images = net.images.double()
+    edits = compensations[name](gated, arch, [(images, torch.arange(2))])
+    assert all(torch.equal(value, before[key]) for key, value in gated.state_dict().items())
+    assert gated.training
+    state = gated.backbone.state_dict()
+    assert edits
+    assert all((state[key].shape, state[key].dtype) == (value.shape, value.dtype) for key, value in edits.items())
+    small = derive(gated.backbone, net.axes, arch, edits=edits)
+    edit(gated.backbone, edits)
+    outputs = (model.eval()(images) for model in (small, gated.fixed(arch).gated))
+    with torch.no_grad(), gated.fixed(arch):
+        assert torch.allclose(*outputs, atol=1e-9)
 
 
 # operations

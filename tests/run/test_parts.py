@@ -115,7 +115,7 @@ def test_what_the_page_says_that_a_part_touches_is_there() -> None:
 
 
 def test_the_page_names_every_kind_of_part() -> None:
-    kinds = {"gates", "criteria", "selectors", "movers", "schedules", "penalties", "losses"}
+    kinds = {"gates", "criteria", "selectors", "compensations", "movers", "schedules", "penalties", "losses"}
     assert kinds == {path.parent.name for path in Path(nas_prune.__path__[0]).glob("methods/*/__init__.py")} - {
         "shapley"
     }
@@ -128,6 +128,7 @@ def test_the_page_names_every_kind_of_part() -> None:
         (["search.criterion=tailor"], r"search.criterion.name: no criterion 'tailor'.*'taylor'"),
         (["search.criterion={name: taylor, options: {power: 3}}"], r"search.criterion.options.power"),
         (["search.criterion={name: taylor, options: {pover: 1}}"], r"search.criterion.options do not fit.*pover"),
+        (["search.compensation=rigde"], r"search.compensation.name: no compensation 'rigde'.*'ridge'"),
         (["search.selector={name: milp, options: {seconds: soon}}"], r"search.selector.options.seconds"),
         (["dense.loss=crossentropy"], r"dense.loss.name: no loss 'crossentropy'.*'cross_entropy'"),
         (["finetune.loss={name: binary_cross_entropy, options: {threshold: x}}"], r"finetune.loss.options.threshold"),

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nas_prune.base.errors import BudgetError
+from nas_prune.base.errors import BudgetError, DataError
 from nas_prune.base.registry import Registry
 from nas_prune.costs import CostModel
 from nas_prune.methods.gated import GatedModel
@@ -44,6 +44,12 @@ class Question:
         """A fresh generator, so that the same question gets the same answer."""
         return torch.Generator().manual_seed(self.seed)
 
+    def model(self, who: str) -> GatedModel:
+        """The gated model, for a selector that looks at it. Raises DataError where there is none."""
+        if self.gated is None:
+            raise DataError(f"the selector {who} looks at the model, and the question has none; give `gated`")
+        return self.gated
+
     def spent(self, sizes: Mapping[str, float]) -> float:
         """What these sizes cost."""
         return float(self.cost(sizes).detach())
@@ -61,11 +67,13 @@ class Decision:
     """Which units stay, and what becomes of the weights of the dense model on the way.
 
     ``edits``: name of a parameter or buffer -> its new values, of its dense shape. They are made before anything is cut
-    out, so what is derived computes what the edited model computes with the other units closed.
+    out, so what is derived computes what the edited model computes with the other units closed. ``remark``: what the
+    selector has to say of it, in a line.
     """
 
     arch: Arch
     edits: Mapping[str, Tensor] = field(default_factory=dict)
+    remark: str = ""
 
 
 class Selector(Protocol):

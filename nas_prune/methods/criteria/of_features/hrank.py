@@ -11,17 +11,14 @@ where none is read as one, it is an error. Ranks depend on the size of the maps 
 sets the share of each layer by hand, and the selector ``uniform`` keeps the same of all.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Any
-
 import torch
 from pydantic import PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from nas_prune.base.errors import DataError, SpaceError
 from nas_prune.methods.criteria.criterion import criteria, means_of_units, with_the_rest
 from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.reading import looking, readers
 from nas_prune.methods.scores import Batches
 from nas_prune.tracing.graph.capture import evaluating
 from nas_prune.tracing.walk import Site
@@ -35,13 +32,13 @@ def hrank(gated: GatedModel, batches: Batches, *, images: PositiveInt = IMAGES) 
 
     Raises DataError without a batch, SpaceError where no axis is read as a map.
     """
-    readers, ranks, left = _readers(gated), dict[str, list[Tensor]](), images
+    sites, ranks, left = readers(gated), dict[str, list[Tensor]](), images
 
     def look(path: str, site: Site, x: Tensor) -> None:
         if x.ndim == 4 and x.shape[site.dim] == site.term.size:
             ranks.setdefault(path, []).append(_ranks(x.movedim(site.dim, 1)))
 
-    with evaluating(gated), torch.no_grad(), _looking(gated.backbone, readers, look):
+    with evaluating(gated), torch.no_grad(), looking(gated.backbone, sites, look):
         for x, _ in batches:
             gated.opened()(x[:left])
             left = max(0, left - len(x))
@@ -49,7 +46,7 @@ def hrank(gated: GatedModel, batches: Batches, *, images: PositiveInt = IMAGES) 
                 break
     if left == images:
         raise DataError("HRank needs at least one batch of images; there was none")
-    means = [(readers[path].term, torch.cat(each).mean(0)) for path, each in ranks.items()]
+    means = [(sites[path].term, torch.cat(each).mean(0)) for path, each in ranks.items()]
     found = means_of_units(gated, means)
     if not found:
         raise SpaceError(
@@ -57,33 +54,6 @@ def hrank(gated: GatedModel, batches: Batches, *, images: PositiveInt = IMAGES) 
             "choose another criterion, such as magnitude"
         )
     return with_the_rest(gated, found)
-
-
-def _readers(gated: GatedModel) -> dict[str, Site]:
-    """Path of each convolution and linear layer that reads an axis -> where it does."""
-    captured, found = gated.axes.walk.captured, dict[str, Site]()
-    for site in gated.axes.walk.sites:
-        path = captured.owner(site.node)
-        reads = isinstance(gated.backbone.get_submodule(path), nn.Conv2d | nn.Linear)
-        if reads and site.how == "mask" and site.arg == 0:
-            found[path] = site
-    return found
-
-
-@contextmanager
-def _looking(
-    model: nn.Module, readers: Mapping[str, Site], look: Callable[[str, Site, Tensor], None]
-) -> Iterator[None]:
-    """In the block, ``look`` is called with what each reader reads."""
-    with ExitStack() as stack:
-        for path, site in readers.items():
-
-            def before(module: nn.Module, given: tuple[Any, ...], path: str = path, site: Site = site) -> None:  # noqa: ARG001
-                look(path, site, given[0])
-
-            handle = model.get_submodule(path).register_forward_pre_hook(before)
-            stack.callback(handle.remove)
-        yield
 
 
 def _ranks(maps: Tensor) -> Tensor:
