@@ -184,7 +184,7 @@ def rehearse(recipe: Recipe, backbone: nn.Module, space: SearchSpace, images: Te
         restart(copy.deepcopy(backbone), recipe.seed)
     for number, term in enumerate(penalty_terms(recipe, limit) if recipe.search.learns else ()):
         with blaming(key := f"search.penalties.{number}.options"), torch.no_grad():
-            check_worth(key, term(trial))
+            check_worth(key, term.eval()(trial))
 
 
 def budget(recipe: Recipe, axes: Axes, predictor: Predictor) -> Budget:

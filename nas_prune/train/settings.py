@@ -146,8 +146,10 @@ class SearchSettings(OptimSettings):
 
     @property
     def learns(self) -> bool:
-        """Whether there is joint training: not where a criterion scores in one shot, and nothing is moved."""
-        return self.criterion.name is None or self.mover.name is not None or self.rounds > 1
+        """Whether there is joint training: not where a criterion scores in one shot, and nothing is moved, nor
+        penalised but for what it costs."""
+        moved = self.mover.name is not None or any(each.name != "budget" for each in self.penalties)
+        return self.criterion.name is None or moved or self.rounds > 1
 
 
 class FinetuneSettings(TrainSettings):
