@@ -6,7 +6,7 @@ the data decide is checked in ``build``, when both are there; until then nothing
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os.path import isfile
 
@@ -33,7 +33,7 @@ from nas_prune.run.recipe.recipe import Recipe
 from nas_prune.run.recipe.settings import ModelSettings
 from nas_prune.train.data.order import drawing
 from nas_prune.train.optimizers import SCHEDULES, optimizer_of, schedule_of
-from nas_prune.train.settings import OptimSettings
+from nas_prune.train.settings import CriterionSettings, OptimSettings
 from nas_prune.train.stage import Stage
 
 OVERLAY = "pretrained_cfg_overlay"
@@ -60,6 +60,7 @@ def check(recipe: Recipe) -> None:
         _check_training(section, settings, epochs[section] or 1)
     if recipe.search.criterion.name is not None:
         bound("search.criterion", criteria, recipe.search.criterion, 2)
+    _check_further(recipe.search.further)
     if recipe.search.mover.name is not None:
         bound("search.mover", movers, recipe.search.mover, 2)
     with blaming("search.schedule.options"):
@@ -70,6 +71,14 @@ def check(recipe: Recipe) -> None:
             "search.distill imitates the network that the search begins with, and that has learnt nothing: set "
             "model.pretrained, model.checkpoint or dense.epochs, or search.distill to 0"
         )
+
+
+def _check_further(further: Sequence[CriterionSettings]) -> None:
+    """Each is a criterion, and named once: a selector knows their scores by these names."""
+    for number, criterion in enumerate(further):
+        bound(f"search.further.{number}", criteria, criterion, 2)
+        if criterion.name in {each.name for each in further[:number]}:
+            raise RecipeError(f"search.further.{number}: {criterion.name} is named twice; leave one out")
 
 
 def begins_trained(recipe: Recipe) -> bool:

@@ -10,7 +10,7 @@
 The phases are those of W-Gates (arXiv 2007.02066) as far as it tells; rounds and the choice by measurement are ours.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -85,7 +85,7 @@ def search(
 class Parts:
     """What decides in a search: ``budget``, and all limits as one (``joint``); what penalties are made of the limit of
     a round, what scores its units, what selects among them, and what meets the budget in the end, as measured.
-    ``images``: how those of the training are mixed.
+    ``further``: scores of other criteria in a round; ``images``: how those of the training are mixed.
     """
 
     budget: Budget
@@ -96,6 +96,7 @@ class Parts:
     meet: Callable[[Alive, Scores], Met]
     batches: Batches = ()
     images: DataSettings = field(default_factory=DataSettings)
+    further: Callable[[GatedModel, Round], Mapping[str, Scores]] = lambda *_: {}
 
 
 def searched(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSettings, run: Run) -> Met:
@@ -125,7 +126,9 @@ def _closed(learner: Learner, parts: Parts, scores: Scores, each: Round, seed: i
     if learner.mover is not None:
         return learner.mover.left()
     limit = Budget.of(each.limit(parts.joint), parts.joint.cost)
-    decision = parts.select(learner.alive.question(scores, limit, batches=parts.batches, seed=seed))
+    further = parts.further(learner.gated, each)
+    asked = learner.alive.question(scores, limit, further=further, batches=parts.batches, seed=seed)
+    decision = parts.select(asked)
     edit(learner.gated.backbone, decision.edits)
     return decision.arch
 

@@ -131,7 +131,10 @@ class SearchSettings(OptimSettings):
     mover: MoverSettings = Field(MoverSettings(), description="what moves gates or weights beside the optimizers")
     schedule: ScheduleSettings = Field(ScheduleSettings(), description="how much is closed, epoch by epoch")
     criterion: CriterionSettings = Field(CriterionSettings(), description="what scores units in one shot")
-    criterion_batches: PositiveInt = Field(20, description="training batches that the criterion looks at")
+    further: list[CriterionSettings] = Field(
+        [], description="criteria whose scores the selector is told besides, as selector combined asks for"
+    )
+    criterion_batches: PositiveInt = Field(20, description="training batches that a criterion looks at")
 
     @property
     def fitting_selector(self) -> SelectorSettings:
