@@ -92,7 +92,7 @@ def test_the_gradient_is_lambda_times_the_weight_for_what_l1_picks_and_nothing_e
             for j, row in enumerate(layer.weight):
                 rate = 0.75 if j in gone[name] else -0.5
                 torch.testing.assert_close(layer.weight.grad[j], rate * row.detach(), rtol=1e-14, atol=0)
-                total += 0.5 * rate * float(row.square().sum())
+                total += 0.5 * rate * row.square().sum().item()
     assert float(value.detach()) == pytest.approx(total, rel=1e-12)
     assert net.head.weight.grad is None
     assert net.stem.bias.grad is None
