@@ -38,7 +38,7 @@ from nas_prune.train.data.room import check_room
 from nas_prune.train.descent import Pace
 from nas_prune.train.finetune import restart
 from nas_prune.train.objective import task_objective
-from nas_prune.train.settings import OptimSettings, SearchSettings
+from nas_prune.train.settings import CriterionSettings, OptimSettings, SearchSettings
 
 PATIENCE = timedelta(days=1)  # while one process measures, the others wait
 
@@ -184,7 +184,7 @@ def rehearse(recipe: Recipe, backbone: nn.Module, space: SearchSpace, images: Te
         restart(copy.deepcopy(backbone), recipe.seed)
     for number, term in enumerate(penalty_terms(recipe, limit) if recipe.search.learns else ()):
         with blaming(key := f"search.penalties.{number}.options"), torch.no_grad():
-            check_worth(key, term(trial))
+            check_worth(key, term.eval()(trial))
 
 
 def budget(recipe: Recipe, axes: Axes, predictor: Predictor) -> Budget:
@@ -213,9 +213,9 @@ def selector(search: SearchSettings) -> Selector:
     return bound("search.selector", selectors, search.fitting_selector, 1)
 
 
-def criterion(search: SearchSettings) -> Criterion:
-    """The recipe's criterion. Raises RecipeError where it names none."""
-    return bound("search.criterion", criteria, search.criterion, 2)
+def criterion(settings: CriterionSettings) -> Criterion:
+    """A criterion of the recipe. Raises RecipeError where it names none."""
+    return bound("search.criterion", criteria, settings, 2)
 
 
 def example(recipe: Recipe, data: Data, *, batch: int, device: torch.device | None = None) -> Tensor:

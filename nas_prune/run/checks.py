@@ -6,7 +6,7 @@ the data decide is checked in ``build``, when both are there; until then nothing
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os.path import isfile
 
@@ -34,7 +34,7 @@ from nas_prune.run.recipe.recipe import Recipe
 from nas_prune.run.recipe.settings import ModelSettings
 from nas_prune.train.data.order import drawing
 from nas_prune.train.optimizers import SCHEDULES, optimizer_of, schedule_of
-from nas_prune.train.settings import OptimSettings
+from nas_prune.train.settings import CriterionSettings, OptimSettings
 from nas_prune.train.stage import Stage
 
 OVERLAY = "pretrained_cfg_overlay"
@@ -63,6 +63,7 @@ def check(recipe: Recipe) -> None:
         bound("search.criterion", criteria, recipe.search.criterion, 2)
     if recipe.search.compensation.name is not None:
         bound("search.compensation", compensations, recipe.search.compensation, 3)
+    _check_further(recipe.search.further)
     if recipe.search.mover.name is not None:
         bound("search.mover", movers, recipe.search.mover, 2)
     with blaming("search.schedule.options"):
@@ -91,6 +92,14 @@ def _check_bilevel(recipe: Recipe) -> None:
     if asked or not learning:
         why = f"{asked[0]} does not go with that" if asked else "these gates have nothing to learn by gradient"
         raise RecipeError(f"search.bilevel lets gates learn from held-out images, and {why}; leave one of the two out")
+
+
+def _check_further(further: Sequence[CriterionSettings]) -> None:
+    """Each is a criterion, and named once: a selector knows their scores by these names."""
+    for number, criterion in enumerate(further):
+        bound(f"search.further.{number}", criteria, criterion, 2)
+        if criterion.name in {each.name for each in further[:number]}:
+            raise RecipeError(f"search.further.{number}: {criterion.name} is named twice; leave one out")
 
 
 def begins_trained(recipe: Recipe) -> bool:

@@ -2,6 +2,7 @@
 
     axes.json  arch.json  seconds.json  certificate.json  stripes.json  timings.json  stages.json  results.json
     metrics.jsonl  rounds.jsonl  shapley.jsonl  wandb.json  genotype.json  scores.safetensors
+    scores-<criterion>.safetensors
     calibration/  timings.jsonl  samples.jsonl  calibration.json  staircase.jsonl  operators.jsonl
     targets.json  targets/<target>/  derived.json  tuned.json  timings.json  stripes.json  rounds.jsonl
 

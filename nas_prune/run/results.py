@@ -13,6 +13,7 @@ from nas_prune.base.files.documents import REMAKE, read_document
 from nas_prune.base.files.whole import write_json
 from nas_prune.base.fingerprint import fingerprint
 from nas_prune.costs import Count, count, counted
+from nas_prune.methods.criteria.criterion import BEFORE_TRAINING
 from nas_prune.methods.gated import GatedModel
 from nas_prune.run.calibration.bench import conditions
 from nas_prune.run.calibration.calibrate import Calibration
@@ -154,9 +155,10 @@ def _kept(job: Job, path: Path, kind: object, names: set[str], measured: Callabl
 
 
 def trained(recipe: Recipe) -> bool:
-    """Whether the weights that units are chosen by have learnt anything."""
-    jointly = recipe.search.joint and recipe.search.learns
-    return bool(begins_trained(recipe) or jointly)
+    """Whether the weights that units are chosen by have learnt anything, or need not have, for the criterion."""
+    search = recipe.search
+    jointly = bool(search.joint and search.learns)
+    return begins_trained(recipe) or jointly or search.criterion.name in BEFORE_TRAINING
 
 
 def _row(accuracy: float | None, real: Count, predicted: float) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from nas_prune.run import build
 from nas_prune.run.job import Job
 from nas_prune.train.data.loaders import FirstBatches
 from nas_prune.train.rounds import Round
+from nas_prune.train.settings import CriterionSettings
 
 FILE = "scores.safetensors"
 
@@ -23,8 +24,26 @@ def scored(job: Job, gated: GatedModel, each: Round) -> Scores:
     path = job.folder / f"scores{each.name}.safetensors"
     with job.first():
         if not path.exists():
-            write(path, _by_criterion(job, gated) if job.recipe.search.criterion.name else gated.scores())
+            criterion = job.recipe.search.criterion
+            write(path, _by_criterion(job, gated, criterion) if criterion.name else gated.scores())
     return read_scores(path, gated.space)
+
+
+def further(job: Job, gated: GatedModel, name: str = "") -> dict[str, Scores]:
+    """Scores of the further criteria of the recipe, by their names, of the round of this ``name``. Files keep them."""
+    found = dict[str, Scores]()
+    for criterion in job.recipe.search.further:
+        path = job.folder / further_file(str(criterion.name), name)
+        with job.first():
+            if not path.exists():
+                write(path, _by_criterion(job, gated, criterion))
+        found[str(criterion.name)] = read_scores(path, gated.space)
+    return found
+
+
+def further_file(criterion: str, name: str = "") -> str:
+    """The file of the scores of a further criterion, in the round of this name."""
+    return f"scores-{criterion}{name}.safetensors"
 
 
 def write(path: Path, scores: Scores) -> None:
@@ -37,14 +56,13 @@ def kept(job: Job) -> Scores:
     return read_scores(job.folder / FILE, job.space)
 
 
-def _by_criterion(job: Job, gated: GatedModel) -> Scores:
-    """What the recipe's criterion says, from training batches. A bar counts the forward passes that it makes."""
-    search = job.recipe.search
-    batches = FirstBatches(job.data, search.criterion_batches, job.run.accelerator.device)
-    bar = job.run.bars.bar(str(search.criterion.name), None)
+def _by_criterion(job: Job, gated: GatedModel, criterion: CriterionSettings) -> Scores:
+    """What a criterion says, from training batches. A bar counts the forward passes that it makes."""
+    batches = FirstBatches(job.data, job.recipe.search.criterion_batches, job.run.accelerator.device)
+    bar = job.run.bars.bar(str(criterion.name), None)
     counting = gated.register_forward_hook(lambda *_: bar.advance())
     try:
-        return build.criterion(search)(gated, batches)
+        return build.criterion(criterion)(gated, batches)
     finally:
         counting.remove()
         bar.end()

@@ -27,7 +27,7 @@ from nas_prune.run.files import CertificateFile, StripesFile
 from nas_prune.run.genotype import write_genotype
 from nas_prune.run.job import Job
 from nas_prune.run.recipe import recipe as recipes
-from nas_prune.run.scoring import FILE, scored, write
+from nas_prune.run.scoring import FILE, further, further_file, scored, write
 from nas_prune.run.stripe_forms import reform, take_forms
 from nas_prune.tracing.arch import Arch
 from nas_prune.train.choose import Met, meet
@@ -35,7 +35,7 @@ from nas_prune.train.data.loaders import FirstBatches
 from nas_prune.train.loop import fit
 from nas_prune.train.objective import task_objective
 from nas_prune.train.optimizers import optimizer_of
-from nas_prune.train.rounds import Alive
+from nas_prune.train.rounds import Alive, ending
 from nas_prune.train.search import Parts
 from nas_prune.train.search import searched as search
 from nas_prune.train.settings import OptimSettings
@@ -70,13 +70,16 @@ def searched(job: Job, gated: GatedModel, calibration: Calibration) -> Met:
     """The search: learn, score, select; the architecture, which meets the budget as measured, goes to arch.json."""
     recipe, predictor = job.recipe, calibration.predictor
     budget, limits = job.budget(predictor), job.limits(predictor)
+    last = ending(recipe.search.rounds, recipe.search.rounds)
 
     def decide(alive: Alive, scores: Scores) -> Met:
         learnt = float(alive.cost(budget.cost)(alive.gated.arch().sizes(alive.gated.space.free)).detach())
         with job.first():
             if alive.gated is not gated and not (job.folder / FILE).exists():
                 write(job.folder / FILE, alive.scores(scores))
-            asked = alive.question(scores, budget, batches=_batches(job), seed=recipe.seed)
+                for name, each in further(job, alive.gated, last).items():
+                    write(job.folder / further_file(name), alive.scores(each))
+            asked = _asked(job, alive, scores, budget, last)
             met = within(job, alive, asked, calibration)
             if met.remark:
                 job.run.bars.say(met.remark)
@@ -95,13 +98,20 @@ def searched(job: Job, gated: GatedModel, calibration: Calibration) -> Met:
         decide,
         _batches(job),
         recipe.data,
+        lambda gated, each: further(job, gated, each.name),
     )
     return search(gated, job.data, parts, settings=recipe.search, run=job.run)
 
 
 def question(job: Job, gated: GatedModel, scores: Scores, budget: Budget) -> Question:
     """What the recipe's selector is asked about the whole network."""
-    return Alive.all(gated).question(scores, budget, batches=_batches(job), seed=job.recipe.seed)
+    return _asked(job, Alive.all(gated), scores, budget)
+
+
+def _asked(job: Job, alive: Alive, scores: Scores, budget: Budget, name: str = "") -> Question:
+    """The same about what is left after the round of this name."""
+    told = further(job, alive.gated, name)
+    return alive.question(scores, budget, further=told, batches=_batches(job), seed=job.recipe.seed)
 
 
 def _batches(job: Job) -> FirstBatches:

@@ -38,7 +38,7 @@ class Learner:
         """The model that learns."""
         return self.alive.gated
 
-    def objective(self, penalties: Sequence[nn.Module] = (), slide: Callable[[float], None] | None = None) -> Objective:
+    def objective(self, penalties: Sequence[Penalty] = (), slide: Callable[[float], None] | None = None) -> Objective:
         """What it descends: the loss, its teacher's share in it, and penalties; see ``Objective``."""
         return Objective(
             self.loss,
@@ -53,7 +53,7 @@ class Learner:
     def under(self, penalties: Sequence[Penalty]) -> Sequence[Penalty]:
         """Take these penalties from now on, with the state of those before them; returns them."""
         for before, now in zip(self.penalties, penalties, strict=False):
-            now.load_state_dict(before.state_dict())
+            now.follow(before)
         self.penalties = list(penalties)
         return penalties
 

@@ -18,6 +18,7 @@ from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.losses import Loss, Said, losses
 from nas_prune.methods.losses.distillation import Distillation
 from nas_prune.methods.movers.mover import Mover, Still
+from nas_prune.methods.penalties import Penalty
 from nas_prune.train.settings import OptimSettings
 
 Teacher = Callable[[Tensor], Tensor]
@@ -37,7 +38,7 @@ class Objective(nn.Module):
         teacher: Teacher | None = None,
         share: float = 0.0,
         temperature: float = 2.0,
-        penalties: Sequence[nn.Module] = (),
+        penalties: Sequence[Penalty] = (),
         gated: GatedModel | None = None,
         slide: Callable[[float], None] | None = None,
     ) -> None:
@@ -47,6 +48,9 @@ class Objective(nn.Module):
         self.penalties = nn.ModuleList(penalties)
         self._around = (teacher, gated)  # in a tuple: they are no part of this module
         self.slide = slide or (lambda _: None)
+        if gated is not None:
+            for penalty in penalties:
+                penalty.begin(gated)
 
     def forward(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """Loss + penalties, of one forward pass."""

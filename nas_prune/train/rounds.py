@@ -6,7 +6,7 @@ iterative pruning in general; that weights and their momentum go on in a smaller
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +42,7 @@ class Round:
     @property
     def name(self) -> str:
         """The end of its name in stages and files, such as -2; empty where there is one round only."""
-        return f"-{self.number}" if self.rounds > 1 else ""
+        return ending(self.number, self.rounds)
 
     def limit(self, budget: Budget) -> float:
         """What the network may cost after this round, in the unit of the budget."""
@@ -52,6 +52,11 @@ class Round:
         """The same between rounds: what it may cost, of how many joint epochs have passed."""
         limit = _limits(budget)
         return lambda passed: limit(self.gone(passed))
+
+
+def ending(number: int, rounds: int) -> str:
+    """How names of what a round leaves end."""
+    return f"-{number}" if rounds > 1 else ""
 
 
 def _limits(budget: Budget) -> Callable[[float], float]:
@@ -95,10 +100,18 @@ class Alive:
         """A cost of the whole as a function of the axes that are left."""
         return Left(cost, self.kept.sizes(self.whole.space.free)) if self.kept.kept else cost
 
-    def question(self, scores: Scores, budget: Budget, *, batches: Batches = (), seed: int = 0) -> Question:
+    def question(
+        self,
+        scores: Scores,
+        budget: Budget,
+        *,
+        further: Mapping[str, Scores] | None = None,
+        batches: Batches = (),
+        seed: int = 0,
+    ) -> Question:
         """Which of the units that are left make the best network within the budget of the whole?"""
         cost, gated = self.cost(budget.cost), self.gated
-        return Question(scores, cost, budget.limit, gated.space, gated=gated, batches=batches, seed=seed)
+        return Question(scores, cost, budget.limit, gated.space, further or {}, gated=gated, batches=batches, seed=seed)
 
     def scores(self, scores: Scores) -> Scores:
         """Scores (c) of the whole: units that have gone come last, in every axis and in all."""

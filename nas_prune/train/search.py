@@ -92,7 +92,7 @@ def search(
 class Parts:
     """What decides in a search: ``budget``, and all limits as one (``joint``); what penalties are made of the limit of
     a round, what scores its units, what selects among them, and what meets the budget in the end, as measured.
-    ``images``: how those of the training are mixed.
+    ``further``: scores of other criteria in a round; ``images``: how those of the training are mixed.
     """
 
     budget: Budget
@@ -103,6 +103,7 @@ class Parts:
     meet: Callable[[Alive, Scores], Met]
     batches: Batches = ()
     images: DataSettings = field(default_factory=DataSettings)
+    further: Callable[[GatedModel, Round], Mapping[str, Scores]] = lambda *_: {}
 
 
 def searched(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSettings, run: Run) -> Met:
@@ -131,7 +132,9 @@ def _closed(learner: Learner, parts: Parts, scores: Scores, each: Round, seed: i
         _change(learner, parts, left := learner.mover.left(), {})
         return left
     limit = Budget.of(each.limit(parts.joint), parts.joint.cost)
-    decision = parts.select(learner.alive.question(scores, limit, batches=parts.batches, seed=seed))
+    further = parts.further(learner.gated, each)
+    asked = learner.alive.question(scores, limit, further=further, batches=parts.batches, seed=seed)
+    decision = parts.select(asked)
     _change(learner, parts, decision.arch, decision.edits)
     return decision.arch
 

@@ -147,7 +147,10 @@ class SearchSettings(OptimSettings):
     mover: MoverSettings = Field(MoverSettings(), description="what moves gates or weights beside the optimizers")
     schedule: ScheduleSettings = Field(ScheduleSettings(), description="how much is closed, epoch by epoch")
     criterion: CriterionSettings = Field(CriterionSettings(), description="what scores units in one shot")
-    criterion_batches: PositiveInt = Field(20, description="training batches that the criterion looks at")
+    further: list[CriterionSettings] = Field(
+        [], description="criteria whose scores the selector is told besides, as selector combined asks for"
+    )
+    criterion_batches: PositiveInt = Field(20, description="training batches that a criterion looks at")
 
     @property
     def fitting_selector(self) -> SelectorSettings:
@@ -162,8 +165,10 @@ class SearchSettings(OptimSettings):
 
     @property
     def learns(self) -> bool:
-        """Whether there is joint training: not where a criterion scores in one shot, and nothing is moved."""
-        return self.criterion.name is None or self.mover.name is not None or self.rounds > 1
+        """Whether there is joint training: not where a criterion scores in one shot, and nothing is moved, nor
+        penalised but for what it costs."""
+        moved = self.mover.name is not None or any(each.name != "budget" for each in self.penalties)
+        return self.criterion.name is None or moved or self.rounds > 1
 
 
 class FinetuneSettings(TrainSettings):

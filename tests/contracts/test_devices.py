@@ -42,7 +42,10 @@ ONE_EACH = [
     ("shapley", FAST[2]),
 ]
 COUNTS = [name for name, kind in costs.items() if not issubclass(kind, Predictor)]
-OPTIONS = {"structural": {"layers": {"*": {"kernel": 1}}}}  # penalties that cannot do without
+OPTIONS = {  # of penalties that cannot do without, or look at numbers otherwise
+    "structural": {"layers": {"*": {"kernel": 1}}},
+    "growing": {"pick_ceiling": 1.0},
+}
 
 
 @cache

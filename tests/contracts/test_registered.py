@@ -133,6 +133,8 @@ def test_a_penalty_is_a_number_with_gradients_and_a_state(name: str) -> None:
     gated = GatedModel(net.fresh(), net.axes, gate)
     budget, options = Budget("0.5x", Macs(net.axes)), OPTIONS.get(name, {})
     penalty, again = (penalties[name](budget, **options) for _ in range(2))
+    penalty.begin(gated)
+    again.begin(gated)
     for _ in range(2):  # a penalty may go by the steps
         gated(net.images)
         value = penalty(gated)

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from nas_prune.base.errors import BudgetError
+from nas_prune.base.errors import BudgetError, RecipeError
 from nas_prune.run import pipeline
+from nas_prune.run.checks import check
 from nas_prune.run.promise import cautions
 from nas_prune.run.recipe import recipe
 from nas_prune.run.report.page import table
 from nas_prune.run.report.summary import stage_rows
+from nas_prune.run.results import trained
 
 SMOKE = ["track.wandb=disabled"]
 TIMED = ["latency.batch_size=2", "latency.seconds=0.001", "latency.cache=false"]  # by a clock
@@ -50,6 +52,24 @@ def test_what_misleads_is_said_first(change: dict[str, Any], said: str) -> None:
     found = cautions(known | changed)
     assert len(found) == 1
     assert re.search(said, found[0])
+
+
+@pytest.mark.parametrize(
+    ("criterion", "known"), [("snip", True), ("grasp", True), ("synflow", True), ("taylor", False)]
+)
+def test_random_weights_are_no_reproach_where_a_criterion_is_made_for_them(criterion: str, known: bool) -> None:
+    asked = recipe.read("smoke/fashion_mnist_resnet18_cops", [f"search.criterion={criterion}"])
+    assert trained(asked) is known
+    assert trained(recipe.read("smoke/fashion_mnist_resnet18_taylor"))
+
+
+def test_a_further_criterion_is_known_and_named_once() -> None:
+    for further, said in (
+        ("[snip, snip]", r"search\.further\.1: snip is named twice"),
+        ("[snipe]", "search.further.0.*snip"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            check(recipe.read("smoke/fashion_mnist_resnet18_cops", [f"search.further={further}"]))
 
 
 def test_a_stage_that_became_slower_saves_nothing() -> None:

@@ -23,6 +23,7 @@ class Criterion(Protocol):
 
 
 criteria: Registry[Criterion] = Registry("criterion", __package__)
+BEFORE_TRAINING = frozenset({"snip", "grasp", "synflow"})  # made for weights that have not learnt anything yet
 
 
 def norms(gated: GatedModel, name: str, keep: Mapping[str, Tensor] | None = None) -> Tensor:

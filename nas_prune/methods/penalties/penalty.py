@@ -5,10 +5,18 @@ from __future__ import annotations
 from torch import nn
 
 from nas_prune.base.registry import Registry
+from nas_prune.methods.gated import GatedModel
 
 
 class Penalty(nn.Module):
     """``penalty(gated)``: the term, (), for the last forward pass of a gated model. Made for a budget."""
+
+    def begin(self, gated: GatedModel) -> None:
+        """Told which model it will look at, before its first step, and before a state is put back."""
+
+    def follow(self, before: Penalty) -> None:
+        """Go on as the penalty of the round before."""
+        self.load_state_dict(before.state_dict())
 
     def aim(self, limit: float) -> None:
         """What the network may cost from this step on, in the unit of the budget, where the limit slides."""

@@ -40,6 +40,10 @@ class Question:
         """The same question under another limit."""
         return replace(self, limit=limit, cost=cost or self.cost)
 
+    def scored(self, scores: Scores) -> Question:
+        """The same question about other scores."""
+        return replace(self, scores=scores)
+
     def generator(self) -> torch.Generator:
         """A fresh generator, so that the same question gets the same answer."""
         return torch.Generator().manual_seed(self.seed)

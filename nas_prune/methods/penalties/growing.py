@@ -1,0 +1,148 @@
+"""Growing regularisation: an L2 penalty on the units that will go, raised until next to nothing is left of them.
+
+Wang et al., "Neural Pruning via Growing Regularization" (ICLR 2021, arXiv 2012.09243); constants of the authors' code.
+To the gradient of W_j, all weights that write unit j, it adds lambda_j W_j, so the term is
+
+    1/2 * sum over j of  lambda_j |W_j|^2
+
+and every ``interval`` steps lambda is raised. GReg-1 picks at the start the units whose weights are least in magnitude
+(L1), and raises theirs alone. GReg-2 raises that of all units first: near a minimum of curvature h, raising it by d
+multiplies a weight by (h + lambda) / (h + lambda + d), so what the loss hardly feels shrinks fastest, and magnitudes
+read the Hessian when it picks. GReg-1 is GReg-2 with a ``pick_ceiling`` of zero. Once the picked units of every axis
+are a thousand times smaller than the others (mean |w|, averaged over updates), or lambda is at its ceiling, it stays:
+the rest of the joint training is the phase in which weights settle. Weight decay comes on top; the optimizer has it.
+
+Ours: a unit is that of an axis, so all convolutions of a residual stage lose the same ones; how many go from each axis
+follows from the budget as predicted, by a selector; growth ends everywhere at once. ``search.criterion: magnitude``
+with that selector then takes the picked units; where the measured cost moves the limit, a few more, or fewer.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from nas_prune.base.errors import SpaceError
+from nas_prune.costs import Budget
+from nas_prune.methods.criteria import criteria
+from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.penalties.penalty import Penalty, penalties
+from nas_prune.methods.selectors import Question, selectors
+
+APART = 1000.0  # kept over picked mean |w| at which a unit has gone: BatchNorm hides a shrinkage until var is eps
+MOMENTUM = 0.9  # of the average of that ratio over updates
+ROUNDING = 1e-9  # 0.3 / 0.1 is 2.9999999999999996 steps
+
+
+@penalties.register("growing")
+class Growing(Penalty):
+    """``interval``: steps from one update of lambda to the next (5 for ImageNet). ``step``, ``ceiling``: by how much
+    lambda is raised for the picked units, and how far; ``pick_step``, ``pick_ceiling``: for all units, before they are
+    picked (GReg-2: 1e-2). ``kept``: lambda of the others afterwards (GReg-2: -1e-4). ``selector``: picks.
+
+    The authors train for 1e4 updates; for shorter training, larger steps.
+    """
+
+    going: Tensor
+    apart: Tensor
+
+    def __init__(
+        self,
+        budget: Budget,
+        *,
+        interval: PositiveInt = 10,
+        step: PositiveFloat = 1e-4,
+        ceiling: PositiveFloat = 1.0,
+        pick_step: PositiveFloat = 1e-5,
+        pick_ceiling: NonNegativeFloat = 0.0,
+        kept: float = 0.0,
+        selector: str = "uniform",
+    ) -> None:
+        super().__init__()
+        self.budget, self.select, self.interval, self.kept = budget, selectors[selector], interval, kept
+        self.step, self.pick_step = step, pick_step
+        self.raises = math.ceil(pick_ceiling / pick_step - ROUNDING)
+        self.growths = max(1, math.ceil((ceiling - self.raises * pick_step) / step - ROUNDING))
+        self.register_buffer("going", None)
+        self.register_buffer("apart", None)
+        self._restart()
+
+    def begin(self, gated: GatedModel) -> None:
+        """Nothing is picked yet."""
+        rows = _written(gated)
+        if not rows:
+            raise SpaceError("growing: no weight writes an axis of the search space; take a space that has widths")
+        like = next(iter(rows.values()))[0].detach()
+        self.going = like.new_zeros(sum(len(each[0]) for each in rows.values()), dtype=torch.bool)
+        self.apart = like.new_zeros(len(rows))
+        self._restart()
+
+    def follow(self, before: Penalty) -> None:
+        """A round has a limit and units of its own: growth begins anew."""
+
+    def forward(self, gated: GatedModel) -> Tensor:
+        """The penalty, (), for the weights as they are; in training mode, a step has passed."""
+        if self.going is None:
+            self.begin(gated)
+        if self.training:
+            if self.steps % self.interval == 0 and not self.settled:
+                self._update(gated)
+            self.steps += 1
+        squares = [torch.stack([each.square().sum(1) for each in rows]).sum(0) for rows in _written(gated).values()]
+        return 0.5 * (self.factor() * torch.cat(squares)).sum()
+
+    def factor(self) -> Tensor:
+        """Lambda (u) of the units of all axes that weights write, one axis after the other."""
+        everywhere = self.pick_step * self.raised
+        others = self.kept if self.grown else everywhere
+        return self.apart.new_full(self.going.shape, others).masked_fill(
+            self.going, everywhere + self.step * self.grown
+        )
+
+    def get_extra_state(self) -> Tensor:
+        """How far it has come."""
+        return torch.tensor([self.steps, self.raised, self.grown, int(self.settled)])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Go on from there."""
+        self.steps, self.raised, self.grown, settled = (int(each) for each in state)
+        self.settled = bool(settled)
+
+    def _restart(self) -> None:
+        self.steps, self.raised, self.grown, self.settled = 0, 0, 0, False
+
+    @torch.no_grad()
+    def _update(self, gated: GatedModel) -> None:
+        """Raise lambda, of all units or of the picked ones; pick between the two."""
+        if self.raised < self.raises:
+            self.raised += 1
+            return
+        if not self.grown:
+            self.going = self._picked(gated).to(self.going.device)
+        ratio = self._ratio(gated)
+        self.apart = MOMENTUM * self.apart + (1 - MOMENTUM) * ratio if self.grown else ratio
+        self.grown += 1
+        self.settled = self.grown >= self.growths or bool((self.apart >= APART).all())
+
+    def _picked(self, gated: GatedModel) -> Tensor:
+        """Which units (u) go: those that the selector does not take, of all within the budget."""
+        scores = {name: each.cpu() for name, each in criteria["magnitude"](gated, [], norm=1).items()}  # type: ignore[call-arg]
+        kept = self.select(Question(scores, self.budget.cost, self.budget.limit, gated.space, gated=gated)).arch.kept
+        stays = {name: torch.tensor(list(kept[name]), dtype=torch.long) for name in _written(gated)}
+        return torch.cat([torch.ones(gated.axes[n].size).bool().index_fill(0, at, False) for n, at in stays.items()])
+
+    def _ratio(self, gated: GatedModel) -> Tensor:
+        """How many times larger (a) the kept units of each axis are than its picked ones; infinity where none is."""
+        sizes = [torch.cat(rows, 1).abs().mean(1) for rows in _written(gated).values()]
+        going = torch.split(self.going, [len(each) for each in sizes])
+        pairs = [(size[~gone], size[gone]) for size, gone in zip(sizes, going, strict=True)]
+        ratios = [kept.mean() / picked.mean() if len(picked) else kept.new_tensor(math.inf) for kept, picked in pairs]
+        return torch.stack(ratios)
+
+
+def _written(gated: GatedModel) -> Mapping[str, list[Tensor]]:
+    """The weights, matrices (c n), that write each axis; what no weight writes (a branch, say) is left out."""
+    rows = {name: gated.weights(name) for name in gated.space.free}
+    return {name: each for name, each in rows.items() if each}
