@@ -53,7 +53,9 @@ class _Standardised(torch.autograd.Function):
         x, keep, weight, bias, mean, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is asked for
             # of these names only, not of what x was made of: keep may be among that
-            inputs = x, keep, weight, bias = tuple(each.view_as(each) for each in (x, keep, weight, bias))
+            inputs = x, keep, weight, bias = tuple(
+                each.view_as(each).requires_grad_() for each in (x, keep, weight, bias)
+            )
             centred, _, inverse = _centred(x, keep, ctx.eps)
             y = centred * inverse * weight + bias
             return None, *torch.autograd.grad(y, inputs, gradient, create_graph=True, materialize_grads=True)

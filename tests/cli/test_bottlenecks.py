@@ -20,7 +20,7 @@ from nas_prune.run.pipeline import _write_axes
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace, SpaceFile, read_file
 
-WHOLE, HALF, CLOSED = "layer2.0.conv1", "layer1.0.conv1", "layer3.0"
+WHOLE, HALF, CLOSED = "layer2.0.conv1", "layer2.0.conv2", "layer1.0"
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +100,11 @@ def test_a_rule_that_decided_still_does_but_for_the_units() -> None:
 def test_what_cannot_be_reported_is_an_error_that_says_why(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(folder, "--bottlenecks", "--space", "depth") == 1
+    assert run(folder, "--bottlenecks", "--space", "depth") == 2
     assert "leave out --space" in capsys.readouterr().err
     (tmp_path / "recipe.yaml").write_text(dump({"name": "none"}))
     (folder / "arch.json").unlink()
-    assert run(folder, "--bottlenecks") == 1
-    assert "has no arch.json" in capsys.readouterr().err
-    assert run(tmp_path / "nowhere", "--bottlenecks") == 1
+    assert run(folder, "--bottlenecks") == 2
+    assert "no arch.json" in capsys.readouterr().err
+    assert run(tmp_path / "nowhere", "--bottlenecks") == 2
     assert "no run folder" in capsys.readouterr().err

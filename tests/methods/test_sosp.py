@@ -221,6 +221,8 @@ def test_curvature_is_how_the_slope_moves_in_models_with_attention_and_norms_ove
     gated = GatedModel(found.double(), found.axes).eval()
     batches = [(found.images.double(), torch.arange(len(found.images)))]
     curved, step = whole(second_order(gated, batches)[1]), 1e-4
+    gated.requires_grad_(False)
+    assert torch.equal(whole(second_order(gated, batches)[1]), curved), "whether weights learn or not"
 
     def slope_at(level: float) -> Tensor:
         opened = gated.opened(requires_grad=True)
