@@ -111,7 +111,7 @@ def test_a_search_finds_the_units_that_do_the_work_whatever_their_magnitude(gate
     assert accuracy(gated.eval().fixed(arch), task.held_out) == 1.0
 
 
-@pytest.mark.parametrize("name", ["taylor", "snip", "synflow", "hessian", "scop", "sensitivity"])
+@pytest.mark.parametrize("name", ["taylor", "snip", "synflow", "hessian", "scop", "sensitivity", "sosp_h", "sosp_i"])
 def test_a_criterion_that_looks_at_the_loss_or_the_flow_finds_the_units_that_do_the_work(name):
     task, planted = planted_units(8)
     gated = gated_for(task, "mask")

@@ -52,8 +52,12 @@ class _Standardised(torch.autograd.Function):
         """
         x, keep, weight, bias, mean, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is asked for
+            # of these names only, not of what x was made of: keep may be among that
+            inputs = x, keep, weight, bias = tuple(
+                each.view_as(each).requires_grad_() for each in (x, keep, weight, bias)
+            )
             centred, _, inverse = _centred(x, keep, ctx.eps)
-            y, inputs = centred * inverse * weight + bias, (x, keep, weight, bias)
+            y = centred * inverse * weight + bias
             return None, *torch.autograd.grad(y, inputs, gradient, create_graph=True, materialize_grads=True)
         of_x, of_weight, of_bias = torch.ops.aten.native_layer_norm_backward(
             gradient, x, x.shape[1:], mean, inverse, weight, bias, [True, True, True]

@@ -49,6 +49,16 @@ def test_the_cubic_of_zhu_and_gupta_begins_late_and_is_known_between_epochs(pass
     assert around == sorted(around)
 
 
+@pytest.mark.parametrize("ratio", [0.5, 0.1, 1.0])
+def test_the_limits_of_halp_fall_by_one_factor(ratio: float) -> None:
+    dense, steps = 40.0, 30
+    closed = [schedules["exponential"](step, steps, ratio=ratio).closed for step in range(-1, steps)]
+    limits = [dense - share * (dense - ratio * dense) for share in closed]
+    assert limits == pytest.approx([dense ** (1 - t / steps) * (ratio * dense) ** (t / steps) for t in range(31)])
+    assert closed == sorted(closed)
+    assert {schedules["exponential"](step, steps, ratio=ratio).hard for step in range(steps)} == {1.0}
+
+
 def test_three_quarters_of_an_exponential_rise_are_done_after_an_eighth() -> None:
     assert schedules["asfp"](EPOCHS // 8, EPOCHS).closed == pytest.approx(0.75)
     assert schedules["sfp"](0, EPOCHS) == Phase(1, 0)

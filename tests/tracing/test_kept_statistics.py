@@ -35,6 +35,17 @@ def test_the_gradient_is_that_of_the_formula(keep: Tensor) -> None:
     assert torch.autograd.gradgradcheck(standard, inputs), "a criterion may ask for second derivatives"
 
 
+def test_second_derivatives_are_right_where_the_input_was_made_of_the_same_keep_values() -> None:
+    x, weight, bias = drawn(3, 5).detach(), drawn(5).detach(), drawn(5).detach()
+
+    def twice(keep: Tensor) -> Tensor:
+        once = standardised(x * keep, EPS, keep, weight, bias)
+        return standardised(once.tanh() * keep, EPS, keep, weight, bias).cos()
+
+    assert torch.autograd.gradcheck(twice, (drawn(5),))
+    assert torch.autograd.gradgradcheck(twice, (drawn(5),))
+
+
 def test_kept_units_are_a_layer_norm_of_their_own() -> None:
     x, weight, bias = drawn(5, 7), drawn(7), drawn(7)
     kept = torch.tensor([0, 2, 3, 6])

@@ -12,8 +12,8 @@ import typer
 from yaml import YAMLError
 
 from nas_prune.base.errors import DeriveError, NasPruneError
-from nas_prune.base.files.whole import finite, write_json
-from nas_prune.base.files.yaml_text import parse
+from nas_prune.base.files.whole import atomic_write, finite, write_json
+from nas_prune.base.files.yaml_text import dump, parse
 from nas_prune.run.report.summary import milliseconds, quantity
 from nas_prune.run.report.terminal import terminal_table, texts
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from nas_prune.cli.doctor import diagnosis as doctor
+    from nas_prune.cli.doctor.bottlenecks import Report
     from nas_prune.cli.doctor.diagnosis import Cost, Diagnosis
     from nas_prune.tracing.space import SearchSpace
 
@@ -38,6 +39,8 @@ nas-prune doctor fashion_mnist/resnet18_w_gates --set num_classes=5
 nas-prune doctor runs/quickstart/finetuned --json facts.json
 
 nas-prune doctor resnet18 --axis layer1.0.conv1
+
+nas-prune doctor runs/resnet18_sosp --bottlenecks --widen wider.yaml
 """
 
 
@@ -50,6 +53,9 @@ class DoctorOptions:
     frozen; and what the dense model and the smallest one cost, which is
     derived and timed on this machine. If nothing can be pruned, that is an
     error that says why.
+
+    --bottlenecks looks at the folder of a run instead: which layers its search
+    has left almost whole, and so hold the network up.
     """
 
     model: Annotated[
@@ -71,6 +77,13 @@ class DoctorOptions:
         Path | None, typer.Option("--json", metavar="FILE|-", help="write all facts as JSON too; - prints them instead")
     ] = None
     axis: Annotated[str | None, typer.Option(metavar="NAME", help="show this axis in full, and nothing else")] = None
+    bottlenecks: Annotated[
+        bool, typer.Option("--bottlenecks", help="MODEL is the folder of a run: show what share of each layer has gone")
+    ] = False
+    widen: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="with --bottlenecks: write a search space that gives them twice the units"),
+    ] = None
 
 
 @wraps(DoctorOptions)
@@ -80,6 +93,9 @@ def command(**options: Any) -> None:
     from nas_prune.cli.doctor import subject
 
     asked = DoctorOptions(**options)
+    if asked.bottlenecks or asked.widen is not None:
+        _show_bottlenecks(asked)
+        return
     settings = _settings(asked.settings or ())
     found = subject.find(asked.model, img_size=asked.img_size, space=asked.space, settings=settings)
     space = doctor.lay(found)
@@ -91,6 +107,36 @@ def command(**options: Any) -> None:
     _tell(asked.to_json, doctor.plain(diagnosis), _page(diagnosis))
     if diagnosis.failure is not None:
         raise DeriveError(diagnosis.failure)
+
+
+def _show_bottlenecks(asked: DoctorOptions) -> None:
+    """Print what share of each layer a run has taken away; write a search space that widens the bottlenecks."""
+    from nas_prune.cli.doctor import bottlenecks
+
+    idle = [name for name in ("img_size", "space", "settings", "runtime", "axis") if getattr(asked, name)]
+    if idle:
+        name = {"img_size": "img-size", "settings": "set"}.get(idle[0], idle[0])
+        raise NasPruneError(f"--bottlenecks looks at what a run has left, as it was: leave out --{name}")
+    report = bottlenecks.Report.of(Path(asked.model))
+    wider = report.widened() if asked.widen is not None else None
+    _tell(asked.to_json, bottlenecks.plain(report), _layers(report))
+    if asked.widen is not None and wider is not None:
+        try:
+            atomic_write(asked.widen, dump(wider.model_dump(exclude_defaults=True)))
+        except OSError as error:
+            raise NasPruneError(f"cannot write {asked.widen}: {error.strerror or error}") from error
+
+
+def _layers(report: "Report") -> "Iterable[RenderableType]":
+    """A row per layer, those of which least has gone first."""
+    from rich.text import Text
+
+    table = terminal_table("layer", "kind", "#units", "#kept", "#gone", "", title="What a search has taken away")
+    for layer in report.layers:
+        mark = "bottleneck" if layer.axis.name in report.bottlenecks else ""
+        table.add_row(*texts(layer.axis.name, layer.axis.kind, layer.axis.size, layer.kept, f"{layer.gone:.0%}", mark))
+    yield table
+    yield Text("Of a bottleneck, less than half of the median share over all layers has gone.")
 
 
 def _settings(pairs: Iterable[str]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a criterion is: a model with gates, and some labelled batches -> one score per unit, higher = keep."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -51,8 +51,25 @@ def at_least_one(batches: Batches, what: str) -> list[tuple[Tensor, Tensor]]:
     """All of the batches. Raises DataError where there is none."""
     found = list(batches)
     if not found:
-        raise DataError(f"{what} needs at least one batch of images and labels; there was none")
+        raise no_batch(what)
     return found
+
+
+def no_batch(what: str) -> DataError:
+    """The error of a criterion that has no image to look at."""
+    return DataError(f"{what} needs at least one batch of images and labels; there was none")
+
+
+def one_by_one(batches: Batches, images: int, what: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first ``images`` of the batches, one at a time (1 c h w) with its label (1). DataError without any."""
+    left = images
+    for x, labels in batches:
+        yield from zip(torch.split(x[:left], 1), torch.split(labels[:left], 1), strict=True)
+        left -= min(left, len(labels))
+        if left == 0:
+            return
+    if left == images:
+        raise no_batch(what)
 
 
 def means_of_units(gated: GatedModel, values: Sequence[tuple[Term, Tensor]]) -> dict[str, Tensor]:

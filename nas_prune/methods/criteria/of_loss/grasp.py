@@ -14,15 +14,14 @@ model is in eval mode, so it is that of the network which is derived; and all is
 unit's weights are of either sign and cancel.
 """
 
-import torch
 from pydantic import PositiveFloat
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nas_prune.methods.criteria.criterion import at_least_one, criteria, float64_copy
+from nas_prune.methods.criteria.of_loss.twice import twice_differentiable
 from nas_prune.methods.criteria.of_loss.weights import (
-    Weights,
     added,
+    along,
     share_of_loss,
     slopes,
     sums_of_units,
@@ -47,12 +46,12 @@ def grasp(gated: GatedModel, batches: Batches, *, temperature: PositiveFloat = T
     matrices = {name: each for name, each in copied.backbone.named_parameters() if each.ndim > 1}
     weights |= {name: each for name, each in matrices.items() if id(each) not in known}
     images, gradient, curved = sum(len(labels) for _, labels in fixed), None, None
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # attention of the other kinds has no second derivative
+    with twice_differentiable():
         for batch in fixed:
             gradient = added(gradient, slopes(_share(copied, batch, images, temperature), weights))
         for batch in fixed:
             first = slopes(_share(copied, batch, images, temperature), weights, again=True)
-            curved = added(curved, slopes(_along(first, gradient or {}), weights))
+            curved = added(curved, slopes(along(first, gradient or {}), weights))
     found = sums_of_units(copied, {name: weights[name].detach() * each for name, each in (curved or {}).items()})
     like = next(gated.backbone.parameters())
     return {name: each.to(like.dtype) for name, each in found.items()}
@@ -62,8 +61,3 @@ def _share(copied: GatedModel, batch: tuple[Tensor, Tensor], images: int, temper
     """What a batch adds to the loss of the copy."""
     x, labels = batch
     return share_of_loss(copied, (x.double() if x.is_floating_point() else x, labels), images, temperature)
-
-
-def _along(first: Weights, direction: Weights) -> Tensor:
-    """The inner product of a gradient with a direction, whose gradient is the Hessian times the direction."""
-    return torch.stack([(each * direction[name]).sum() for name, each in first.items()]).sum()

@@ -13,8 +13,7 @@ the accumulation in Torch-Pruning keeps those of the last alone.
 from pydantic import PositiveInt
 from torch import Tensor
 
-from nas_prune.base.errors import DataError
-from nas_prune.methods.criteria.criterion import criteria
+from nas_prune.methods.criteria.criterion import criteria, one_by_one
 from nas_prune.methods.criteria.of_loss.weights import (
     added,
     learning,
@@ -38,14 +37,8 @@ def hessian(gated: GatedModel, batches: Batches, *, images: PositiveInt = IMAGES
     """
     weights, squares, count = weights_of(gated), None, 0
     with evaluating(gated), learning(weights):
-        for x, labels in batches:
-            for image, label in zip(x[: images - count, None], labels[:, None], strict=False):
-                slope = slopes(share_of_loss(gated, (image, label), 1), weights)
-                squares = added(squares, {name: each.square() for name, each in slope.items()})
-                count += 1
-            if count == images:
-                break
-    if squares is None:
-        raise DataError("the Hessian's diagonal needs at least one batch of images and labels; there was none")
-    found = {name: weights[name].detach().square() * each / (2 * count) for name, each in squares.items()}
+        for batch in one_by_one(batches, images, "the Hessian's diagonal"):
+            slope = slopes(share_of_loss(gated, batch, 1), weights)
+            squares, count = added(squares, {name: each.square() for name, each in slope.items()}), count + 1
+    found = {name: weights[name].detach().square() * each / (2 * count) for name, each in (squares or {}).items()}
     return sums_of_units(gated, found)

@@ -72,14 +72,25 @@ def slopes(scalar: Tensor, weights: Weights, *, again: bool = False) -> dict[str
 
     Raises DivergedError where the number, or a gradient, is not a number.
     """
-    found = torch.autograd.grad(scalar, list(weights.values()), create_graph=again, materialize_grads=True)
-    lost = next((name for name, each in zip(weights, found, strict=True) if not bool(each.isfinite().all())), None)
-    if lost is not None or not bool(scalar.isfinite()):
+    slope = torch.autograd.grad(scalar, list(weights.values()), create_graph=again, materialize_grads=True)
+    found = dict(zip(weights, slope, strict=True))
+    check(scalar, found)
+    return found
+
+
+def check(loss: Tensor, found: Weights) -> None:
+    """Raises DivergedError where the loss, or what was found of it, is not a number."""
+    lost = next((name for name, each in found.items() if not bool(each.isfinite().all())), None)
+    if lost is not None or not bool(loss.isfinite().all()):
         raise DivergedError(
             f"the loss or its gradient is not a number{f' at {lost}' if lost else ''}; "
             "check the images, the labels and the weights that scores are computed from"
         )
-    return dict(zip(weights, found, strict=True))
+
+
+def along(first: Weights, direction: Weights) -> Tensor:
+    """The inner product of a gradient with a direction, whose gradient is the Hessian times the direction."""
+    return torch.stack([(each * direction[name].detach()).sum() for name, each in first.items()]).sum()
 
 
 def share_of_loss(gated: GatedModel, batch: tuple[Tensor, Tensor], images: int, temperature: float = 1.0) -> Tensor:
@@ -89,7 +100,7 @@ def share_of_loss(gated: GatedModel, batch: tuple[Tensor, Tensor], images: int, 
 
 def added(found: Weights | None, more: Weights) -> dict[str, Tensor]:
     """The sum, weight by weight."""
-    return {name: each.detach() if found is None else found[name] + each.detach() for name, each in more.items()}
+    return {name: found[name] + each.detach() if found else each.detach() for name, each in more.items()}
 
 
 def _striped(name: str) -> str:
