@@ -38,7 +38,7 @@ class Learner:
         """The model that learns."""
         return self.alive.gated
 
-    def objective(self, penalties: Sequence[nn.Module] = (), slide: Callable[[float], None] | None = None) -> Objective:
+    def objective(self, penalties: Sequence[Penalty] = (), slide: Callable[[float], None] | None = None) -> Objective:
         """What it descends: the loss, its teacher's share in it, and penalties; see ``Objective``."""
         return Objective(
             self.loss,

@@ -18,6 +18,7 @@ from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.losses import Loss, Said, losses
 from nas_prune.methods.losses.distillation import Distillation
 from nas_prune.methods.movers.mover import Mover, Still
+from nas_prune.methods.penalties import Penalty
 from nas_prune.train.settings import OptimSettings
 
 Teacher = Callable[[Tensor], Tensor]
@@ -37,13 +38,14 @@ class Objective(nn.Module):
         teacher: Teacher | None = None,
         share: float = 0.0,
         temperature: float = 2.0,
-        penalties: Sequence[nn.Module] = (),
+        penalties: Sequence[Penalty] = (),
         gated: GatedModel | None = None,
         slide: Callable[[float], None] | None = None,
     ) -> None:
         super().__init__()
         self.loss, self.share = loss, share if teacher else 0.0
         self.imitation = Distillation(temperature=temperature)
+        self.terms = tuple(penalties)
         self.penalties = nn.ModuleList(penalties)
         self._around = (teacher, gated)  # in a tuple: they are no part of this module
         self.slide = slide or (lambda _: None)
@@ -57,7 +59,8 @@ class Objective(nn.Module):
         total: Tensor = self.loss(said, targets)
         if self.share:
             total = (1 - self.share) * total + self.share * self.imitation(said, targets)
-        for penalty in self.penalties:
+        for penalty in self.terms:
+            penalty.hear(said, targets)
             total = total + penalty(gated)
         return total
 
