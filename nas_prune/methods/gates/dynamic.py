@@ -113,7 +113,7 @@ class Dynamic(Gate):
 
     def charged(self, keep: Tensor) -> Tensor:
         """1 for each unit of each image (b c) that fires; gradients go straight through (ours)."""
-        return (keep > 0).to(keep.dtype) + keep - keep.detach()
+        return (keep > 0).to(keep.dtype) + (keep - keep.detach())
 
     @torch.no_grad()
     def turn(self, share: float | None) -> None:
