@@ -42,5 +42,13 @@ DESCRIPTIONS: dict[str, dict[str, Any]] = {
     "channel_boxes": {"operation": "structured_convolution", "channels": 5, "out_channels": CHANNELS, "stride": 2},
     "depthwise_boxes": {"operation": "structured_convolution", **CELL, "out_channels": CHANNELS, "groups": CHANNELS},
     "local_similarity": {"operation": "local_similarity", **CELL, "embedding": 6, "dilations": [2]},
+    "skipping": {
+        "operation": "skipping",
+        "convolutions": [
+            {"in_channels": CHANNELS, "out_channels": 6, "kernel_size": 3, "padding": 1},
+            {"in_channels": 6, "out_channels": CHANNELS, "kernel_size": 1, "stride": 2},
+        ],
+        "between": [{"activation": "ReLU", "eps": 1e-5, "hidden": 4}],
+    },
     "choice": {"operation": "choice", "candidates": SUM},
 }

@@ -21,7 +21,7 @@ from nas_prune.methods.gates import Gate, gates
 from nas_prune.methods.intercept import Board, intercept, plain_copy, release
 from nas_prune.methods.looked_up import LookedUp
 from nas_prune.methods.masks import Masks
-from nas_prune.methods.writing import Act
+from nas_prune.methods.writing import Act, writing
 from nas_prune.ops import Choice
 from nas_prune.tracing import Axes
 from nas_prune.tracing.arch import Arch
@@ -84,7 +84,11 @@ class GatedModel(nn.Module):
         """A gate for an axis, or for the candidates of a choice."""
         kind, made = self.axes[members[0]].kind, gates[gate] if isinstance(gate, str) else gate
         size, fan_in = sum(self.axes[member].size for member in members), [w.shape[1] for w in self.weights(name)]
-        return made.on(kind, size, fan_in, striped=bool(self._stripes(name)), **options)
+        result = made.on(kind, size, fan_in, striped=bool(self._stripes(name)), **options)
+        if result.looks:
+            _, node, dim = next(writing(self.axes, {name: self.writers[name]}))
+            result.face(node.all_input_nodes[0].meta["val"].shape[dim])
+        return result
 
     @property
     def axes(self) -> Axes:
@@ -140,12 +144,12 @@ class GatedModel(nn.Module):
 
     def sizes(self) -> dict[str, Tensor]:
         """Units per axis that a budget is charged for the last forward pass; gradients reach the gates."""
-        keep = {name: each if each.ndim == 1 else each.mean(0) for name, each in self._board.keep.items()}
-        found = dict[str, Tensor]()
+        keep, found = self._board.keep, dict[str, Tensor]()
         for name, members in self.deciders.items():
             whole = keep[name] if len(members) == 1 else torch.cat([keep[member] for member in members])
-            charged = self._split(members, self.gate(name).charged(whole))
-            found |= {member: each.sum() for member, each in charged.items()}
+            charged = self.gate(name).charged(whole)
+            each = self._split(members, charged if charged.ndim == 1 else charged.mean(0))
+            found |= {member: units.sum() for member, units in each.items()}
         return self.settled | found
 
     def arch(self) -> Arch:
@@ -171,10 +175,29 @@ class GatedModel(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Move what gates of stripes multiply onto weights into the weights, so that a gate is 1 or 0 from here on."""
+        """Move what gates of stripes multiply onto weights into the weights, so that a gate is 1 or 0 from here on; and
+        what other gates hand over into the weights that read their axes, where these alone do."""
         for name in (name for name, axis in self.space.free.items() if axis.kind == "stripe"):
             weight = self._striped(name)
             weight.copy_(self.gate(name).fold(weight))
+        for name in self.space.alone:
+            self._hand_over(name)
+
+    def _hand_over(self, name: str) -> None:
+        """Multiply the weights that read an axis with what its gate hands over, if all who look at it are weights."""
+        reading = [member for member in self.axes[name].members if member.role == "read"]
+        looking = [site for site in self._sites if name in map(self.axes.variables.get, leaves(site.term))]
+        alone = len(looking) == len(reading) and all(site.weight is not None for site in looking)
+        handed = self.gate(name).handed_over() if alone else None
+        if handed is None:
+            return
+        for member in reading:
+            weight, term = tensor_of(self.backbone, member.tensor), self.axes.tensors[member.tensor][member.dim]
+            factor = self.axes.mask(term, {name: handed})
+            weight *= factor.reshape([-1] + [1] * (weight.ndim - 1 - member.dim))
+            for other in (other for other in self.space.alone if self.gate(other).looks):
+                if self.writers[other][0][0] == member.tensor:
+                    self.gate(other).scaled(factor)
 
     @torch.no_grad()
     def scale(self, name: str, factor: Tensor) -> None:

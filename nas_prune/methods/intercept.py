@@ -145,8 +145,8 @@ class _Interception(TorchFunctionMode):
         for index in indices:
             site, mask, mixes = self.interceptor.sites[index], board.masks[index], board.mixes
             keep = mask() if callable(mask) else mask
-            for mix in mixes[index] if mixes else ():
-                _close(site, args, *mix)
+            for mix, said in mixes[index] if mixes else ():
+                _close(site, args, mix, said() if callable(said) else said)
             if keep is None:
                 continue
             if site.how in WEIGHTS:
@@ -161,8 +161,8 @@ class _Interception(TorchFunctionMode):
                 return result
             _close(site, args, None, keep)
         acting = [(board.acts[name], dim) for name, dim in written if name in board.acts]
-        for act, _ in acting:
-            act.look(args[0] if args else kwargs["input"])
+        for act, dim in acting:
+            act.look(args[0] if args else kwargs["input"], dim)
         output = func(*args, **kwargs)
         for act, dim in acting:
             output = act(output, dim)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from nas_prune.tracing.terms import identity, leaves
 from nas_prune.tracing.walk import Site
 
 Mask = Tensor | None | Callable[[], Tensor]  # (n), or (b n) that is known when the gates have looked at the images
-Mix = tuple[Callable[[Tensor, Tensor], Tensor], Tensor]  # what a gate does in place of a product, and the mask for it
+Mix = tuple[Callable[[Tensor, Tensor], Tensor], Tensor | Callable[[], Tensor]]  # what is done in place of a product
 
 
 class Masks:
@@ -28,10 +28,11 @@ class Masks:
         self.term_of = [identity(site.term) for site in sites]
         names = [[axes.variables.get(var, "") for var in leaves(site.term)] for site in sites]
         read = [{name: gates[name] for name in each if name in gates and gates[name].site == "read"} for each in names]
-        self.looking = [any(gate.looks for gate in each.values()) for each in read]
+        looking = [any(gate.looks for gate in each.values()) for each in read]
+        self.looking = [any(gate.looks and gate.multiplies for gate in each.values()) for each in read]
         self.mixing = [{name: gate for name, gate in each.items() if not gate.multiplies} for each in read]
         self.open = {name for name, gate in gates.items() if gate.site == "write" or not gate.multiplies}
-        for site, looks, mixing in zip(sites, self.looking, self.mixing, strict=True):
+        for site, looks, mixing in zip(sites, looking, self.mixing, strict=True):
             if site.how != "mask" and (looks or mixing):
                 raise SpaceError(
                     f"{axes.walk.where(site.node)} looks at all units of an axis together, where a gate that does more "
@@ -52,7 +53,8 @@ class Masks:
     def learning(self, keep: dict[str, Tensor], *, moving: bool) -> list[Mask]:
         """The masks of what gates multiply, each in its own way; those of gates that look are asked for at the site."""
         masks = self(keep | {name: torch.ones_like(keep[name]) for name in self.open}, moving=moving)
-        late = [partial(self._of_images, site, keep) for site in self.sites] if any(self.looking) else masks
+        acting = keep.keys() - self.open
+        late = [partial(self._of_images, site, keep, acting) for site in self.sites] if any(self.looking) else masks
         return [then if looks else now for looks, now, then in zip(self.looking, masks, late, strict=True)]
 
     def mixes(self, keep: Mapping[str, Tensor]) -> list[list[Mix]]:
@@ -61,18 +63,21 @@ class Masks:
             return []
         pairs = zip(self.sites, self.mixing, strict=True)
         one = {name: torch.ones_like(value) for name, value in keep.items()}
-        return [
-            [(gate.mix, self.axes.mask(site.term, one | {name: keep[name]})) for name, gate in mixing.items()]
-            for site, mixing in pairs
-        ]
+
+        def said(site: Site, name: str, gate: Gate) -> Tensor | Callable[[], Tensor]:
+            late = partial(self._of_images, site, keep, {name})
+            return late if gate.looks else self.axes.mask(site.term, one | {name: keep[name]})
+
+        return [[(gate.mix, said(site, name, gate)) for name, gate in mixing.items()] for site, mixing in pairs]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Masks:  # facts about the graph: copies of a model share them
         return self
 
-    def _of_images(self, site: Site, keep: Mapping[str, Tensor]) -> Tensor:
-        """The mask (b n) of a site that gates of images act on."""
+    def _of_images(self, site: Site, keep: Mapping[str, Tensor], acting: Set[str]) -> Tensor:
+        """The mask (b n) of a site that gates of images act on, of the axes ``acting``, the others being open."""
         images = max(len(value) for value in keep.values() if value.ndim == 2)
-        found = {name: value if value.ndim == 2 else value.expand(images, -1) for name, value in keep.items()}
+        shown = {name: value if name in acting else torch.ones_like(value) for name, value in keep.items()}
+        found = {name: value if value.ndim == 2 else value.expand(images, -1) for name, value in shown.items()}
         mask: Tensor = torch.vmap(lambda each: self.axes.mask(site.term, each))(found)
         return mask
 

@@ -21,10 +21,10 @@ class Act:
     def __init__(self, gate: Gate, weights: Callable[[], Sequence[Tensor]], keep: dict[str, Tensor], name: str) -> None:
         self.gate, self.weights, self.keep, self.name = gate, weights, keep, name
 
-    def look(self, x: Tensor) -> None:
-        """At what the first writer of the axis reads (b ...)."""
+    def look(self, x: Tensor, dim: int) -> None:
+        """At what the first writer of the axis reads, its channels along ``dim``."""
         if self.gate.looks and self.keep[self.name].ndim == 1:
-            self.keep[self.name] = self.gate(self.weights(), x)
+            self.keep[self.name] = self.gate(self.weights(), x.movedim(dim, -1))
 
     def __call__(self, output: Tensor, dim: int) -> Tensor:
         """What becomes of the output of a writer."""

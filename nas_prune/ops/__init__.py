@@ -5,6 +5,7 @@ from nas_prune.ops.cells.operations import CellConvolution, CellPool, CellSepara
 from nas_prune.ops.choice import Choice, build, described, first_alone, inherit
 from nas_prune.ops.local_similarity import LocalSimilarity
 from nas_prune.ops.operation import Operation, Skip, Zero, name_of, operations
+from nas_prune.ops.skipping import Saliency, Skipping
 from nas_prune.ops.sparse_conv import StructuredSparseConvolution
 from nas_prune.ops.stripes.conv import StripeConv, stripe_macs
 from nas_prune.ops.structured_conv import StructuredConvolution
@@ -20,9 +21,11 @@ __all__ = [
     "LocalSimilarity",
     "MaxPool",
     "Operation",
+    "Saliency",
     "SeparableConvolution",
     "Skip",
     "SkipConnection",
+    "Skipping",
     "StripeConv",
     "StructuredConvolution",
     "StructuredSparseConvolution",

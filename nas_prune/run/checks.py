@@ -53,6 +53,11 @@ def check(recipe: Recipe) -> None:
     _check_gate("gate", recipe.gate)
     for kind, own in recipe.gate.kinds.items():
         _check_gate(f"gate.kinds.{kind}", own)
+    if gates[recipe.gate.name].looks and (recipe.search.rounds > 1 or recipe.search.freeze):
+        raise RecipeError(
+            f"gate.name: what a gate called {recipe.gate.name} keeps of each image is released as it was trained; set "
+            "search.rounds: 1 and search.freeze: 0"
+        )
     for number, penalty in enumerate(recipe.search.penalties):
         with blaming(f"search.penalties.{number}.options"):  # whether it fits the model is seen when there is one
             bound(f"search.penalties.{number}", penalties, penalty, 1)(Budget("0.5x", _OneAxis()))

@@ -2,7 +2,7 @@
 
     axes.json  arch.json  seconds.json  certificate.json  stripes.json  timings.json  stages.json  results.json
     metrics.jsonl  rounds.jsonl  shapley.jsonl  wandb.json  genotype.json  scores.safetensors
-    scores-<criterion>.safetensors
+    scores-<criterion>.safetensors  dynamic.json
     calibration/  timings.jsonl  samples.jsonl  calibration.json  staircase.jsonl  operators.jsonl
     targets.json  targets/<target>/  derived.json  tuned.json  timings.json  stripes.json  rounds.jsonl
 
@@ -108,6 +108,21 @@ class StripesFile(Document):
     """What stripes.json holds: a form for every convolution that lost stripes."""
 
     convolutions: list[StripeForm]
+
+
+class DynamicFile(Document):
+    """What dynamic.json holds: a model that skips, image by image, one at a time; means, and deviations over images."""
+
+    top1: Annotated[float, Field(ge=0, le=100)]
+    max_rel_error: NotNegative
+    dtype: Text
+    images: Whole
+    macs: Positive
+    macs_spread: NotNegative
+    dense_macs: Positive
+    params: Natural
+    ms: dict[str, Positive]
+    ms_spread: dict[str, NotNegative]
 
 
 class MemberFile(Document):

@@ -45,6 +45,7 @@ class Objective(nn.Module):
         super().__init__()
         self.loss, self.share = loss, share if teacher else 0.0
         self.imitation = Distillation(temperature=temperature)
+        self.terms = tuple(penalties)
         self.penalties = nn.ModuleList(penalties)
         self._around = (teacher, gated)  # in a tuple: they are no part of this module
         self.slide = slide or (lambda _: None)
@@ -61,7 +62,8 @@ class Objective(nn.Module):
         total: Tensor = self.loss(said, targets)
         if self.share:
             total = (1 - self.share) * total + self.share * self.imitation(said, targets)
-        for penalty in self.penalties:
+        for penalty in self.terms:
+            penalty.hear(said, targets)
             total = total + penalty(gated)
         return total
 

@@ -175,16 +175,17 @@ def learn(learner: Learner, data: Data, parts: Parts, each: Round, *, run: Run) 
 
 
 def _sliding(learner: Learner, limit: Callable[[float], float]) -> Callable[[float], None]:
-    """Tells gates how much of the joint training has passed, and penalties, where all is one training, what the network
-    may cost by now, by ``limit``."""
+    """Tells gates and penalties how much of the joint training has passed, and penalties, where all is one training,
+    what the network may cost by now, by ``limit``."""
     gates = [learner.gated.gate(name) for name in learner.gated.deciders]
-    penalties = learner.penalties if learner.settings.once else []
 
     def slide(epochs: float) -> None:
         for gate in gates:
             gate.advance(epochs / learner.settings.joint)
-        for penalty in penalties:
-            penalty.aim(limit(epochs))
+        for penalty in learner.penalties:
+            penalty.advance(epochs)
+            if learner.settings.once:
+                penalty.aim(limit(epochs))
 
     return slide
 

@@ -30,7 +30,8 @@ from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace
 
 DENSE_MS, SAMPLES, EPOCHS = 5.0, 24, 3
-GATES_OF = {"skeleton": "skeleton"}  # penalty -> the gate that it is about, where it is not for all
+GATES_OF = {"skeleton": "skeleton", "manifold": "dynamic"}  # penalty -> the gate that it is about, if not for all
+MOVES = {"saliency": "dynamic"}  # mover -> the gate that it is about, where that is no mask
 OPTIONS = {"structural": {"layers": {"layer*.conv2": {"kernel": 2}}}}  # penalty -> options that have no default
 LIKE = {  # operation -> options of its `like` that have no default
     "choice": {
@@ -121,15 +122,14 @@ def test_a_cost_has_a_slope_everywhere(kind: str, name: str) -> None:
 def penalized(gate: str) -> Traced:
     """The tiny ResNet, with stripes among its axes for a gate that is about them."""
     net = traced("test_resnet")
-    return (
-        Traced(net.model, trace(build("test_resnet"), net.images, stripes=True), net.images) if gate != "mask" else net
-    )
+    stripes = gate == "skeleton"
+    return Traced(net.model, trace(build("test_resnet"), net.images, stripes=True), net.images) if stripes else net
 
 
 @pytest.mark.parametrize("name", penalties)
 def test_a_penalty_is_a_number_with_gradients_and_a_state(name: str) -> None:
     gate = GATES_OF.get(name, "hard_concrete")
-    net = penalized("mask" if name not in GATES_OF else gate)
+    net = penalized(gate)
     gated = GatedModel(net.fresh(), net.axes, gate)
     budget, options = Budget("0.5x", Macs(net.axes)), OPTIONS.get(name, {})
     penalty, again = (penalties[name](budget, **options) for _ in range(2))
@@ -154,7 +154,7 @@ def test_a_penalty_is_a_number_with_gradients_and_a_state(name: str) -> None:
 def moved(name: str) -> tuple[GatedModel, Mover]:
     """A mover and its model, whose space is widths alone."""
     net = traced("test_resnet")
-    gated = GatedModel(net.fresh(), SearchSpace.read("channels", net.axes), "mask")
+    gated = GatedModel(net.fresh(), SearchSpace.read("channels", net.axes), MOVES.get(name, "mask"))
     return gated, movers[name](gated, Aim(Budget("0.5x", Macs(net.axes)), EPOCHS, schedules["ghfp"]))
 
 

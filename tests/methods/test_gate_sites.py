@@ -57,6 +57,10 @@ class Seeing(Level):
         return torch.sigmoid(seen[:, None] + self.score(weight))
 
 
+class SeeingSquared(Seeing, Squared):
+    """Both: it looks, and what it says acts by its square."""
+
+
 class Net(nn.Module):
     """Two convolutions with normalisation, and a classifier."""
 
@@ -116,19 +120,21 @@ def test_a_gate_that_acts_where_its_axis_is_written_comes_before_normalisation(
     assert apart(expected.detach(), gated.eval()(net.images).detach()) <= 1e-12
 
 
-def test_a_gate_that_looks_keeps_of_each_image_what_it_says(net: Traced) -> None:
-    gates = {"one": Seeing(6, [27]).double(), "two": Seeing(4, [54]).double()}
+@pytest.mark.parametrize(("kind", "power"), [(Seeing, 1), (SeeingSquared, 2)])
+def test_a_gate_that_looks_keeps_of_each_image_what_it_says(net: Traced, kind: type[Seeing], power: int) -> None:
+    gates = {"one": kind(6, [27]).double(), "two": kind(4, [54]).double()}
     gated, model = GatedModel(net.model, net.axes, gates).eval(), net.model
     one = torch.sigmoid(net.images.flatten(1).mean(1)[:, None] + gates["one"].level)
-    inside = model.norm(model.one(net.images)).relu() * one[:, :, None, None]
+    inside = model.norm(model.one(net.images)).relu() * one[:, :, None, None] ** power
     two = torch.sigmoid(inside.flatten(1).mean(1)[:, None] + gates["two"].level)
-    assert apart(by_hand(net, net.images, one[:, :, None, None], two).detach(), gated(net.images).detach()) <= 1e-12
+    expected = by_hand(net, net.images, one[:, :, None, None] ** power, two**power)
+    assert apart(expected.detach(), gated(net.images).detach()) <= 1e-12
     assert torch.allclose(gated.sizes()["one"], one.mean(0).sum())
     gated.sizes()["two"].backward()
     assert bool(gates["one"].level.grad.abs().max() > 0), "what the second gate sees was gated by the first"
 
 
-@pytest.mark.parametrize("gate", [Squared, Half, Seeing])
+@pytest.mark.parametrize("gate", [Squared, Half, Seeing, SeeingSquared])
 def test_whatever_a_gate_does_an_architecture_is_what_is_derived(net: Traced, gate: type[Gate]) -> None:
     gated = GatedModel(net.model, net.axes, gate).double().eval()
     arch = Arch({"one": [0, 2, 5], "two": [1, 3]})

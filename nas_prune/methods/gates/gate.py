@@ -23,7 +23,8 @@ class Gate(nn.Module, ABC):
     A method is a subclass that says how scores come about (``score``) and how they open and close units (``open``).
     ``of_stripes``: it reads, in place of weights, what the gates of the stripes say that its units consist of.
     ``site``: where it acts while it learns: at every reader of the axis, or on what its writers write, before anything
-    is added. ``looks``: its keep values (b c) are those of each image, made of what the first writer of the axis reads.
+    is added. ``looks``: its keep values (b c) are those of each image, made of what the first writer of the axis reads;
+    before anything else it is told how many channels that has (``face``).
     Whatever a gate does, a chosen architecture is closed where axes are read.
     """
 
@@ -49,20 +50,31 @@ class Gate(nn.Module, ABC):
     def open(self, score: Tensor) -> Tensor:
         """Keep values (c) in [0, 1] for scores (c)."""
 
+    def face(self, channels: int) -> None:
+        """What the first writer of the axis reads has so many channels; told to gates that look."""
+
     def forward(self, weight: Sequence[Tensor], x: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """Keep values (c), or (b c) of a gate that looks at ``x``, what the first writer of the axis reads."""
+        """Keep values (c), or (b c) of a gate that looks at x (b ... i), what the first writer of the axis reads."""
         return self.open(self.score(weight))
 
     def advance(self, share: float) -> None:
         """This share of the joint training has passed; told before every step of it."""
 
     def charged(self, keep: Tensor) -> Tensor:
-        """What a budget is charged (c), in units, for those of which ``keep`` (c) was left in a forward pass."""
+        """What a budget is charged (c), in units, for those of which ``keep`` (c) was left in a forward pass; of a gate
+        that looks, (b c) both."""
         return keep
 
     def fold(self, weight: Tensor) -> Tensor:
         """The weight (n c i j) with what this gate of its stripes multiplies onto it; from then on it is 1 or 0."""
         return weight
+
+    def scaled(self, factor: Tensor) -> None:
+        """What it looks at is divided by these factors (i) from now on."""
+
+    def handed_over(self) -> Tensor | None:
+        """What of its keep values (c) the weights that read the axis take over, once and for all; None: nothing."""
+        return None
 
     def narrowed(self, units: Tensor, columns: Sequence[Tensor | None]) -> Gate:
         """This gate for the units (c') that stay of its axis, and the numbers (n_i) of its weights; None: a weight that

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from nas_prune.base.registry import Registry
 from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.losses import Said
 
 
 class Penalty(nn.Module):
@@ -20,6 +21,13 @@ class Penalty(nn.Module):
 
     def aim(self, limit: float) -> None:
         """What the network may cost from this step on, in the unit of the budget, where the limit slides."""
+
+    def advance(self, epochs: float) -> None:
+        """So many epochs of the joint training have passed; told before every step of it."""
+
+    def hear(self, said: Said, targets: Tensor) -> None:
+        """What the model said in the forward pass that the term is of, and what was right, for terms of single images;
+        ``targets`` are classes (b), or probabilities (b k) after mixup."""
 
 
 penalties: Registry[type[Penalty]] = Registry("penalty", __package__)
