@@ -1,0 +1,1 @@
+"""Selectors that a method has to beat."""
