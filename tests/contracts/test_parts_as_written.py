@@ -99,4 +99,4 @@ def test_a_part_lies_in_the_folder_of_its_kind(kind: str, name: str) -> None:
 
 
 def test_every_kind_that_can_be_listed_is_looked_at() -> None:
-    assert listings().keys() - KINDS.keys() == {"recipes", "sweeps", "spaces", "datasets", "models"}
+    assert listings().keys() - KINDS.keys() == {"recipes", "sweeps", "spaces", "datasets", "models", "methods"}
