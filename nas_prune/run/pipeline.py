@@ -32,7 +32,6 @@ from nas_prune.run.calibration.bench import conditions
 from nas_prune.run.calibration.calibrate import FILE
 from nas_prune.run.calibration.calibrated import OTHERWISE, calibrated, refuse
 from nas_prune.run.checks import check
-from nas_prune.run.dynamic import release
 from nas_prune.run.files import Seconds
 from nas_prune.run.job import Job, check_folder, difference, held, identity, open_folder, open_run
 from nas_prune.run.promise import UNTRAINED
@@ -250,5 +249,4 @@ def _steps(job: Job, until: Until) -> dict[str, Any]:
         return results
     models = {"dense": teacher, "derived": small, "finetuned": tuned}
     with job.timed("evaluate"):
-        release(job, gated, {"dense": teacher, "static": tuned})
         return evaluated(job, Outcome(calibration, met, gated, models, certificate))

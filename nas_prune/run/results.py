@@ -18,6 +18,7 @@ from nas_prune.methods.gated import GatedModel
 from nas_prune.run.calibration.bench import conditions
 from nas_prune.run.calibration.calibrate import Calibration
 from nas_prune.run.checks import begins_trained, trains_baseline
+from nas_prune.run.dynamic import release
 from nas_prune.run.files import Stages, StripesFile, TimingsFile
 from nas_prune.run.job import Job
 from nas_prune.run.profile import stage_times
@@ -44,6 +45,7 @@ class Outcome:
 def evaluated(job: Job, outcome: Outcome) -> dict[str, Any]:
     """Everything that the table and the report show; written to results.json."""
     rows = _rows(job, outcome)
+    release(job, outcome.gated, {"dense": outcome.models["dense"], "static": outcome.models["finetuned"]})
     results = {
         **_promise(job, outcome, rows),
         "max_abs_error": outcome.certificate["max_abs_error"],
