@@ -47,12 +47,16 @@ def written(folder: Path, stem: str, text: str) -> Path:
     return path
 
 
-def test_a_criterion_and_a_selector_in_files_are_used_with_their_options(files: dict[str, str], tmp_path: Path) -> None:
-    changes = [f"parts=[{files['spread.py']}, {files['alternating.py']}]", "search.criterion=spread"]
+def test_a_criterion_a_selector_and_a_compensation_in_files_are_used_with_their_options(
+    files: dict[str, str], tmp_path: Path
+) -> None:
+    own = ", ".join(files[name] for name in ("spread.py", "alternating.py", "louder.py"))
+    changes = [f"parts=[{own}]", "search.criterion=spread", "search.compensation={name: louder, options: {power: 0.5}}"]
     changes += ["--search.criterion.options.power=2.0", "search.selector={name: alternating, options: {steps: 32}}"]
     asked = read("smoke/fashion_mnist_resnet18_taylor", [*changes, *CHEAP])
     results = pipeline.run(asked, tmp_path / "run")
     assert asked.search.criterion.options == {"power": 2.0}
+    assert asked.search.compensation.options == {"power": 0.5}
     assert results["status"] == "met"
     assert read(tmp_path / "run" / "recipe.yaml") == asked
     arch, axes = Arch.read(tmp_path / "run" / "arch.json"), criteria["spread"]

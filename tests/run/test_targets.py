@@ -91,3 +91,10 @@ def test_many_targets_of_stripes(tmp_path: Path) -> None:
     }
     assert {row["module"]: row["form"] for row in rows} == striped
     assert striped
+
+
+def test_what_was_compensated_for_at_one_target_is_not_derived_for_another(tmp_path: Path) -> None:
+    changes = ["budget.cost=macs", "search.compensation=mean", "dense.baseline=false"]
+    pipeline.run(recipe.read("smoke/fashion_mnist_resnet18_taylor", changes), tmp_path / "run", until="search")
+    with pytest.raises(BudgetError, match=r"made up for what went at 0\.9x already .* --budget\.target=0\.5x"):
+        pipeline.derive_many(tmp_path / "run", ["0.5x"], tune=False)
