@@ -110,8 +110,10 @@ def searched(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSet
     for each in rounds_of(settings.rounds, settings.joint, schedule):
         if settings.learns:
             learn(learner, training, parts, each, run=run)
+        if mover is not None and settings.rounds > 1:
+            learner.remove(mover.left())
         scores = parts.score(learner.gated, each)
-        if not each.last:
+        if mover is None and not each.last:
             learner.remove(_closed(learner, parts, scores, each, run.seed))
     learner.gated.fold()
     met = parts.meet(learner.alive, scores)
@@ -121,9 +123,7 @@ def searched(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSet
 
 
 def _closed(learner: Learner, parts: Parts, scores: Scores, each: Round, seed: int) -> Arch:
-    """What a round leaves: what the mover has not closed for good, or what is selected within the round's limit."""
-    if learner.mover is not None:
-        return learner.mover.left()
+    """What a round leaves: what is selected within its limit."""
     limit = Budget.of(each.limit(parts.joint), parts.joint.cost)
     decision = parts.select(learner.alive.question(scores, limit, batches=parts.batches, seed=seed))
     edit(learner.gated.backbone, decision.edits)
