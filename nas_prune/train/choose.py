@@ -48,7 +48,7 @@ class Met:
     """The architecture that was chosen, and the rounds that led to it.
 
     ``edits``: what the selector made of the weights; ``short``: why it is not within 5 % of the target, if so;
-    ``gates``: predicted cost of what the gates alone say.
+    ``gates``: predicted cost of what the gates alone say; ``closed``: top-1 of it before anything was trained further.
     """
 
     arch: Arch
@@ -56,6 +56,7 @@ class Met:
     rounds: list[Round] = field(default_factory=list)
     short: str | None = None
     gates: float | None = None
+    closed: float | None = None
 
     def as_rows(self) -> list[dict[str, Any]]:
         """The rounds as plain data."""

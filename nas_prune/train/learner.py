@@ -84,7 +84,11 @@ class Learner:
         return self._carried(backbone, small, removal.places, made)[0]
 
     def _optimizers(self, gated: GatedModel) -> list[Optimizer]:
-        return [optimizer_of(gated.backbone, self.settings), *gate_optimizers(gated, self.settings)]
+        weights, gates = optimizer_of(gated.backbone, self.settings), list(gated.gates.parameters())
+        if self.settings.gate_lr is None and gates:
+            weights.add_param_group({"params": gates, "weight_decay": self.settings.weight_decay})
+            return [weights]
+        return [weights, *gate_optimizers(gated, self.settings)]
 
     def _carried(self, former: nn.Module, model: nn.Module, places: Places, made: list[Optimizer]) -> list[Optimizer]:
         """These optimizers, with what the present ones know."""
@@ -98,9 +102,13 @@ class Learner:
 
 
 def gate_optimizers(gated: GatedModel, settings: SearchSettings) -> list[Optimizer]:
-    """Adam for gates that have something to learn by gradient."""
+    """Adam for gates that have something to learn by gradient; without a rate of their own, what weights have."""
     learning = list(gated.gates.parameters())
-    return [torch.optim.Adam(learning, lr=settings.gate_lr)] if learning else []
+    if not learning:
+        return []
+    if settings.gate_lr is None:
+        return [optimizer_of(gated.gates, settings)]
+    return [torch.optim.Adam(learning, lr=settings.gate_lr)]
 
 
 def _average(former: nn.Module, model: nn.Module, places: Places, decay: float) -> ModelEmaV3:

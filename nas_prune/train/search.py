@@ -118,6 +118,8 @@ def searched(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSet
     learner.gated.fold()
     met = parts.meet(learner.alive, scores)
     edit(learner.gated.backbone, met.edits)
+    with learner.gated.fixed(met.arch) as closed:
+        met = replace(met, closed=top1(closed, data, run.accelerator) if settings.freeze else None)
     settle(learner, met.arch, data, parts, run=run)
     return replace(met, arch=learner.alive.arch(met.arch))
 

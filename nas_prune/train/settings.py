@@ -124,7 +124,11 @@ class SearchSettings(OptimSettings):
     )
     temperature: PositiveFloat = Field(2.0, description="temperature of that distillation")
     freeze: int = Field(1, ge=0, description="epochs with the chosen architecture fixed, so that statistics settle")
-    gate_lr: PositiveFloat = Field(1e-3, description="learning rate of the gates (Adam, no weight decay)")
+    gate_lr: PositiveFloat | None = Field(
+        1e-3,
+        description="learning rate of the gates (Adam, no weight decay); null: they are trained as weights are, by the "
+        "same optimizer, schedule and weight decay",
+    )
     penalties: list[PenaltySettings] = Field([PenaltySettings()], description="terms added to the task loss")
     shapley: ShapleySettings = Field(ShapleySettings(), description="how gates called shapley are moved")
     selector: SelectorSettings = Field(SelectorSettings(), description="how scores become an architecture")
