@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nas_prune.base.axis import Kind
 from nas_prune.base.errors import SpaceError
 from nas_prune.methods.fixed import Fixed
+from nas_prune.methods.folding import fold_widths, hand_over
 from nas_prune.methods.gates import Gate, gates
 from nas_prune.methods.intercept import Board, intercept, plain_copy, release
 from nas_prune.methods.looked_up import LookedUp
@@ -73,6 +74,7 @@ class GatedModel(nn.Module):
             given = gate[name] if isinstance(gate, Mapping) else (kinds or {}).get(kind, (gate, options or {}))
             self.gates[_key(name)] = given if isinstance(given, Gate) else self._made(name, members, *given)
         self._fixed: list[Fixed] = []
+        self._folded = set[str]()
         self._board = Board()
         self._sites = [site for site in self.axes.walk.sites if self._touches(site.term)]
         acting = {member: self.gate(name) for name, members in self.deciders.items() for member in members}
@@ -104,7 +106,7 @@ class GatedModel(nn.Module):
             self._board.open(keep, self._masks(keep, moving=True))
         else:
             keep = self._said()
-            masks = self._masks.learning(keep, moving=self.training)
+            masks = self._masks.learning(self._acting(keep), moving=self.training)
             acts = {name: Act(self.gate(name), partial(self.weights, name), keep, name) for name in self._writing}
             self._board.open(keep, masks, self._masks.mixes(keep), acts)
         try:
@@ -117,12 +119,19 @@ class GatedModel(nn.Module):
         with full_precision(next(self.backbone.parameters()).device):
             return self.gate_values()
 
+    def _acting(self, keep: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Keep values as the task sees them: numbers of stripes act on weights, and learn there from the task; a budget
+        is charged for the filters that they make up, and its gradient reaches them, too.
+        """
+        return {name: each.detach() if self._of_stripes(name) else each for name, each in keep.items()}
+
     def gate_values(self) -> dict[str, Tensor]:
         """What the gates say now: keep values (c) per axis, never less than the minimum width open."""
         values: dict[str, Tensor] = {}
         for name, members in self.deciders.items():
             score = self._score(name)
             keep = self.gate(name).open(score)
+            keep = (keep > 0).to(keep.dtype) if name in self._folded else keep
             with torch.no_grad():
                 best = score.topk(self._least(members)).indices
                 missing = torch.zeros_like(keep).scatter_(0, best, 1 - keep[best])
@@ -175,29 +184,16 @@ class GatedModel(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Move what gates of stripes multiply onto weights into the weights, so that a gate is 1 or 0 from here on; and
-        what other gates hand over into the weights that read their axes, where these alone do."""
+        """Move what gates multiply into the weights; a gate whose value is not 0 is 1 from here on.
+
+        Of stripes onto the weight that they are of; of a width into the weights that read it, where nothing else does;
+        of a gate that looks at images, what it hands over. What stands for a branch or a candidate stays as it is.
+        """
         for name in (name for name, axis in self.space.free.items() if axis.kind == "stripe"):
             weight = self._striped(name)
             weight.copy_(self.gate(name).fold(weight))
-        for name in self.space.alone:
-            self._hand_over(name)
-
-    def _hand_over(self, name: str) -> None:
-        """Multiply the weights that read an axis with what its gate hands over, if all who look at it are weights."""
-        reading = [member for member in self.axes[name].members if member.role == "read"]
-        looking = [site for site in self._sites if name in map(self.axes.variables.get, leaves(site.term))]
-        alone = len(looking) == len(reading) and all(site.weight is not None for site in looking)
-        handed = self.gate(name).handed_over() if alone else None
-        if handed is None:
-            return
-        for member in reading:
-            weight, term = tensor_of(self.backbone, member.tensor), self.axes.tensors[member.tensor][member.dim]
-            factor = self.axes.mask(term, {name: handed})
-            weight *= factor.reshape([-1] + [1] * (weight.ndim - 1 - member.dim))
-            for other in (other for other in self.space.alone if self.gate(other).looks):
-                if self.writers[other][0][0] == member.tensor:
-                    self.gate(other).scaled(factor)
+        self._folded |= fold_widths(self)
+        hand_over(self)
 
     @torch.no_grad()
     def scale(self, name: str, factor: Tensor) -> None:
@@ -220,7 +216,7 @@ class GatedModel(nn.Module):
         ``keep``: values (c) of the other axes, with which what the weights read is multiplied. For a gate
         ``of_stripes``, what the gates of the stripes say.
         """
-        if _key(name) in self.gates and self.gate(name).of_stripes:
+        if self._of_stripes(name):
             found = [self.gate(stripes).forward([]) for stripes in self._stripes(name)]
             return [keep.reshape(self.axes[name].size, -1) for keep in found]
         if name in self.axes and self.axes[name].kind == "stripe":
@@ -276,6 +272,10 @@ class GatedModel(nn.Module):
         gate = self.gates[_key(name)]
         assert isinstance(gate, Gate)
         return gate
+
+    def _of_stripes(self, name: str) -> bool:
+        """Whether the gate of an axis only sums up what those of its stripes say."""
+        return _key(name) in self.gates and self.gate(name).of_stripes
 
     def _touches(self, term: Term) -> bool:
         return any(self.axes.variables.get(var) in self.space.free for var in leaves(term))

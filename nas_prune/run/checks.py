@@ -92,6 +92,7 @@ def _check_bilevel(recipe: Recipe) -> None:
         "search.rounds": search.rounds > 1,
         "search.mover": search.mover.name,
         "search.criterion": search.criterion.name,
+        "search.gate_lr: null": search.gate_lr is None,
     }
     asked = [name for name, value in others.items() if value]
     if asked or not learning:

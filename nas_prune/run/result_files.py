@@ -83,6 +83,7 @@ class ResultsFile(Document):
     target_ms: Positive | None = None
     target: Text | None = None
     budget: BudgetFigures | None = None
+    closed_top1: Percent | None = None
     gates: GateFigures | None = None
     classes: Whole | None = None
     trained: bool = True

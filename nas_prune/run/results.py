@@ -82,6 +82,7 @@ def _promise(job: Job, outcome: Outcome, rows: Mapping[str, Any]) -> dict[str, A
         "budget": {"cost": job.recipe.budget.cost, **asdict(promise)},
         "measured_share": share,
         "short": met.short,
+        "closed_top1": met.closed,
         "gates": None if met.gates is None else {"ended": met.gates, "limit": budget.limit, "dense": dense},
         "rounds": [{name: now * getattr(each, name) for name in told} for each in met.rounds],
     }

@@ -48,7 +48,8 @@ class Met:
     """The architecture that was chosen, and the rounds that led to it.
 
     ``edits``: what the selector made of the weights; ``short``: why it is not within 5 % of the target, if so;
-    ``gates``: predicted cost of what the gates alone say; ``remark``: what the selector has to say of it, in a line.
+    ``gates``: predicted cost of what the gates alone say; ``remark``: what the selector has to say of it, in a line;
+    ``closed``: top-1 of it before anything was trained further.
     """
 
     arch: Arch
@@ -57,6 +58,7 @@ class Met:
     short: str | None = None
     gates: float | None = None
     remark: str = ""
+    closed: float | None = None
 
     def as_rows(self) -> list[dict[str, Any]]:
         """The rounds as plain data."""

@@ -84,8 +84,11 @@ class Learner:
         return self._carried(backbone, small, removal.places, made)[0]
 
     def _optimizers(self, gated: GatedModel) -> list[Optimizer]:
-        moving = [] if self.settings.bilevel else gate_optimizers(gated, self.settings)
-        return [optimizer_of(gated.backbone, self.settings), *moving]
+        weights, gates = optimizer_of(gated.backbone, self.settings), list(gated.gates.parameters())
+        if self.settings.gate_lr is None and gates:
+            weights.add_param_group({"params": gates, "weight_decay": self.settings.weight_decay})
+            return [weights]
+        return [weights, *([] if self.settings.bilevel else gate_optimizers(gated, self.settings))]
 
     def _carried(self, former: nn.Module, model: nn.Module, places: Places, made: list[Optimizer]) -> list[Optimizer]:
         """These optimizers, with what the present ones know."""
@@ -98,11 +101,18 @@ class Learner:
         return made
 
 
-def gate_optimizers(gated: GatedModel, settings: SearchSettings) -> list[torch.optim.Adam]:
-    """Adam for gates that have something to learn by gradient."""
-    learning, decay = list(gated.gates.parameters()), settings.gate_weight_decay
-    how = {"lr": settings.gate_lr, "betas": settings.gate_betas, "weight_decay": decay}
-    return [torch.optim.Adam(learning, **how)] if learning else []  # type: ignore[arg-type]
+def gate_optimizers(gated: GatedModel, settings: SearchSettings) -> list[Optimizer]:
+    """Adam for gates that have something to learn by gradient; without a rate of their own, what weights have."""
+    learning = list(gated.gates.parameters())
+    if not learning:
+        return []
+    return [optimizer_of(gated.gates, settings) if settings.gate_lr is None else adam(learning, settings)]
+
+
+def adam(learning: Sequence[nn.Parameter], settings: SearchSettings) -> torch.optim.Adam:
+    """What gates are trained with that have a rate of their own."""
+    assert settings.gate_lr is not None
+    return torch.optim.Adam(learning, settings.gate_lr, settings.gate_betas, weight_decay=settings.gate_weight_decay)
 
 
 def _average(former: nn.Module, model: nn.Module, places: Places, decay: float) -> ModelEmaV3:

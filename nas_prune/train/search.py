@@ -38,7 +38,7 @@ from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.evaluate import top1
 from nas_prune.train.held_out.bilevel import Bilevel
 from nas_prune.train.held_out.shapley_ascent import ShapleyAscent, weighed
-from nas_prune.train.learner import Learner, gate_optimizers
+from nas_prune.train.learner import Learner, adam, gate_optimizers
 from nas_prune.train.loop import Run, Watch, fit
 from nas_prune.train.objective import Objective, task_loss, teacher_of
 from nas_prune.train.optimizers import optimizer_of
@@ -116,21 +116,23 @@ def searched(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSet
     for each in rounds_of(settings.rounds, settings.joint, _schedule(settings)):
         if settings.learns:
             learn(learner, training, parts, each, run=run)
+        if mover is not None and settings.rounds > 1:
+            _change(learner, parts, left := mover.left(), {})
+            learner.remove(left)
         scores = parts.score(learner.gated, each)
-        if not each.last:
+        if mover is None and not each.last:
             learner.remove(_closed(learner, parts, scores, each, run.seed))
     learner.gated.fold()
     met = parts.meet(learner.alive, scores)
     _change(learner, parts, met.arch, met.edits)
+    with learner.gated.fixed(met.arch) as closed:
+        met = replace(met, closed=top1(closed, data, run.accelerator) if settings.freeze else None)
     settle(learner, met.arch, data, parts, run=run)
     return replace(met, arch=learner.alive.arch(met.arch))
 
 
 def _closed(learner: Learner, parts: Parts, scores: Scores, each: Round, seed: int) -> Arch:
-    """What a round leaves: what the mover has not closed for good, or what is selected within the round's limit."""
-    if learner.mover is not None:
-        _change(learner, parts, left := learner.mover.left(), {})
-        return left
+    """What a round leaves: what is selected within its limit."""
     limit = Budget.of(each.limit(parts.joint), parts.joint.cost)
     further = parts.further(learner.gated, each)
     asked = learner.alive.question(scores, limit, further=further, batches=parts.batches, seed=seed)
@@ -209,7 +211,7 @@ def moved(gated: GatedModel, data: Data, parts: Parts, settings: SearchSettings,
     training, held = parted(data, settings.holdout)
     if not settings.bilevel:
         return training, ShapleyAscent(gated, aim, data=held, settings=settings.shapley, run=run)
-    (optimizer,) = gate_optimizers(gated, settings)
+    optimizer = adam(list(gated.gates.parameters()), settings)
     objective = Objective(task_loss(settings), penalties=parts.penalties(parts.joint), gated=gated)
     return training, Bilevel(gated, aim, data=held, objective=objective, optimizer=optimizer, run=run)
 

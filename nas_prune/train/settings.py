@@ -127,7 +127,11 @@ class SearchSettings(OptimSettings):
     )
     temperature: PositiveFloat = Field(2.0, description="temperature of that distillation")
     freeze: int = Field(1, ge=0, description="epochs with the chosen architecture fixed, so that statistics settle")
-    gate_lr: PositiveFloat = Field(1e-3, description="learning rate of the gates (Adam)")
+    gate_lr: PositiveFloat | None = Field(
+        1e-3,
+        description="learning rate of the gates (Adam); null: they are trained as weights are, by the same optimizer, "
+        "schedule and weight decay",
+    )
     gate_betas: Betas = Field((0.9, 0.999), description="betas of that Adam; DARTS has 0.5 and 0.999")
     gate_weight_decay: float = Field(0.0, ge=0.0, description="weight decay of the gates; DARTS has 1e-3")
     bilevel: bool = Field(

@@ -249,7 +249,7 @@ def _arch(arch: Arch) -> None:
 
 def _recipe(found: recipe.Recipe) -> None:
     number(found.seed, 0, 2**32 - 1, whole=True)
-    positive(found.dense.lr, found.search.gate_lr, found.finetune.temperature, found.data.batch_size)
+    positive(found.dense.lr, found.search.gate_lr or 1.0, found.finetune.temperature, found.data.batch_size)
     number(found.search.joint, whole=True)
     number(found.finetune.distill, 0, 1)
     assert recipe.Recipe.model_validate(found.model_dump()) == found

@@ -90,7 +90,7 @@ def test_units_of_a_width_add_up_to_what_all_of_them_change(gated: GatedModel, b
     whole = risen(gated, agreed, {name: [strongest]})
     assert whole > 1e-3
     for steps in (1, 5, 500):
-        score = ablation(gated, agreed, steps=steps)[name]
+        score = ablation(gated, agreed, steps=steps, order="norm")[name]
         assert score.shape == norms.shape
         assert bool((score[norms.argsort()].diff() >= 0).all())
         movable = float(score.sum() - score[strongest])

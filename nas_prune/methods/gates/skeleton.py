@@ -4,7 +4,8 @@ Meng et al., "Pruning Filter in Filter" (arXiv 2009.14410). The paper's: numbers
 an L1 penalty (``penalties/skeleton.py``); at or below the threshold a number counts as zero, and it gets no gradient.
 Ours: dead is dead. In the public code the momentum of an optimizer may move a dead number over the threshold again;
 here a stripe that was seen dead while training never comes back. And a number counts as zero at once, not after one
-more step with its small value.
+more step with its small value. The paper trains numbers as weights are, by the one SGD, its schedule and its weight
+decay: ``search.gate_lr: null``; with a rate of their own, Adam moves them.
 
 Two classes, as the two kinds of axis differ in what they have. The stripes of a convolution own numbers; the filters
 own none: a filter lives while any of its stripes does, so its gate is a function of the numbers of its stripes.
@@ -89,6 +90,8 @@ class SkeletonFilters(Gate):
         return torch.cat([rows.abs() for rows in weight], 1).amax(1) - self.threshold
 
     def open(self, score: Tensor) -> Tensor:
-        """1 while a stripe lives, else 0. The surrogate gradient (ours: a budget may press) stops at dead filters."""
+        """1 while a stripe lives, else 0. The surrogate gradient is ours, and a budget's alone: the task moves numbers
+        through the weights that they are multiplied onto. It stops at dead filters.
+        """
         step: Tensor = HardStep.apply(score)
         return step.where(score.detach() >= 0, 0)

@@ -1,13 +1,18 @@
 """Soft filter pruning: after every epoch the units of least norm are zeroed, and may grow back, or not.
 
-He et al., "Soft Filter Pruning" (IJCAI 2018), and what became of it (see the schedules). One update after each epoch t,
-of the weights W that write a unit:
+He et al., "Soft Filter Pruning" (IJCAI 2018), and what became of it (see the schedules). One update before training and
+one after each epoch t, of the weights W that write a unit:
 
     W <- W (M + alpha (1 - M) H),   M = 0 for the n_t units of least norm, H = 0 for those closed for good
 
-Ours: a unit is that of an axis, so all convolutions of a residual stage close the same ones; how many go from each axis
-follows from the budget (uniform widths); units that are closed for good have a closed gate, so that neither bias nor
-BatchNorm of theirs is seen; and that set is kept, so it only grows.
+with n_t = floor(N P_t) and h_t = floor(N P_t lambda_t) of N. Ours: a unit is that of an axis, so all convolutions of a
+residual stage close the same ones; how many go from each axis, N P, follows from the budget (uniform widths); what is
+closed for good has a closed gate, so that neither bias nor BatchNorm of it is seen, and what reads it is in no norm, so
+that it can as well be removed; and that set is kept, so it only grows.
+
+Ours, too: a zeroed unit may grow back (``wake``). A unit without weights says its shift beta, and behind a ReLU has a
+gradient only where beta > 0 and gamma is not 0: otherwise soft is hard, silently. So the shifts of what is zeroed
+softly are raised to a thousandth where they are not positive, and its scales of exactly zero, too.
 """
 
 from collections import Counter
@@ -22,13 +27,20 @@ from nas_prune.methods.gates.mask import Mask
 from nas_prune.methods.movers.mover import Aim, Mover, movers
 from nas_prune.methods.selectors.uniform import uniform_widths
 from nas_prune.tracing.arch import Arch
+from nas_prune.tracing.graph.brought import tensor_of
+from nas_prune.tracing.scales import SCALES, SHIFTS, parameters
+
+AWAKE = 1e-3  # the least shift of what is zeroed and may come back: next to nothing, and positive
 
 
 @movers.register("soft_filter")
 class SoftFilter(Mover):
-    """Zeroes weights after every epoch. Needs gates called ``mask`` and a space of widths; SpaceError for others."""
+    """Zeroes weights after every epoch. Needs gates called ``mask`` and a space of widths; SpaceError for others.
 
-    def __init__(self, gated: GatedModel, aim: Aim) -> None:
+    ``wake``: raise shifts that would keep a zeroed unit from growing back; the papers leave them.
+    """
+
+    def __init__(self, gated: GatedModel, aim: Aim, *, wake: bool = True) -> None:
         super().__init__(gated, aim)
         odd = [name for name in gated.space.free if name not in gated.writers or not gated.writers[name]]
         if odd or not all(isinstance(gate, Mask) for gate in gated.gates.values()):
@@ -36,14 +48,21 @@ class SoftFilter(Mover):
                 "soft_filter zeroes the weights of units: set gate.name: mask, and a space of widths alone"
                 f"{' (not ' + ', '.join(odd[:3]) + ')' if odd else ''}"
             )
+        self.wake = wake
         left = uniform_widths(gated.space, aim.budget.cost, aim.budget.limit)
         self.gone = {name: axis.size - int(left[name]) for name, axis in gated.space.free.items()}
         self.removed = Counter[str]()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Before the first epoch, what the schedule closes from the start."""
+        if epoch == 0:
+            self.after_epoch(-1)
 
     @torch.no_grad()
     def after_epoch(self, epoch: int) -> None:
         """Zero, shrink or close the units of least norm, as many as the schedule says."""
         phase = self.aim.schedule(epoch, self.aim.epochs)
+        awake: dict[str, Tensor] = {}  # 0: zeroed, and may come back
         for name in self.gated.space.free:
             gone, removed = self.gone[name] * phase.closed, self.removed[name]
             keep, norm = self._keep(name), self._norms(name)
@@ -52,6 +71,9 @@ class SoftFilter(Mover):
             factor = torch.ones_like(norm).index_fill(0, closed, phase.soft).index_fill(0, hard, 0.0)
             self.gated.scale(name, factor)
             keep.index_fill_(0, hard, 0.0)
+            awake[name] = (factor != 0).float().index_fill(0, hard, 1.0)
+        if self.wake:
+            self._wake(awake)
 
     def follow(self, gated: GatedModel, kept: Arch) -> None:
         """Move ``gated`` from now on; what was removed counts as closed for good."""
@@ -70,3 +92,11 @@ class SoftFilter(Mover):
     def _norms(self, name: str) -> Tensor:
         """Squared norms (c) of the weights that write each unit, of what they read that is not closed for good."""
         return norms(self.gated, name, {each: self._keep(each) for each in self.gated.space.free})
+
+    def _wake(self, awake: dict[str, Tensor]) -> None:
+        """Let gradients reach all units that are not awake (0) although no weight writes them."""
+        axes = self.gated.axes
+        for places, least in ((SHIFTS, -torch.inf), (SCALES, 0.0)):
+            for name in parameters(axes, places):
+                value, asleep = tensor_of(self.gated.backbone, name), axes.mask(axes.tensors[name][0], awake) == 0
+                value[asleep & (value >= least) & (value <= 0)] = AWAKE

@@ -5,9 +5,11 @@ closes ever more, SRFP and ASRFP (Cai et al., arXiv 2010.09498) shrink weights b
 come back, and GHFP (Cai et al., arXiv 2011.03170) turns soft into hard little by little. Formulas and constants as in
 the public code of SFP and of the first author of GHFP; of GHFP's own text only the abstract was at hand.
 
-    closed (rising)   1 - (1 - (t + 1) / E)^3, or 1 - exp(-t ln 4 / (D E)) with D = 1/8; 1 from 0.95 E on
+    closed (rising)   1 - (1 - (t + 1) / E)^3, or 1 - exp(-t ln 4 / (D E)) with D = 1/8, or 1; 1 from 0.95 E on
     hard (GHFP)       1 - (1 - (t + 1) / E)^3
     soft (SRFP)       a exp(-k t), k = -ln(s / (a + 0.01 s)) / E, s = 1e-5; 0 from 0.9 E on
+
+Epoch -1 is what is closed before the first one: the cubic's nothing, and of the others what they say of t = 0.
 """
 
 from math import exp, log
@@ -15,7 +17,7 @@ from typing import Literal
 
 from nas_prune.methods.schedules.schedule import Phase, schedules
 
-Rise = Literal["cubic", "exponential"]
+Rise = Literal["cubic", "exponential", "at_once"]
 LAST, ZEROED, SIGMA, KNEE = 0.95, 0.9, 1e-5, 1 / 8  # shares of the epochs; where 3/4 of the exponential rise is done
 
 
@@ -51,21 +53,21 @@ def asrfp(epoch: float, epochs: int, *, rise: Rise = "exponential", start: float
 
 @schedules.register("ghfp")
 def ghfp(epoch: float, epochs: int, *, rise: Rise = "cubic", start: float = 0.0) -> Phase:
-    """The phase after an epoch: more and more is closed, and more and more of that for good."""
+    """The phase after an epoch: more and more is closed, or all ``at_once``, and more and more of that for good."""
     return Phase(risen(epoch, epochs, rise), risen(epoch, epochs, "cubic", last=1.0), softness(epoch, epochs, start))
 
 
 def risen(epoch: float, epochs: int, rise: Rise, last: float = LAST) -> float:
     """The share in [0, 1] of what will be closed that is closed after an epoch; all from the share ``last`` on."""
-    if epoch >= last * epochs or epoch + 1 >= epochs:
+    if rise == "at_once" or epoch >= last * epochs or epoch + 1 >= epochs:
         return 1.0
     if rise == "cubic":
         return 1 - (1 - (epoch + 1) / epochs) ** 3
-    return 1 - exp(-epoch * log(4) / (KNEE * epochs))
+    return 1 - exp(-max(0, epoch) * log(4) / (KNEE * epochs))
 
 
 def softness(epoch: float, epochs: int, start: float) -> float:
     """What the weights of closed units are multiplied by after an epoch, in [0, ``start``]."""
     if not start or epoch >= ZEROED * epochs or epoch + 1 >= epochs:
         return 0.0
-    return start * exp(epoch * log(SIGMA / (start + 0.01 * SIGMA)) / epochs)
+    return start * exp(max(0, epoch) * log(SIGMA / (start + 0.01 * SIGMA)) / epochs)

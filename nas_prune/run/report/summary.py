@@ -117,7 +117,9 @@ def verdict(results: Mapping[str, Any]) -> str:
     how = "measured" if budget["unit"] == "ms" else "counted"
     reached = f"{in_unit(budget['reached'], budget['unit'])} {how}"
     why = f"; {short}" if short and status == "met" else ""
-    return f"Target of {in_unit(budget['limit'], budget['unit'])} {status}: {reached}{why}."
+    closed = results.get("closed_top1")
+    then = "" if closed is None else f" Right after closing, before any further training, top-1 was {closed:.2f} %."
+    return f"Target of {in_unit(budget['limit'], budget['unit'])} {status}: {reached}{why}.{then}"
 
 
 def cautions(results: Mapping[str, Any]) -> list[str]:

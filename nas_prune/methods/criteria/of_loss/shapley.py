@@ -5,7 +5,8 @@ arXiv 2206.09811): the weight of a candidate operation says little about what it
 The paper's players are the candidates on each edge and its game is validation accuracy.
 
 Ours: players are all branches and candidates of the search space, and, so that widths can be judged the same way,
-groups of units of each other axis with weights of like norm (a group's value is shared equally by its units). Worth is
+groups of units of each other axis with weights of like norm (a group's value is shared equally by its units). An axis
+cannot lose its last unit, so where a coalition has none, the one that the loss moves with least stands in. Worth is
 -cross-entropy unless accuracy is asked for, since it varies less; batches are held fixed and the model is in eval mode
 throughout, where the public code draws a new batch per permutation and leaves BatchNorm in whatever mode it was; and
 the estimator needs fewer forward passes (``nas_prune.methods.shapley``).
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 from nas_prune.base.axis import BITS
 from nas_prune.base.errors import DataError
 from nas_prune.methods.criteria.criterion import criteria, norms, per_image
+from nas_prune.methods.criteria.of_loss.taylor import slopes_of
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.scores import Batches
 from nas_prune.methods.shapley import Estimate, EstimatePlan, Game, estimate
@@ -58,17 +60,16 @@ def shapley(
     two per axis at least. ``plan``: how many coalitions, each a pass over the batches, when to stop, and which
     processes share the work (all with the same batches); without one, ten per player, and until the best candidate of
     every choice is known where all players are candidates.
-    The units that an axis never loses, those of largest norm, are no players and score as its best group does.
     Raises DataError without a batch, DivergedError where a loss is not a number.
     """
     team = players_of(gated, players)
     decided = sum(map(len, _choices(gated, team))) == len(team)  # then all that matters is the best of each choice
     plan = plan or EstimatePlan(PER_PLAYER * len(team), until="choices" if decided else None)
     found = contributions(gated, game_of(gated, batches, team, objective=objective), plan)
-    scores = {name: torch.full_like(keep, torch.nan) for name, keep in gated.fixed(Arch()).keep().items()}
+    scores = {name: torch.zeros_like(keep) for name, keep in gated.fixed(Arch()).keep().items()}
     for player, value in zip(team, found.values.tolist(), strict=True):
         scores[player.axis][list(player.units)] = value / len(player.units)
-    return {name: score.nan_to_num(float(_best(score))) for name, score in scores.items()}
+    return scores
 
 
 def contributions(gated: GatedModel, game: Game, plan: EstimatePlan) -> Estimate:
@@ -89,11 +90,15 @@ def game_of(
     if not fixed:
         raise DataError("Shapley values need at least one batch of images and labels; there was none")
     always = _always(gated, team)
+    emptied = [name for name in _widths(gated) if not always[name]]
+    slopes = slopes_of(gated, fixed) if emptied else {}
+    stand_in = {name: int(slopes[name].argmin()) for name in emptied}
 
     def worth(coalition: Tensor) -> float:
         kept = {name: list(units) for name, units in always.items()}
         for index in coalition.nonzero().flatten().tolist():
             kept[team[index].axis] += team[index].units
+        kept |= {name: [unit] for name, unit in stand_in.items() if not kept[name]}
         opened = gated.fixed(Arch(kept), mixed=mixed)
         return per_image(opened, fixed, partial(_worth, objective=objective))
 
@@ -102,14 +107,18 @@ def game_of(
 
 def players_of(gated: GatedModel, most: int) -> list[Player]:
     """Who plays: each branch and candidate, and groups of units of like norm of the other axes."""
-    bits = [name for name, axis in gated.space.free.items() if axis.kind in BITS]
-    widths = [name for name in gated.space.free if name not in bits]
-    team = [Player(name, (0,)) for name in bits]
+    widths = _widths(gated)
+    team = [Player(name, (0,)) for name in gated.space.free if name not in widths]
+    share = max(2, (most - len(team)) // max(1, len(widths)))
     for name in widths:
-        movable = norms(gated, name).argsort(descending=True, stable=True)[max(1, gated.space.minimum[name]) :]
-        groups = min(len(movable), max(2, (most - len(bits)) // len(widths)))
-        team += [Player(name, tuple(group.tolist())) for group in movable.tensor_split(groups or 1) if len(group)]
+        order = norms(gated, name).argsort(descending=True, stable=True)
+        team += [Player(name, tuple(group.tolist())) for group in order.tensor_split(min(len(order), share))]
     return team
+
+
+def _widths(gated: GatedModel) -> list[str]:
+    """The axes that are neither branches nor candidates."""
+    return [name for name, axis in gated.space.free.items() if axis.kind not in BITS]
 
 
 def _always(gated: GatedModel, team: Sequence[Player]) -> dict[str, list[int]]:
@@ -132,9 +141,3 @@ def _worth(logits: Tensor, labels: Tensor, objective: Objective) -> Tensor:
     if objective == "accuracy":
         return (logits.argmax(-1) == labels).double().sum()
     return -F.cross_entropy(logits.double(), labels, reduction="sum")
-
-
-def _best(score: Tensor) -> Tensor:
-    """The highest score there is, 0 without any."""
-    known = score[~score.isnan()]
-    return known.max() if len(known) else score.new_zeros(())

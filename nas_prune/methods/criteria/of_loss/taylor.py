@@ -31,6 +31,11 @@ def taylor(gated: GatedModel, batches: Batches, *, power: Literal[1, 2] = 2) -> 
 
     Raises DataError without a batch, DivergedError where a loss or a gradient is not a number.
     """
+    return slopes_of(gated, batches, power)
+
+
+def slopes_of(gated: GatedModel, batches: Batches, power: Literal[1, 2] = 1) -> dict[str, Tensor]:
+    """|dE / dz| (c) per free axis, or its square, a mean over the batches; for other criteria, too."""
     opened = gated.opened(requires_grad=True)
     totals = {name: torch.zeros_like(keep) for name, keep in opened.keep().items()}
     count = 0

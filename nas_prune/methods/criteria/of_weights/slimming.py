@@ -12,25 +12,14 @@ stripes, branches, candidates) scores as the best unit does, and so stays; where
 from collections.abc import Iterator
 
 from torch import Tensor
-from torch.fx import Node
 
 from nas_prune.base.errors import SpaceError
 from nas_prune.methods.criteria.criterion import criteria, means_of_units, with_the_rest
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.scores import Batches
 from nas_prune.tracing.graph.brought import tensor_of
+from nas_prune.tracing.scales import SCALES, parameters
 from nas_prune.tracing.terms import Term
-from nas_prune.tracing.walk import operator
-
-SCALES = {  # operator -> which of its arguments is gamma
-    "batch_norm": 1,
-    "native_batch_norm": 1,
-    "_native_batch_norm_legit_no_training": 1,
-    "instance_norm": 1,
-    "group_norm": 2,
-    "layer_norm": 2,
-    "rms_norm": 2,
-}
 
 
 @criteria.register("slimming")
@@ -52,14 +41,5 @@ def scales_of_norms(gated: GatedModel) -> dict[str, Tensor]:
 
 def _scales(gated: GatedModel) -> Iterator[tuple[Term, Tensor]]:
     """What the entries of each |gamma| (n) of the backbone are, and their values, each parameter once."""
-    captured = gated.axes.walk.captured
-    names = dict[str, None]()
-    for node in captured.graph.nodes:
-        place = SCALES.get(operator(node).split(".")[0]) if node.op == "call_function" else None
-        gamma = node.args[place] if place is not None and len(node.args) > place else None
-        if isinstance(gamma, Node) and gamma.name in captured.tensors:
-            names[captured.tensors[gamma.name]] = None
-    for name in names:
-        terms, gamma = gated.axes.tensors.get(name, ()), tensor_of(gated.backbone, name).detach().abs()
-        if len(terms) == 1:
-            yield terms[0], gamma
+    for name in parameters(gated.axes, SCALES):
+        yield gated.axes.tensors[name][0], tensor_of(gated.backbone, name).detach().abs()
