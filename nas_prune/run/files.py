@@ -3,6 +3,7 @@
     axes.json  arch.json  seconds.json  certificate.json  stripes.json  timings.json  stages.json  results.json
     metrics.jsonl  rounds.jsonl  shapley.jsonl  wandb.json  genotype.json  scores.safetensors
     calibration/  timings.jsonl  samples.jsonl  calibration.json  staircase.jsonl  operators.jsonl
+    pictures/  <axis>.png
     targets.json  targets/<target>/  derived.json  tuned.json  timings.json  stripes.json  rounds.jsonl
 
 Numbers are finite. A null stands where a number was not (NaN), and only where there may have been none.

@@ -27,6 +27,7 @@ from nas_prune.run.files import CertificateFile, StripesFile
 from nas_prune.run.genotype import write_genotype
 from nas_prune.run.job import Job
 from nas_prune.run.recipe import recipe as recipes
+from nas_prune.run.report.pictures import write_pictures
 from nas_prune.run.scoring import FILE, scored, write
 from nas_prune.run.stripe_forms import reform, take_forms
 from nas_prune.tracing.arch import Arch
@@ -78,6 +79,7 @@ def searched(job: Job, gated: GatedModel, calibration: Calibration) -> Met:
                 write(job.folder / FILE, alive.scores(scores))
             asked = alive.question(scores, budget, batches=_batches(job), seed=recipe.seed)
             met = within(job, alive, asked, calibration)
+            write_pictures(job.folder / "pictures", met.pictures)
             whole = alive.arch(met.arch)
             whole.write(job.folder / "arch.json")
             write_genotype(job.folder / "genotype.json", whole.kept, recipe.space)

@@ -47,7 +47,8 @@ class Round:
 class Met:
     """The architecture that was chosen, and the rounds that led to it.
 
-    ``edits``: what the selector made of the weights; ``short``: why it is not within 5 % of the target, if so;
+    ``edits``, ``pictures``: what the selector made of the weights, and what it looked at; ``short``: why it is not
+    within 5 % of the target, if so;
     ``gates``: predicted cost of what the gates alone say.
     """
 
@@ -56,6 +57,7 @@ class Met:
     rounds: list[Round] = field(default_factory=list)
     short: str | None = None
     gates: float | None = None
+    pictures: Mapping[str, Tensor] = field(default_factory=dict)
 
     def as_rows(self) -> list[dict[str, Any]]:
         """The rounds as plain data."""
@@ -180,7 +182,7 @@ def _best(tried: list[tuple[Round, Decision]], question: Question) -> Met:
         )
     step, decision = max(within, key=lambda pair: pair[0].measured)
     rounds = [each for each, _ in tried]
-    return Met(decision.arch, decision.edits, rounds, _short(step, rounds))
+    return Met(decision.arch, decision.edits, rounds, _short(step, rounds), pictures=decision.pictures)
 
 
 def _short(best: Round, tried: list[Round]) -> str | None:

@@ -69,10 +69,12 @@ class Decision:
 
     ``edits``: name of a parameter or buffer -> its new values, of its dense shape. They are made before anything is cut
     out, so what is derived computes what the edited model computes with the other units closed.
+    ``pictures``: for the report, images (3 h w) of bytes that show what was looked at, by axis.
     """
 
     arch: Arch
     edits: Mapping[str, Tensor] = field(default_factory=dict)
+    pictures: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Selector(Protocol):

@@ -19,7 +19,6 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas_prune.base.axis import BITS
 from nas_prune.methods.criteria.criterion import at_least_one, criteria, with_the_rest
@@ -56,7 +55,7 @@ def _among_others(model: nn.Module, parts: Mapping[str, list[str]], fixed: Pairs
     """Scores (1) of the branches: the mean norm over networks that have no other weights of the model."""
     own = {name: value.clone() for name, value in model.state_dict().items()}
     for module in model.modules():
-        module.training = isinstance(module, _BatchNorm)
+        module.training = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
     totals: dict[str, list[Tensor]] = {name: [] for name in parts}
     for drawn in (_drawn(model, seed) for seed in range(draws) if parts):
         for name, tensors in parts.items():
