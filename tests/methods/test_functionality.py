@@ -14,7 +14,7 @@ from nas_prune.derivation.derive import derive
 from nas_prune.derivation.trace import trace
 from nas_prune.methods.criteria.of_features.functionality import functionality
 from nas_prune.methods.gated import GatedModel
-from nas_prune.methods.pictures.filters import filters
+from nas_prune.methods.pictures.filters import Filters, filters
 from nas_prune.methods.pictures.groups import groups
 from nas_prune.methods.pictures.maximised import maximised
 from nas_prune.methods.pictures.merged import merged, moments_of
@@ -205,3 +205,12 @@ def test_the_selector_needs_a_model_and_images() -> None:
         clusters(Question(*given))
     with pytest.raises(DataError, match="at least one batch"):
         clusters(Question(*given, gated=question.gated))
+
+
+def test_what_units_say_is_gathered_from_all_their_rows() -> None:
+    tokens, maps = torch.arange(12.0).reshape(1, 2, 6), torch.arange(24.0).reshape(1, 6, 2, 2)
+    order = torch.tensor([0, 3, 1, 4])  # two units of two rows each; two more rows are of other axes
+    said = Filters("layer", -1, order, 2, 2).of(tokens)
+    assert said[0].tolist() == [[0, 6, 3, 9], [1, 7, 4, 10]]
+    assert torch.equal(Filters("layer", 1, None, 6, 1).of(maps), maps.flatten(2))
+    assert [each.each for each in filters(gated()).values()] == [1, 1, 1]

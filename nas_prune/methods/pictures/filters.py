@@ -14,12 +14,13 @@ from nas_prune.methods.gated import GatedModel
 @dataclass(frozen=True)
 class Filters:
     """``path`` of the layer; along ``dim`` of its output are the units, those of ``rows`` in this order, ``size`` of
-    them with as many rows each."""
+    them with ``each`` rows."""
 
     path: str
     dim: int
     rows: Tensor | None
     size: int
+    each: int
 
     def of(self, output: Tensor) -> Tensor:
         """What the units say (b c n) in an output (b ...)."""
@@ -36,7 +37,9 @@ def filters(gated: GatedModel) -> dict[str, Filters]:
             path = tensor.removesuffix(".weight")
             layer = gated.backbone.get_submodule(path) if path != tensor else None
             if isinstance(layer, nn.Conv2d | nn.Linear) and dim == 0:
-                found[name] = Filters(path, 1 if isinstance(layer, nn.Conv2d) else -1, order, gated.axes[name].size)
+                along, size = 1 if isinstance(layer, nn.Conv2d) else -1, gated.axes[name].size
+                count = len(layer.weight) if order is None else len(order)
+                found[name] = Filters(path, along, order, size, count // size)
     return found
 
 

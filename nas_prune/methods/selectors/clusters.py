@@ -77,7 +77,7 @@ def _jobs(gated: GatedModel, batches: Batches, steps: int, seed: int) -> Jobs:
     fixed = at_least_one(batches, "the selector of clusters")
     model, like = gated.plain(), fixed[0][0][0]
     with evaluating(model):
-        places = {name: each for name, each in filters(gated).items() if each.rows is None}
+        places = {name: each for name, each in filters(gated).items() if each.each == 1}
         found = {name: maximised(model, each, like, steps=steps).cpu() for name, each in places.items()}
     return Jobs(found, {name: groups(each, seed) for name, each in found.items()}, moments_of(gated, fixed))
 
