@@ -4,6 +4,7 @@
     metrics.jsonl  rounds.jsonl  shapley.jsonl  wandb.json  genotype.json  scores.safetensors
     scores-<criterion>.safetensors  dynamic.json
     calibration/  timings.jsonl  samples.jsonl  calibration.json  staircase.jsonl  operators.jsonl
+    pictures/  <axis>.png
     targets.json  targets/<target>/  derived.json  tuned.json  timings.json  stripes.json  rounds.jsonl
 
 Numbers are finite. A null stands where a number was not (NaN), and only where there may have been none.

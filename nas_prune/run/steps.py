@@ -27,6 +27,7 @@ from nas_prune.run.files import CertificateFile, StripesFile
 from nas_prune.run.genotype import write_genotype
 from nas_prune.run.job import Job
 from nas_prune.run.recipe import recipe as recipes
+from nas_prune.run.report.pictures import write_pictures
 from nas_prune.run.scoring import FILE, further, further_file, scored, write
 from nas_prune.run.stripe_forms import reform, take_forms
 from nas_prune.tracing.arch import Arch
@@ -83,6 +84,7 @@ def searched(job: Job, gated: GatedModel, calibration: Calibration) -> Met:
             met = within(job, alive, asked, calibration)
             if met.remark:
                 job.run.bars.say(met.remark)
+            write_pictures(job.folder / "pictures", met.pictures)
             whole = alive.arch(met.arch)
             whole.write(job.folder / "arch.json")
             write_genotype(job.folder / "genotype.json", whole.kept, recipe.space)

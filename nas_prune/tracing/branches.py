@@ -74,6 +74,12 @@ def close(walk: Walk, found: Sequence[Branch]) -> None:
         walk.products[node] = [(*terms, *walk.presence[node]) for terms in walk.products[node]]
 
 
+def sums(captured: Captured) -> Iterator[Node]:
+    """The nodes that add two tensors of one shape."""
+    called = (node for node in captured.graph.nodes if node.op == "call_function")
+    return (node for node in called if operator(node) == ADD and _of_tensors(node))
+
+
 def passes(captured: Captured, path: str, closed: Collection[Branch]) -> bool:
     """Whether a module gives back its input when these branches are closed."""
     inside = {node for node in captured.graph.nodes if path in captured.running(node).values()}
@@ -100,8 +106,8 @@ def _within(name: str, modules: Collection[str]) -> bool:
 
 def _residuals(captured: Captured, known: set[Node]) -> Iterator[Branch]:
     found = []
-    for node in captured.graph.nodes:
-        if node.op == "call_function" and operator(node) == ADD and node not in known and _of_tensors(node):
+    for node in sums(captured):
+        if node not in known:
             for operand in (0, 1):
                 inside = _residual(captured, node, operand)
                 if inside:

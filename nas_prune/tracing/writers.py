@@ -19,7 +19,7 @@ def writers(axes: Axes, name: str) -> list[tuple[str, int, Tensor | None]]:
     variable = next(var for var, known in axes.variables.items() if known == name)
     result = []
     for member in members:
-        unit = _unit_of(axes.tensors[member.tensor][member.dim], variable)
+        unit = unit_of(axes.tensors[member.tensor][member.dim], variable)
         order = unit.argsort(stable=True)[int((unit < 0).sum()) :]
         identity = torch.equal(order, torch.arange(len(unit)))  # of a concatenation, the first part is not all rows
         result.append((member.tensor, member.dim, None if identity else order))
@@ -33,14 +33,14 @@ def unit_rows(tensor: Tensor, dim: int, order: Tensor | None, units: int) -> Ten
     return (rows if order is None else rows[order]).reshape(units, -1)
 
 
-def _unit_of(term: Term, variable: Var) -> Tensor:
+def unit_of(term: Term, variable: Var) -> Tensor:
     """For each index of a term, the unit of ``variable`` that it belongs to, or -1."""
     term = resolve(term)
     if isinstance(term, Cat):
-        return torch.cat([_unit_of(part, variable) for part in term.parts])
+        return torch.cat([unit_of(part, variable) for part in term.parts])
     if isinstance(term, Prod):
         unit = torch.tensor([-1])
         for factor in term.parts:
-            unit = torch.maximum(unit[:, None], _unit_of(factor, variable)[None, :]).flatten()
+            unit = torch.maximum(unit[:, None], unit_of(factor, variable)[None, :]).flatten()
         return unit
     return torch.arange(term.size) if term is variable else torch.full((term.size,), -1)

@@ -47,9 +47,9 @@ class Round:
 class Met:
     """The architecture that was chosen, and the rounds that led to it.
 
-    ``edits``: what the selector made of the weights; ``short``: why it is not within 5 % of the target, if so;
-    ``gates``: predicted cost of what the gates alone say; ``remark``: what the selector has to say of it, in a line;
-    ``closed``: top-1 of it before anything was trained further.
+    ``edits``, ``pictures``: what the selector made of the weights, and what it looked at; ``short``: why it is not
+    within 5 % of the target, if so; ``gates``: predicted cost of what the gates alone say; ``remark``: what the
+    selector has to say of it, in a line; ``closed``: top-1 of it before anything was trained further.
     """
 
     arch: Arch
@@ -59,6 +59,7 @@ class Met:
     gates: float | None = None
     remark: str = ""
     closed: float | None = None
+    pictures: Mapping[str, Tensor] = field(default_factory=dict)
 
     def as_rows(self) -> list[dict[str, Any]]:
         """The rounds as plain data."""
@@ -183,7 +184,8 @@ def _best(tried: list[tuple[Round, Decision]], question: Question) -> Met:
         )
     step, decision = max(within, key=lambda pair: pair[0].measured)
     rounds = [each for each, _ in tried]
-    return Met(decision.arch, decision.edits, rounds, _short(step, rounds), remark=decision.remark)
+    short, remark, pictures = _short(step, rounds), decision.remark, decision.pictures
+    return Met(decision.arch, decision.edits, rounds, short, remark=remark, pictures=pictures)
 
 
 def _short(best: Round, tried: list[Round]) -> str | None:

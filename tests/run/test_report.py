@@ -6,18 +6,23 @@ import random
 import re
 import shutil
 import subprocess
+from base64 import b64decode
 from importlib import resources
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 from rich.console import Console
 
 from nas_prune.base.errors import ArtifactError
 from nas_prune.base.files.whole import append_line, read_json, write_json
 from nas_prune.run.report.curves import MOST_BARS, falls, scatter, waterfall
 from nas_prune.run.report.page import report, table, targets_table
+from nas_prune.run.report.pictures import write_pictures
 from nas_prune.run.report.summary import headline, stage_rows, table_rows, verdict
 from nas_prune.run.report.targets import PAPER, pareto_svg, save_pareto, target_rows, targets_headline
 
@@ -387,3 +392,17 @@ def test_the_terminal_has_every_target() -> None:
     assert [text.split().count(status) for status in ("met", "missed")] == [2, 1]
     console.print(targets_table({}))
     assert targets_headline({}) == ""
+
+
+def test_the_page_shows_the_pictures_that_a_selector_looked_at(tmp_path: Path) -> None:
+    folder = finished_run(tmp_path / "run")
+    assert 'id="pictures"' not in report(folder).read_text()
+    image = torch.arange(3 * 4 * 5, dtype=torch.uint8).reshape(3, 4, 5)
+    write_pictures(folder / "pictures", {"layer1.0.conv1": image, "<b>": image})
+    page = report(folder).read_text()
+    sent = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", page)
+    assert len(sent) == 2
+    read = np.asarray(Image.open(io.BytesIO(b64decode(sent[1]))))
+    assert np.array_equal(read, image.movedim(0, -1).numpy())
+    assert "&lt;b&gt;" in page
+    assert "<summary>layer1.0.conv1</summary>" in page

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ class Question:
 
     ``scores``: (c) per axis, higher = keep. ``limit``: in the unit of the cost. ``further``: scores of other criteria,
     by name. ``gated``, ``batches``: the model and labelled images on its device, for selectors that look at them; what
-    a selector changes in the model, it puts back. ``seed``: of whatever is drawn.
+    a selector changes in the model, it puts back. ``seed``: of whatever is drawn. ``found``: what was found ``once``.
     """
 
     scores: Scores
@@ -35,6 +35,13 @@ class Question:
     gated: GatedModel | None = None
     batches: Batches = ()
     seed: int = 0
+    found: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def once(self, what: str, find: Callable[[], Any]) -> Any:
+        """What ``find`` gives, found for this question and taken again for the same one under other limits."""
+        if what not in self.found:
+            self.found[what] = find()
+        return self.found[what]
 
     def within(self, limit: float, cost: CostModel | None = None) -> Question:
         """The same question under another limit."""
@@ -72,12 +79,14 @@ class Decision:
 
     ``edits``: name of a parameter or buffer -> its new values, of its dense shape. They are made before anything is cut
     out, so what is derived computes what the edited model computes with the other units closed. ``remark``: what the
-    selector has to say of it, in a line.
+    selector has to say of it, in a line. ``pictures``: for the report, images (3 h w) of bytes that show what was
+    looked at, by axis.
     """
 
     arch: Arch
     edits: Mapping[str, Tensor] = field(default_factory=dict)
     remark: str = ""
+    pictures: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Selector(Protocol):

@@ -23,6 +23,7 @@ from nas_prune.base.files.whole import atomic_write, read_bytes
 from nas_prune.run import files as run_files
 from nas_prune.run import result_files
 from nas_prune.run.report import curves
+from nas_prune.run.report.pictures import pictures_section
 from nas_prune.run.report.summary import (
     cautions,
     columns,
@@ -96,6 +97,7 @@ def report(folder: Path) -> Path:
         stages=stage_rows(run.results.get("stages") or {}),
         stripes=stripe_rows(run.results.get("stripes")),
         contributions=_contributions(run.shapley),
+        pictures=pictures_section(folder / "pictures"),
         targets=target_rows(run.targets) if run.targets.get("targets") else [],
         remarks=remarks(run.targets),
         groups=_axis_groups(run),
