@@ -81,9 +81,11 @@ def fit(
         return
     trained, loader = ready(run.accelerator, model, run.pace), run.accelerator.prepare_data_loader(data.train)
     steps = steps_of(loader, stage)
-    schedule = schedule_of(optimizers[0], stage, steps)
     mix = mixer(stage.images, data.classes, stage.settings.label_smoothing) or _as_they_are
+    with drawing(run.seed, stage.name, "loss"):
+        objective.begin(model)
     beside = beside_the_model(objective, mover, optimizers[0], run.accelerator)
+    schedule = schedule_of(optimizers[0], stage, steps)
     memory = _Memory(run, stage, model, beside, optimizers)
     position = memory.recall(steps)
     bar = run.bars.bar(stage.name, stage.epochs * steps, position.epoch * steps + position.step, lines=stage.epochs)

@@ -36,7 +36,7 @@ from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.evaluate import top1
 from nas_prune.train.learner import Learner, gate_optimizers
 from nas_prune.train.loop import Run, Watch, fit
-from nas_prune.train.objective import Objective, task_loss, teacher_of
+from nas_prune.train.objective import Objective, teacher_of
 from nas_prune.train.optimizers import optimizer_of
 from nas_prune.train.rounds import Alive, Round, rounds_of
 from nas_prune.train.score import SCORE, score
@@ -101,12 +101,12 @@ class Parts:
 def searched(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSettings, run: Run) -> Met:
     """The loop of every search; the weights of ``gated`` have settled in the architecture, which is in its units."""
     schedule = bound("search.schedule", schedules, settings.schedule, 2)
-    if settings.learns:
-        warm_up(gated, data, parts, settings=settings, run=run)
-    training, held = parted(data, settings.shapley.holdout) if weighed(gated) and settings.joint else (data, data)
-    mover = mover_of(gated, held, Aim(parts.budget, settings.joint, schedule), settings, run)
     teacher = teacher_of(gated.plain(), run.accelerator) if settings.distill else None
-    learner = Learner(gated, settings, mover, teacher)
+    learner = Learner(gated, settings, None, teacher)
+    if settings.learns:
+        warm_up(learner, data, parts, run=run)
+    training, held = parted(data, settings.shapley.holdout) if weighed(gated) and settings.joint else (data, data)
+    learner.mover = mover_of(gated, held, Aim(parts.budget, settings.joint, schedule), settings, run)
     for each in rounds_of(settings.rounds, settings.joint, schedule):
         if settings.learns:
             learn(learner, training, parts, each, run=run)
@@ -136,10 +136,11 @@ def _classes(gated: GatedModel) -> int:
     return int(getattr(gated.backbone, "num_classes", captured.outputs[0][-1] if captured.outputs else 0))
 
 
-def warm_up(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSettings, run: Run) -> None:
+def warm_up(learner: Learner, data: Data, parts: Parts, *, run: Run) -> None:
     """Training of the gates alone; nothing, where they do not learn by gradient."""
+    gated, settings = learner.gated, learner.settings
     moving = gate_optimizers(gated, settings)
-    objective = Objective(task_loss(settings), penalties=parts.penalties(parts.joint), gated=gated)
+    objective = Objective(learner.loss, penalties=parts.penalties(parts.joint), gated=gated)
     gated.backbone.requires_grad_(False)
     stage = Stage("search-warmup", settings.warmup if moving else 0, settings, parts.images)
     fit(run, stage, gated, data, objective, moving, watch=_watching(Alive.all(gated), parts.budget, data, run))
@@ -198,6 +199,8 @@ def settle(learner: Learner, arch: Arch, data: Data, parts: Parts, *, run: Run) 
             fit(run, stage, gated, data, objective, [optimizer], watch=watch)
         return
     removal = removed(gated, arch)
+    if not once:
+        learner.follow(removal)
     optimizer = learner.small(removal) if once else optimizer_of(removal.small, calmer)
     fit(run, stage, removal.small, data, objective, [optimizer], watch=watch)
     learner.alive.put_back(removal)
