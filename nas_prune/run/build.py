@@ -146,7 +146,8 @@ def try_step(recipe: Recipe, backbone: nn.Module, data: Data, stage: OptimSettin
     batch = min(2, data.train.batch_size or 2)
     images, labels = example(recipe, data, batch=batch), torch.zeros(batch, dtype=torch.long)
     trial, objective = copy.deepcopy(backbone), task_objective(stage)
-    objective.begin(trial)
+    with drawing(recipe.seed, "trial"):
+        objective.begin(trial)
     what = f"{batch} image{'s' if batch > 1 else ''} of {' x '.join(map(str, images.shape[1:]))}"
     try:
         with drawing(recipe.seed, "trial"):
@@ -181,8 +182,9 @@ def rehearse(recipe: Recipe, backbone: nn.Module, space: SearchSpace, images: Te
             f"space: {recipe.space} widens {wider[0]}, which comes after dense training: train the dense network by "
             "itself, give it as model.checkpoint, and set dense.epochs: 0"
         )
-    for stage in (recipe.search, recipe.finetune):
-        task_objective(stage).begin(backbone)
+    with drawing(recipe.seed, "trial"):
+        for stage in (recipe.search, recipe.finetune):
+            task_objective(stage).begin(backbone)
     if recipe.finetune.from_scratch:
         restart(copy.deepcopy(backbone), recipe.seed)
     for number, term in enumerate(penalty_terms(recipe, limit) if recipe.search.learns else ()):
