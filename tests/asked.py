@@ -33,6 +33,7 @@ def learnt(gated: GatedModel, data: Data, penalties: list[nn.Module], settings: 
     """Warm-up and joint training under these penalties, without a decision."""
     budget = Budget("1x", Macs(gated.axes))
     parts = Parts(budget, budget, lambda _: penalties, lambda gated, _: gated.scores(), ranked, lambda *_: Met(Arch()))
-    warm_up(gated, data, parts, settings=settings, run=run)
+    learner = Learner(gated, settings, None)
+    warm_up(learner, data, parts, run=run)
     (whole,) = rounds_of(1, settings.joint, lambda *_: Phase(1.0, 1.0))
-    learn(Learner(gated, settings, None), data, parts, whole, run=run)
+    learn(learner, data, parts, whole, run=run)

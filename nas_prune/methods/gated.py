@@ -22,13 +22,14 @@ from nas_prune.methods.gates import Gate, gates
 from nas_prune.methods.intercept import Board, intercept, plain_copy, release
 from nas_prune.methods.looked_up import LookedUp
 from nas_prune.methods.masks import Masks
-from nas_prune.methods.writing import Act, writing
+from nas_prune.methods.writing import Act, along, writing
 from nas_prune.ops import Choice
 from nas_prune.tracing import Axes
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.full_precision import full_precision
 from nas_prune.tracing.graph.brought import tensor_of, unwrapped
 from nas_prune.tracing.graph.multihead import close_up, open_up
+from nas_prune.tracing.outputs import output_sites
 from nas_prune.tracing.space import SearchSpace
 from nas_prune.tracing.terms import Term, leaves
 from nas_prune.tracing.writers import unit_rows, writers
@@ -77,9 +78,9 @@ class GatedModel(nn.Module):
         self._folded = set[str]()
         self._board = Board()
         self._sites = [site for site in self.axes.walk.sites if self._touches(site.term)]
-        acting = {member: self.gate(name) for name, members in self.deciders.items() for member in members}
-        self._masks = Masks(self.axes, self._sites, acting)
-        self._writing = [name for name, gate in acting.items() if gate.looks or gate.site == "write"]
+        self._acting = {member: self.gate(name) for name, members in self.deciders.items() for member in members}
+        self._masks, self._outputs = Masks(self.axes, self._sites, self._acting), dict[str, Masks]()
+        self._writing = [name for name, gate in self._acting.items() if gate.looks or gate.site == "write"]
         intercept(model, self.axes, self._sites, self._board, {name: self.writers[name] for name in self._writing})
 
     def _made(self, name: str, members: tuple[str, ...], gate: str | type[Gate], options: Mapping[str, Any]) -> Gate:
@@ -106,7 +107,7 @@ class GatedModel(nn.Module):
             self._board.open(keep, self._masks(keep, moving=True))
         else:
             keep = self._said()
-            masks = self._masks.learning(self._acting(keep), moving=self.training)
+            masks = self._masks.learning(self._at_work(keep), moving=self.training)
             acts = {name: Act(self.gate(name), partial(self.weights, name), keep, name) for name in self._writing}
             self._board.open(keep, masks, self._masks.mixes(keep), acts)
         try:
@@ -114,12 +115,24 @@ class GatedModel(nn.Module):
         finally:
             self._board.close()
 
+    def seen(self, path: str, output: Tensor) -> Tensor:
+        """What one who reads the ``output`` of a module sees of it after the last forward pass: gates act there."""
+        if path not in self._outputs:
+            sites = [site for site in output_sites(self.axes, path) if self._touches(site.term)]
+            self._outputs[path] = Masks(self.axes, sites, self._acting)
+        masks, keep = self._outputs[path], self._board.keep
+        found = masks(keep, moving=True) if self._fixed else masks.learning(keep, moving=True)
+        for site, mask in zip(masks.sites, found, strict=True):
+            values = mask() if callable(mask) else mask
+            output = output if values is None else output * along(values, output, site.dim)
+        return output
+
     def _said(self) -> dict[str, Tensor]:
         """What the gates say, in full precision even where the backbone computes in less: half a unit is none."""
         with full_precision(next(self.backbone.parameters()).device):
             return self.gate_values()
 
-    def _acting(self, keep: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _at_work(self, keep: dict[str, Tensor]) -> dict[str, Tensor]:
         """Keep values as the task sees them: numbers of stripes act on weights, and learn there from the task; a budget
         is charged for the filters that they make up, and its gradient reaches them, too.
         """

@@ -6,7 +6,8 @@ Liu, Yu, Long, "Local Similarity Pattern and Cost Self-Reassembling for Deep Ste
     A_d[delta](p) = max(0, <f(p), f(p + d delta)>)
 
 which sees structure, and no change of brightness. The residual operation is ours: its patterns are 8 per dilation
-whatever the width of the embedding, so the embedding is a width that nothing else depends on.
+whatever the width of the embedding, so the embedding is a width that nothing else depends on. In the release, patterns
+do not train the features that they are of: the embedding reads these detached. Here that is an option.
 """
 
 from collections.abc import Sequence
@@ -27,19 +28,22 @@ NEIGHBOURS = tuple(delta for delta in product((-1, 0, 1), repeat=2) if delta != 
 
 @operations.register("local_similarity")
 class LocalSimilarity(Operation):
-    """x + Conv1x1(the patterns of Embed1x1(x), for each of the ``dilations``)."""
+    """x + Conv1x1(the patterns of Embed1x1(x), for each of the ``dilations``).
 
-    def __init__(self, *, channels: int, embedding: int, dilations: Sequence[int] = (1,)) -> None:
-        super().__init__(channels=channels, embedding=embedding, dilations=list(dilations))
+    ``detach``: whether the patterns train nothing before the embedding.
+    """
+
+    def __init__(self, *, channels: int, embedding: int, dilations: Sequence[int] = (1,), detach: bool = False) -> None:
+        super().__init__(channels=channels, embedding=embedding, dilations=list(dilations), detach=detach)
         if not dilations or min(dilations) < 1:
             raise SpaceError(f"local similarity needs dilations of at least 1; got {list(dilations)}")
         self.embed = nn.Conv2d(channels, embedding, 1)
-        self.dilation = tuple(dilations)
+        self.dilation, self.detach = tuple(dilations), detach
         self.project = nn.Conv2d(len(NEIGHBOURS) * len(dilations), channels, 1)
 
     @classmethod
     def like(cls, module: nn.Module, **options: Any) -> Self:
-        """Options: ``embedding`` (a quarter of the channels if left out) and ``dilations``."""
+        """Options: ``embedding`` (a quarter of the channels if left out), ``dilations`` and ``detach``."""
         known = same_geometry(module, cls)
         if known.stride != 1 or known.in_channels != known.out_channels:
             raise SpaceError(f"local similarity keeps size and channels; {module} does not")
@@ -48,7 +52,7 @@ class LocalSimilarity(Operation):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (b c h w) -> (b c h w)."""
-        features = self.embed(x)
+        features = self.embed(x.detach() if self.detach else x)
         patterns = torch.cat([local_similarity(features, dilation) for dilation in self.dilation], 1)
         out: Tensor = x + self.project(patterns)
         return out

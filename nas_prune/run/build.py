@@ -145,7 +145,9 @@ def try_step(recipe: Recipe, backbone: nn.Module, data: Data, stage: OptimSettin
     """
     batch = min(2, data.train.batch_size or 2)
     images, labels = example(recipe, data, batch=batch), torch.zeros(batch, dtype=torch.long)
-    trial = copy.deepcopy(backbone)
+    trial, objective = copy.deepcopy(backbone), task_objective(stage)
+    with drawing(recipe.seed, "trial"):
+        objective.begin(trial)
     what = f"{batch} image{'s' if batch > 1 else ''} of {' x '.join(map(str, images.shape[1:]))}"
     try:
         with drawing(recipe.seed, "trial"):
@@ -153,7 +155,7 @@ def try_step(recipe: Recipe, backbone: nn.Module, data: Data, stage: OptimSettin
             if not isinstance(answer, Tensor) or answer.shape != (batch, data.classes):
                 shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
                 raise ValueError(f"it answers with {shape}, where ({batch}, {data.classes}) are the classes")
-            torch.autograd.backward(task_objective(stage)(trial.train(), images, labels))
+            torch.autograd.backward(objective(trial.train(), images, labels))
     except Exception as error:
         raise RecipeError(
             f"{recipe.model.name} cannot be trained on {what}: {first_line(error) or type(error).__name__}; "
@@ -162,7 +164,7 @@ def try_step(recipe: Recipe, backbone: nn.Module, data: Data, stage: OptimSettin
 
 
 def rehearse(recipe: Recipe, backbone: nn.Module, space: SearchSpace, images: Tensor) -> None:
-    """Gates on a copy of the backbone, a look of each penalty, a genotype, a start from scratch:
+    """Gates on a copy of the backbone, a look of each penalty and loss, a genotype, a start from scratch:
     raises now what these would say in hours, or RecipeError.
     """
     with blaming("gate.options"), torch.no_grad():
@@ -180,6 +182,9 @@ def rehearse(recipe: Recipe, backbone: nn.Module, space: SearchSpace, images: Te
             f"space: {recipe.space} widens {wider[0]}, which comes after dense training: train the dense network by "
             "itself, give it as model.checkpoint, and set dense.epochs: 0"
         )
+    with drawing(recipe.seed, "trial"):
+        for stage in (recipe.search, recipe.finetune):
+            task_objective(stage).begin(backbone)
     if recipe.finetune.from_scratch:
         restart(copy.deepcopy(backbone), recipe.seed)
     for number, term in enumerate(penalty_terms(recipe, limit) if recipe.search.learns else ()):

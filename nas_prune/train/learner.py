@@ -12,6 +12,7 @@ from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.movers import Mover
 from nas_prune.methods.penalties import Penalty
 from nas_prune.tracing.arch import Arch
+from nas_prune.tracing.outputs import output_dims
 from nas_prune.train.objective import Objective, Teacher, task_loss
 from nas_prune.train.optimizers import carry, optimizer_of
 from nas_prune.train.rounds import Alive
@@ -64,8 +65,10 @@ class Learner:
         """
         if all(len(kept.kept.get(name, range(axis.size))) == axis.size for name, axis in self.gated.space.free.items()):
             return
-        alive, places = self.alive.without(removed(self.gated, kept))
-        self.optimizers = self._carried(self.gated, alive.gated, places, self._optimizers(alive.gated))
+        removal = removed(self.gated, kept)
+        alive, places = self.alive.without(removal)
+        came = _came(self.gated, alive.gated, places) | self.follow(removal)
+        self.optimizers = self._carried(came, self._optimizers(alive.gated))
         if self.chain.average is not None:
             former = self.chain.average.module
             self.chain.average = _average(former, alive.gated, places, self.chain.average.decay)
@@ -76,12 +79,18 @@ class Learner:
 
     def small(self, removal: Removal) -> Optimizer:
         """An optimizer of the plain model that a removal left, with what the present one knows; the average follows."""
-        small, backbone = removal.small, self.gated.backbone
+        small = removal.small
         made = [optimizer_of(small, self.settings)]
         if self.chain.average is not None:
             former = self.chain.average.module.get_submodule("backbone")
             self.chain.average = _average(former, small, removal.places, self.chain.average.decay)
-        return self._carried(backbone, small, removal.places, made)[0]
+        came = _came(self.gated.backbone, small, removal.places) | self.follow(removal)
+        return self._carried(came, made)[0]
+
+    def follow(self, removal: Removal) -> dict[Tensor, tuple[Tensor, Tensor]]:
+        """Let the loss go on with what a removal left; its parameters that are new, and where their numbers were."""
+        axes, kept = self.gated.axes, removal.kept
+        return dict(self.loss.follow(lambda path: [axes.indices(term, kept) for term in output_dims(axes, path)]))
 
     def _optimizers(self, gated: GatedModel) -> list[Optimizer]:
         weights, gates = optimizer_of(gated.backbone, self.settings), list(gated.gates.parameters())
@@ -90,15 +99,18 @@ class Learner:
             return [weights]
         return [weights, *([] if self.settings.bilevel else gate_optimizers(gated, self.settings))]
 
-    def _carried(self, former: nn.Module, model: nn.Module, places: Places, made: list[Optimizer]) -> list[Optimizer]:
-        """These optimizers, with what the present ones know."""
-        known = dict(former.named_parameters())
-        came: dict[Tensor, tuple[Tensor, Tensor]] = {
-            each: (known[name], places[name]) for name, each in model.named_parameters()
-        }
+    def _carried(self, came: dict[Tensor, tuple[Tensor, Tensor]], made: list[Optimizer]) -> list[Optimizer]:
+        """These optimizers, with what the present ones know; ``came``: parameter -> the one before, and its places."""
+        gone = {*self.gated.parameters(), *(former for former, _ in came.values())}
         for before, now in zip(self.optimizers, made, strict=False):
-            carry(before, now, came, set(self.gated.parameters()))
+            carry(before, now, came, gone)
         return made
+
+
+def _came(former: nn.Module, model: nn.Module, places: Places) -> dict[Tensor, tuple[Tensor, Tensor]]:
+    """Parameter of a smaller model -> the one before, and where its numbers were in that."""
+    known = dict(former.named_parameters())
+    return {each: (known[name], places[name]) for name, each in model.named_parameters()}
 
 
 def gate_optimizers(gated: GatedModel, settings: SearchSettings) -> list[Optimizer]:

@@ -73,17 +73,17 @@ def fit(
 ) -> None:
     """Train ``model`` in place for the epochs of the stage, or for what is left of them.
 
-    The first optimizer follows the schedule, and trains what the objective has to learn. ``watch`` makes columns of the
-    journal of the accuracy of an epoch; ``mover`` moves what no optimizer does. Raises DivergedError when the loss is
-    not finite, InterruptedRunError when a signal asks to stop.
+    The first optimizer follows the schedule, and trains what the objective learns. ``watch`` makes the columns of a row
+    of the journal. Raises DivergedError for a loss that is not finite, InterruptedRunError when asked to stop.
     """
     if not stage.epochs:
         return
     trained, loader = ready(run.accelerator, model, run.pace), run.accelerator.prepare_data_loader(data.train)
     steps = steps_of(loader, stage)
-    schedule = schedule_of(optimizers[0], stage, steps)
     mix = mixer(stage.images, data.classes, stage.settings.label_smoothing) or _as_they_are
+    _begin(run, stage, model, objective)
     beside = beside_the_model(objective, mover, optimizers[0], run.accelerator)
+    schedule = schedule_of(optimizers[0], stage, steps)
     memory = _Memory(run, stage, model, beside, optimizers)
     position = memory.recall(steps)
     bar = run.bars.bar(stage.name, stage.epochs * steps, position.epoch * steps + position.step, lines=stage.epochs)
@@ -100,6 +100,12 @@ def fit(
                 memory.close_step(position, stop)
             position = memory.close_epoch(position, watch, data)
             memory.stop_if_asked(stop)
+
+
+def _begin(run: Run, stage: Stage, model: nn.Module, objective: Objective) -> None:
+    """What comes before a stage, and before its checkpoint is put back."""
+    with drawing(run.seed, stage.name, "loss"):
+        objective.begin(model)
 
 
 def _open_epoch(model: nn.Module, stage: Stage, position: Position, mover: Still) -> None:

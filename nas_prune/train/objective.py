@@ -53,6 +53,10 @@ class Objective(nn.Module):
             for penalty in penalties:
                 penalty.begin(gated)
 
+    def begin(self, model: nn.Module) -> None:
+        """Before the first step of a stage that trains ``model``, gated or not: let the loss know its backbone."""
+        self.loss.begin(model.backbone if isinstance(model, GatedModel) else model)
+
     def forward(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """Loss + penalties, of one forward pass."""
         teacher, gated = self._around
@@ -110,15 +114,23 @@ def beside_the_model(
 
 @contextmanager
 def _features(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Outputs of modules in the forward pass inside the block. Raises RecipeError for a module that is not there."""
+    """Outputs of modules in the forward pass inside the block, as one sees them who reads them there.
+
+    Raises RecipeError for a module that is not there.
+    """
     found: dict[str, Tensor] = {}
-    modules = model.named_modules() if paths else ()  # most losses look at none, and this is in every step
+    modules = list(model.named_modules()) if paths else []  # most losses look at none, and this is in every step
     known = {name.removeprefix("module.").removeprefix("model."): part for name, part in modules}
+    gated = next((part for _, part in modules if isinstance(part, GatedModel)), None)
     known |= {name.removeprefix("backbone."): part for name, part in known.items()}
     with ExitStack() as stack:
         for path in paths:
             if path not in known:
                 raise RecipeError(f"the loss looks at the module {path!r}, which the model lacks{hint(path, known)}")
-            handle = known[path].register_forward_hook(lambda _m, _x, y, path=path: found.__setitem__(path, y))
+
+            def keep(module: nn.Module, given: object, output: Tensor, path: str = path) -> None:  # noqa: ARG001
+                found[path] = output if gated is None else gated.seen(path, output)
+
+            handle = known[path].register_forward_hook(keep)
             stack.callback(handle.remove)
         yield found

@@ -40,7 +40,7 @@ from nas_prune.train.held_out.bilevel import Bilevel
 from nas_prune.train.held_out.shapley_ascent import ShapleyAscent, weighed
 from nas_prune.train.learner import Learner, adam, gate_optimizers
 from nas_prune.train.loop import Run, Watch, fit
-from nas_prune.train.objective import Objective, task_loss, teacher_of
+from nas_prune.train.objective import Objective, teacher_of
 from nas_prune.train.optimizers import optimizer_of
 from nas_prune.train.rounds import Alive, Round, rounds_of
 from nas_prune.train.score import SCORE, score
@@ -108,19 +108,19 @@ class Parts:
 
 def searched(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSettings, run: Run) -> Met:
     """The loop of every search; the weights of ``gated`` have settled in the architecture, which is in its units."""
-    if settings.learns:
-        warm_up(gated, data, parts, settings=settings, run=run)
-    training, mover = moved(gated, data, parts, settings, run)
     teacher = teacher_of(gated.plain(), run.accelerator) if settings.distill else None
-    learner = Learner(gated, settings, mover, teacher)
+    learner = Learner(gated, settings, None, teacher)
+    if settings.learns:
+        warm_up(learner, data, parts, run=run)
+    training, learner.mover = moved(learner, data, parts, run=run)
     for each in rounds_of(settings.rounds, settings.joint, _schedule(settings)):
         if settings.learns:
             learn(learner, training, parts, each, run=run)
-        if mover is not None and settings.rounds > 1:
-            _change(learner, parts, left := mover.left(), {})
+        if learner.mover is not None and settings.rounds > 1:
+            _change(learner, parts, left := learner.mover.left(), {})
             learner.remove(left)
         scores = parts.score(learner.gated, each)
-        if mover is None and not each.last:
+        if learner.mover is None and not each.last:
             learner.remove(_closed(learner, parts, scores, each, run.seed))
     learner.gated.fold()
     met = parts.meet(learner.alive, scores)
@@ -155,10 +155,11 @@ def _classes(gated: GatedModel) -> int:
     return int(getattr(gated.backbone, "num_classes", captured.outputs[0][-1] if captured.outputs else 0))
 
 
-def warm_up(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSettings, run: Run) -> None:
+def warm_up(learner: Learner, data: Data, parts: Parts, *, run: Run) -> None:
     """Training of the gates alone; nothing, where they do not learn by gradient."""
+    gated, settings = learner.gated, learner.settings
     moving = gate_optimizers(gated, settings)
-    objective = Objective(task_loss(settings), penalties=parts.penalties(parts.joint), gated=gated)
+    objective = Objective(learner.loss, penalties=parts.penalties(parts.joint), gated=gated)
     gated.backbone.requires_grad_(False)
     stage = Stage("search-warmup", settings.warmup if moving else 0, settings, parts.images)
     fit(run, stage, gated, data, objective, moving, watch=_watching(Alive.all(gated), parts.budget, data, run))
@@ -197,11 +198,12 @@ def _schedule(settings: SearchSettings) -> Schedule:
     return found
 
 
-def moved(gated: GatedModel, data: Data, parts: Parts, settings: SearchSettings, run: Run) -> tuple[Data, Mover | None]:
+def moved(learner: Learner, data: Data, parts: Parts, *, run: Run) -> tuple[Data, Mover | None]:
     """The data that weights are trained on, and the recipe's mover.
 
     Gates called ``shapley``, and a bilevel search, bring their own, which looks at images that are held out for it.
     """
+    gated, settings = learner.gated, learner.settings
     aim = Aim(parts.budget, settings.joint, _schedule(settings))
     if settings.mover.name is not None:
         made: Mover = bound("search.mover", movers, settings.mover, 2)(gated, aim)
@@ -212,7 +214,7 @@ def moved(gated: GatedModel, data: Data, parts: Parts, settings: SearchSettings,
     if not settings.bilevel:
         return training, ShapleyAscent(gated, aim, data=held, settings=settings.shapley, run=run)
     optimizer = adam(list(gated.gates.parameters()), settings)
-    objective = Objective(task_loss(settings), penalties=parts.penalties(parts.joint), gated=gated)
+    objective = Objective(learner.loss, penalties=parts.penalties(parts.joint), gated=gated)
     return training, Bilevel(gated, aim, data=held, objective=objective, optimizer=optimizer, run=run)
 
 
@@ -235,6 +237,8 @@ def settle(learner: Learner, arch: Arch, data: Data, parts: Parts, *, run: Run) 
             fit(run, stage, gated, data, objective, [optimizer], watch=watch)
         return
     removal = removed(gated, arch)
+    if not once:
+        learner.follow(removal)
     optimizer = learner.small(removal) if once else optimizer_of(removal.small, calmer)
     fit(run, stage, removal.small, data, objective, [optimizer], watch=watch)
     learner.alive.put_back(removal)

@@ -529,6 +529,21 @@ def test_local_similarity_is_added_to_its_input() -> None:
     assert close(operation(x), x + operation.get_submodule("project")(pattern))
 
 
+def test_detached_patterns_train_the_embedding_and_nothing_before_it() -> None:
+    plain, detached = (build({**DESCRIPTIONS["local_similarity"], "detach": each}) for each in (False, True))
+    detached.load_state_dict(plain.state_dict())
+    x = torch.randn(2, CHANNELS, 6, 7)
+    assert torch.equal(plain(x), detached(x))
+    ends = []
+    for operation in (plain, detached):
+        given = x.clone().requires_grad_()
+        operation(given).sum().backward()
+        ends.append((given.grad, operation.get_submodule("embed").weight.grad))
+    torch.testing.assert_close(ends[1][0], torch.ones_like(x))  # what is added to x is no function of x
+    assert not torch.allclose(ends[0][0], ends[1][0])
+    torch.testing.assert_close(ends[0][1], ends[1][1])
+
+
 def stereogram(shift: int) -> tuple[Tensor, Tensor]:
     """Random dots of eight channels, and the same seen from ``shift`` pixels further right."""
     scene = torch.randn(1, 8, 12, 40)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from nas_prune.base.registry import Registry
 
+Came = Mapping[Tensor, tuple[Tensor, Tensor]]  # parameter -> the one before, and where its numbers were, flattened
+
 
 @dataclass(frozen=True)
 class Said:
     """What a model said of a batch.
 
-    ``logits`` (b k); ``features``: path of a module -> its output, for the modules that the loss names; ``teacher``:
-    logits (b k) of the dense parent, where there is one.
+    ``logits`` (b k); ``features``: path of a module -> its output as one sees it who reads it, closed units as zeros,
+    for the modules that the loss names; ``teacher``: logits (b k) of the dense parent, where there is one.
     """
 
     logits: Tensor
@@ -36,6 +38,16 @@ class Loss(nn.Module, ABC):
     def __init__(self, smoothing: float) -> None:
         super().__init__()
         self.smoothing = smoothing
+
+    def begin(self, backbone: nn.Module) -> None:
+        """Before the first step of a stage that trains ``backbone``: what it needs to know of it, once."""
+
+    def follow(self, left: Callable[[str], Sequence[Tensor | None]]) -> Came:  # noqa: ARG002
+        """Go on with what is left of the backbone: indices per dimension of a module's output, None where all is.
+
+        Returns those of its parameters that are new.
+        """
+        return {}
 
     @abstractmethod
     def forward(self, said: Said, targets: Tensor) -> Tensor:
