@@ -15,7 +15,7 @@ from nas_prune.derivation.trace import trace
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.gates import Gate
 from nas_prune.tracing import Axes
-from nas_prune.tracing.writers import unit_rows, writers
+from nas_prune.tracing.roles.writers import unit_rows, writers
 
 
 def gated_again(gated: GatedModel, removal: Removal) -> tuple[GatedModel, Places]:

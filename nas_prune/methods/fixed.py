@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from nas_prune.ops import Choice
 from nas_prune.tracing.arch import Arch
 
 if TYPE_CHECKING:
@@ -22,12 +23,12 @@ class Fixed:
     def __enter__(self) -> GatedModel:
         self.gated._fixed.append(self)
         self.keep()  # now, and in no forward pass: torch.compile would compile the first one apart
-        self.gated._compute_live()
+        _compute_live(self.gated)
         return self.gated
 
     def __exit__(self, *error: object) -> None:
         self.gated._fixed.pop()
-        self.gated._compute_live()
+        _compute_live(self.gated)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The output for these inputs."""
@@ -46,3 +47,14 @@ class Fixed:
             for keep in self._keep.values():
                 keep.requires_grad_(self.requires_grad)
         return self._keep
+
+
+def _compute_live(gated: GatedModel) -> None:
+    """Choices compute only what the architecture keeps of them, while there is one."""
+    closed = gated.axes.closed(gated._fixed[-1].arch) if gated._fixed else []
+    without = {branch.modules[0] for branch in closed}
+    for path in gated.axes.walk.captured.choices:
+        choice = gated.backbone.get_submodule(path)
+        assert isinstance(choice, Choice)
+        live = [name for name in choice.candidates if f"{path}.candidates.{name}" not in without]
+        choice.live = live if live and gated._fixed else None

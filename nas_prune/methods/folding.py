@@ -11,7 +11,7 @@ import torch
 
 from nas_prune.tracing.graph.brought import tensor_of
 from nas_prune.tracing.graph.capture import evaluating
-from nas_prune.tracing.readers import readers
+from nas_prune.tracing.roles.readers import readers
 
 if TYPE_CHECKING:
     from nas_prune.methods.gated import GatedModel

@@ -23,16 +23,15 @@ from nas_prune.methods.intercept import Board, intercept, plain_copy, release
 from nas_prune.methods.looked_up import LookedUp
 from nas_prune.methods.masks import Masks
 from nas_prune.methods.writing import Act, along, writing
-from nas_prune.ops import Choice
 from nas_prune.tracing import Axes
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.full_precision import full_precision
 from nas_prune.tracing.graph.brought import tensor_of, unwrapped
 from nas_prune.tracing.graph.multihead import close_up, open_up
-from nas_prune.tracing.outputs import output_sites
+from nas_prune.tracing.roles.outputs import output_sites
+from nas_prune.tracing.roles.writers import unit_rows, writers
 from nas_prune.tracing.space import SearchSpace
 from nas_prune.tracing.terms import Term, leaves
-from nas_prune.tracing.writers import unit_rows, writers
 
 
 class GatedModel(nn.Module):
@@ -247,16 +246,6 @@ class GatedModel(nn.Module):
             shape = [-1 if each == dim else 1 for each in range(tensor.ndim)]
             tensor = tensor if dim == written else tensor * self.axes.mask(term, keep).reshape(shape)
         return tensor
-
-    def _compute_live(self) -> None:
-        """Choices compute only what the architecture keeps of them, while there is one."""
-        closed = self.axes.closed(self._fixed[-1].arch) if self._fixed else []
-        without = {branch.modules[0] for branch in closed}
-        for path in self.axes.walk.captured.choices:
-            choice = self.backbone.get_submodule(path)
-            assert isinstance(choice, Choice)
-            live = [name for name in choice.candidates if f"{path}.candidates.{name}" not in without]
-            choice.live = live if live and self._fixed else None
 
     def _striped(self, name: str) -> Tensor:
         """The weight (n c i j) that an axis of stripes is about."""

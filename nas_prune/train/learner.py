@@ -12,7 +12,7 @@ from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.movers import Mover
 from nas_prune.methods.penalties import Penalty
 from nas_prune.tracing.arch import Arch
-from nas_prune.tracing.outputs import output_dims
+from nas_prune.tracing.roles.outputs import output_dims
 from nas_prune.train.objective import Objective, Teacher, task_loss
 from nas_prune.train.optimizers import carry, optimizer_of
 from nas_prune.train.rounds import Alive

@@ -51,7 +51,7 @@ LOOKED_UP = {  # attribute -> (an object that has it, as code; what needs it)
     "_cdata": ("torch.zeros(1).untyped_storage()._cdata", "memory is counted once per storage"),
 }
 FOREIGN = re.compile(r"torch|timm|torchvision|accelerate|wandb")
-OURS = {"_compute_live", "_filled", "_fixed", "_packed", "_projections", "_exit"}  # os._exit, and objects of our own
+OURS = {"_filled", "_fixed", "_packed", "_projections", "_exit"}  # os._exit, and objects of our own
 
 
 def imported() -> set[str]:

@@ -9,7 +9,7 @@ from nas_prune.base.axis import BITS
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.gates import gates
 from nas_prune.tracing.arch import Arch
-from nas_prune.tracing.readers import readers
+from nas_prune.tracing.roles.readers import readers
 from nas_prune.tracing.space import SearchSpace
 
 EXACT = 1e-9

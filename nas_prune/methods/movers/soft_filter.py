@@ -28,7 +28,7 @@ from nas_prune.methods.movers.mover import Aim, Mover, movers
 from nas_prune.methods.selectors.uniform import uniform_widths
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.graph.brought import tensor_of
-from nas_prune.tracing.scales import SCALES, SHIFTS, parameters
+from nas_prune.tracing.roles.scales import SCALES, SHIFTS, parameters
 
 AWAKE = 1e-3  # the least shift of what is zeroed and may come back: next to nothing, and positive
 

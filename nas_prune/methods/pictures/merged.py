@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.scores import Batches
 from nas_prune.tracing.graph.capture import evaluating
-from nas_prune.tracing.writers import unit_of
+from nas_prune.tracing.roles.writers import unit_of
 
 Twins = Mapping[str, Mapping[int, int]]  # axis -> unit that goes -> unit that takes over
 

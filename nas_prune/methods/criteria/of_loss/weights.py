@@ -16,7 +16,7 @@ from nas_prune.base.errors import DivergedError, SpaceError
 from nas_prune.methods.criteria.criterion import with_the_rest
 from nas_prune.methods.gated import GatedModel
 from nas_prune.tracing.graph.brought import tensor_of
-from nas_prune.tracing.writers import unit_rows
+from nas_prune.tracing.roles.writers import unit_rows
 
 Weights = Mapping[str, Tensor]
 

@@ -18,7 +18,7 @@ from nas_prune.methods.criteria.criterion import criteria, means_of_units, with_
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.scores import Batches
 from nas_prune.tracing.graph.brought import tensor_of
-from nas_prune.tracing.scales import SCALES, parameters
+from nas_prune.tracing.roles.scales import SCALES, parameters
 from nas_prune.tracing.terms import Term
 
 
