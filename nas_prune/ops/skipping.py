@@ -85,7 +85,8 @@ class Skipping(Operation):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (b i h w) -> (b o h w)."""
-        followed = torch.compiler.is_compiling() or torch.jit.is_tracing()  # who would hold on to it  # type: ignore[attr-defined, no-untyped-call]
+        # who follows the computation would hold on to the channels that are on
+        followed = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         return self._of_one(x) if len(x) == 1 and not self.training and not followed else self._of_all(x)
 
     def _of_all(self, x: Tensor) -> Tensor:
