@@ -100,3 +100,8 @@ def test_a_part_lies_in_the_folder_of_its_kind(kind: str, name: str) -> None:
 
 def test_every_kind_that_can_be_listed_is_looked_at() -> None:
     assert listings().keys() - KINDS.keys() == {"recipes", "sweeps", "spaces", "datasets", "models", "methods"}
+
+
+@pytest.mark.parametrize("name", KINDS["criteria"][0])
+def test_a_criterion_says_what_it_costs(name: str) -> None:
+    assert "Cost: " in dict(listings()["criteria"]())[name]
