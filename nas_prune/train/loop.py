@@ -79,7 +79,7 @@ def fit(
     """
     if not stage.epochs:
         return
-    trained, loader = ready(run.accelerator, model, run.pace), run.accelerator.prepare_data_loader(data.train)
+    trained, loader = _ready(run, stage, model, data, objective), run.accelerator.prepare_data_loader(data.train)
     steps = steps_of(loader, stage)
     schedule = schedule_of(optimizers[0], stage, steps)
     mix = mixer(stage.images, data.classes, stage.settings.label_smoothing) or _as_they_are
@@ -100,6 +100,16 @@ def fit(
                 memory.close_step(position, stop)
             position = memory.close_epoch(position, watch, data)
             memory.stop_if_asked(stop)
+
+
+def _ready(run: Run, stage: Stage, model: nn.Module, data: Data, objective: Objective) -> nn.Module:
+    """What to call in place of the model. A loss that looks at features has seen some, and made what it learns."""
+    trained = ready(run.accelerator, model, run.pace)
+    if objective.loss.features:
+        images, _ = next(iter(data.evaluation))
+        with drawing(run.seed, stage.name, "loss"):
+            objective.prepare(trained, images[:2].to(run.accelerator.device))
+    return trained
 
 
 def _open_epoch(model: nn.Module, stage: Stage, position: Position, mover: Still) -> None:

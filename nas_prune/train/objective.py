@@ -18,6 +18,7 @@ from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.losses import Loss, Said, losses
 from nas_prune.methods.losses.distillation import Distillation
 from nas_prune.methods.movers.mover import Mover, Still
+from nas_prune.tracing.graph.capture import evaluating
 from nas_prune.train.settings import OptimSettings
 
 Teacher = Callable[[Tensor], Tensor]
@@ -47,6 +48,13 @@ class Objective(nn.Module):
         self.penalties = nn.ModuleList(penalties)
         self._around = (teacher, gated)  # in a tuple: they are no part of this module
         self.slide = slide or (lambda _: None)
+
+    @torch.no_grad()
+    def prepare(self, model: nn.Module, images: Tensor) -> None:
+        """Let the loss see what it will look at, before the optimizer is told what it learns."""
+        if self.loss.features:
+            with evaluating(model), _features(model, self.loss.features) as features:
+                self.loss.prepare(Said(model(images), features))
 
     def forward(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """Loss + penalties, of one forward pass."""

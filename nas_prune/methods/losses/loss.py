@@ -37,6 +37,9 @@ class Loss(nn.Module, ABC):
         super().__init__()
         self.smoothing = smoothing
 
+    def prepare(self, said: Said) -> None:
+        """Make what it learns, of the sizes of what a model says; before each stage, and before the optimizer asks."""
+
     @abstractmethod
     def forward(self, said: Said, targets: Tensor) -> Tensor:
         """The loss, (), the mean over a batch; ``targets`` are classes (b), or probabilities (b k) after mixup."""
