@@ -43,11 +43,9 @@ def space_file(tmp_path: Path) -> str:
 def gated_net(space_file: str, gate: str = "mask") -> GatedModel:
     """Two convolutions with norms, each of which may become a structured one."""
     torch.manual_seed(0)
-    net = nn.Sequential(
-        *(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
-        *(nn.Conv2d(8, 16, 3, 2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
-        *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, CLASSES)),
-    )
+    narrow = [nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
+    wide = [nn.Conv2d(8, 16, 3, 2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    net = nn.Sequential(*narrow, *wide, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, CLASSES))
     return GatedModel(net, laid_out(net, torch.randn(2, *IMAGE), space_file), gate)
 
 

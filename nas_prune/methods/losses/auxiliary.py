@@ -48,11 +48,6 @@ class Auxiliary(CrossEntropy):
 
 def _head(channels: int, classes: int) -> nn.Sequential:
     """Features (b c h w) -> (b classes)."""
-    return nn.Sequential(
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2),
-        *(nn.Conv2d(channels, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU()),
-        *(nn.Conv2d(128, 768, 2, bias=False), nn.BatchNorm2d(768), nn.ReLU()),
-        nn.Flatten(),
-        nn.Linear(768, classes),
-    )
+    narrow = [nn.Conv2d(channels, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU()]
+    wide = [nn.Conv2d(128, 768, 2, bias=False), nn.BatchNorm2d(768), nn.ReLU()]
+    return nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(2), *narrow, *wide, nn.Flatten(), nn.Linear(768, classes))
