@@ -35,7 +35,10 @@ KINDS: dict[str, tuple[Mapping[str, Any], int]] = {
     "costs": (costs, 1),
     "predictors": (predictors, 3),
 }
-NEEDED = {"penalties structural": ["layers"]}  # options without a default: there is none that makes sense
+NEEDED = {
+    "penalties structural": ["layers"],
+    "losses auxiliary": ["module"],
+}  # options without a default: there is none that makes sense
 
 every = pytest.mark.parametrize(
     ("kind", "name"), [(kind, name) for kind, (parts, _) in KINDS.items() for name in parts]
