@@ -24,18 +24,24 @@ default_cfgs = {  # where timm's ``register_model`` looks; the papers' spaces ar
 }
 
 
-def nas_prune_cells(pretrained: bool = False, **kwargs: Any) -> "nn.Module":
+def nas_prune_cells(pretrained: bool = False, drop_path_rate: float = 0.0, **kwargs: Any) -> "nn.Module":
     """A supernet or, with ``genotype``, the network of one; the other arguments are those of CellNetwork.
 
-    Raises SpaceError and ArchError where they do not fit.
+    ``drop_path_rate``: what ``CellNetwork.set_drop_path`` takes. Raises SpaceError and ArchError where these do not
+    fit.
     """
     from timm.models import build_model_with_cfg
     from torch import nn
 
     from nas_prune.ops.cells.network import CellNetwork
 
+    def made(**arguments: Any) -> CellNetwork:
+        network = CellNetwork(**arguments)
+        network.set_drop_path(drop_path_rate)
+        return network
+
     stages = {"out_indices": (0, 1, 2), "feature_cls": "getter"}
-    model = build_model_with_cfg(CellNetwork, "nas_prune_cells", pretrained, feature_cfg=stages, **kwargs)
+    model = build_model_with_cfg(made, "nas_prune_cells", pretrained, feature_cfg=stages, **kwargs)
     assert isinstance(model, nn.Module)
     return model
 

@@ -1,6 +1,7 @@
 """What a recipe can name, as ``nas-prune list`` shows it."""
 
 import inspect
+import re
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -52,9 +53,9 @@ def listing(kind: str, pattern: str | None = None) -> NamedRows:
 
 
 def _parts(kind: str, package: str) -> NamedRows:
-    """The registry of a kind of part: each part with its idea and its options."""
+    """The registry of a kind of part: each part with its idea, its options, what it costs, and its paper."""
     found: Registry[Any] = getattr(import_module(f"nas_prune.{package}"), kind)
-    return [(name, f"{_idea(part)}{_options(part)}") for name, part in found.items()]
+    return [(name, f"{_idea(part)}{_options(part)}{_cost(part)}{_paper(part)}") for name, part in found.items()]
 
 
 def _options(part: Callable[..., object]) -> str:
@@ -65,8 +66,25 @@ def _options(part: Callable[..., object]) -> str:
 
 def _idea(part: object) -> str:
     """The first line of the docstring of the part's file, which states its idea."""
+    return _told(part).split("\n")[0]
+
+
+def _cost(part: object) -> str:
+    """What the docstring of the part's file says of its cost."""
+    found = re.search(r"^Cost: .*?\.$", _told(part), re.MULTILINE | re.DOTALL)
+    return f" {' '.join(found[0].split())}" if found else ""
+
+
+def _paper(part: object) -> str:
+    """The first paper that the docstring of the part's file names, unless its first line does."""
+    told = _told(part)
+    found = re.search(r"arXiv\s*(\d{4}\.\d{4,5})", told)
+    return f" arXiv {found[1]}." if found and found[0] not in told.split("\n")[0] else ""
+
+
+def _told(part: object) -> str:
     module = inspect.getmodule(part)
-    return _first(module) if module else ""
+    return (inspect.getdoc(module) or "") if module else ""
 
 
 def _first_comment(path: Path) -> str:

@@ -83,10 +83,15 @@ class Choice(Operation):
         return total
 
 
+def choices_of(model: nn.Module) -> list[Choice]:
+    """The choices in a model."""
+    return [module for module in model.modules() if isinstance(module, Choice)]
+
+
 @contextmanager
 def first_alone(model: nn.Module) -> Iterator[None]:
     """The dense network: every choice computes its first candidate only, and the others do not learn."""
-    choices = [module for module in model.modules() if isinstance(module, Choice)]
+    choices = choices_of(model)
     others = [each for choice in choices for each in list(choice.candidates.values())[1:]]
     waiting = [parameter for each in others for parameter in each.parameters() if parameter.requires_grad]
     before = [choice.live for choice in choices]
@@ -105,7 +110,7 @@ def first_alone(model: nn.Module) -> Iterator[None]:
 
 def inherit(model: nn.Module) -> None:
     """Let the other candidates of every choice start from the weights of the first one, which the dense network has."""
-    for choice in [module for module in model.modules() if isinstance(module, Choice)]:
+    for choice in choices_of(model):
         first, *others = choice.candidates.values()
         for candidate in others:
             assert isinstance(candidate, Operation)

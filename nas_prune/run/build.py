@@ -147,7 +147,7 @@ def try_step(recipe: Recipe, backbone: nn.Module, data: Data, stage: OptimSettin
     images, labels = example(recipe, data, batch=batch), torch.zeros(batch, dtype=torch.long)
     trial, objective = copy.deepcopy(backbone), task_objective(stage)
     with drawing(recipe.seed, "trial"):
-        objective.begin(trial)
+        objective.begin(trial, lambda: images)
     what = f"{batch} image{'s' if batch > 1 else ''} of {' x '.join(map(str, images.shape[1:]))}"
     try:
         with drawing(recipe.seed, "trial"):
@@ -184,7 +184,7 @@ def rehearse(recipe: Recipe, backbone: nn.Module, space: SearchSpace, images: Te
         )
     with drawing(recipe.seed, "trial"):
         for stage in (recipe.search, recipe.finetune):
-            task_objective(stage).begin(backbone)
+            task_objective(stage).begin(backbone, lambda: images)
     if recipe.finetune.from_scratch:
         restart(copy.deepcopy(backbone), recipe.seed)
     for number, term in enumerate(penalty_terms(recipe, limit) if recipe.search.learns else ()):

@@ -81,7 +81,7 @@ def fit(
     trained, loader = ready(run.accelerator, model, run.pace), run.accelerator.prepare_data_loader(data.train)
     steps = steps_of(loader, stage)
     mix = mixer(stage.images, data.classes, stage.settings.label_smoothing) or _as_they_are
-    _begin(run, stage, model, objective)
+    _begin(run, stage, model, data, objective)
     beside = beside_the_model(objective, mover, optimizers[0], run.accelerator)
     schedule = schedule_of(optimizers[0], stage, steps)
     memory = _Memory(run, stage, model, beside, optimizers)
@@ -102,10 +102,10 @@ def fit(
             memory.stop_if_asked(stop)
 
 
-def _begin(run: Run, stage: Stage, model: nn.Module, objective: Objective) -> None:
+def _begin(run: Run, stage: Stage, model: nn.Module, data: Data, objective: Objective) -> None:
     """What comes before a stage, and before its checkpoint is put back."""
     with drawing(run.seed, stage.name, "loss"):
-        objective.begin(model)
+        objective.begin(model, lambda: next(iter(data.evaluation))[0][:2].to(run.accelerator.device))
 
 
 def _open_epoch(model: nn.Module, stage: Stage, position: Position, mover: Still) -> None:

@@ -19,6 +19,7 @@ from nas_prune.methods.losses import Loss, Said, losses
 from nas_prune.methods.losses.distillation import Distillation
 from nas_prune.methods.movers.mover import Mover, Still
 from nas_prune.methods.penalties import Penalty
+from nas_prune.tracing.graph.capture import evaluating
 from nas_prune.train.settings import OptimSettings
 
 Teacher = Callable[[Tensor], Tensor]
@@ -53,9 +54,15 @@ class Objective(nn.Module):
             for penalty in penalties:
                 penalty.begin(gated)
 
-    def begin(self, model: nn.Module) -> None:
-        """Before the first step of a stage that trains ``model``, gated or not: let the loss know its backbone."""
-        self.loss.begin(model.backbone if isinstance(model, GatedModel) else model)
+    def begin(self, model: nn.Module, images: Callable[[], Tensor]) -> None:
+        """Before a stage that trains ``model``, gated or not: let the loss know its backbone, and what it says of some
+        ``images`` (b c h w) where it asks."""
+
+        def look() -> Said:
+            with torch.no_grad(), evaluating(model), _features(model, self.loss.features) as features:
+                return Said(model(images()), features)
+
+        self.loss.begin(model.backbone if isinstance(model, GatedModel) else model, look)
 
     def forward(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """Loss + penalties, of one forward pass."""

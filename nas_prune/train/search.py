@@ -175,6 +175,8 @@ def learn(learner: Learner, data: Data, parts: Parts, each: Round, *, run: Run) 
     objective = learner.objective(penalties, _sliding(learner, each.sliding(parts.joint)))
     watch = _watching(learner.alive, parts.budget, data, run)
     fit(run, stage, learner.gated, data, objective, learner.optimizers, watch=watch, mover=learner.mover)
+    if each.last and learner.mover is not None:
+        learner.mover.finished()
 
 
 def _sliding(learner: Learner, limit: Callable[[float], float]) -> Callable[[float], None]:

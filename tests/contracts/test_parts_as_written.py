@@ -35,7 +35,10 @@ KINDS: dict[str, tuple[Mapping[str, Any], int]] = {
     "costs": (costs, 1),
     "predictors": (predictors, 3),
 }
-NEEDED = {"penalties structural": ["layers"]}  # options without a default: there is none that makes sense
+NEEDED = {
+    "penalties structural": ["layers"],
+    "losses auxiliary": ["module"],
+}  # options without a default: there is none that makes sense
 
 every = pytest.mark.parametrize(
     ("kind", "name"), [(kind, name) for kind, (parts, _) in KINDS.items() for name in parts]
@@ -100,3 +103,8 @@ def test_a_part_lies_in_the_folder_of_its_kind(kind: str, name: str) -> None:
 
 def test_every_kind_that_can_be_listed_is_looked_at() -> None:
     assert listings().keys() - KINDS.keys() == {"recipes", "sweeps", "spaces", "datasets", "models", "methods"}
+
+
+@pytest.mark.parametrize("name", KINDS["criteria"][0])
+def test_a_criterion_says_what_it_costs(name: str) -> None:
+    assert "Cost: " in dict(listings()["criteria"]())[name]

@@ -14,13 +14,19 @@ LOGITS = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=tor
 CLASSES = torch.tensor([0, 1, 2, 3, 4, 0])
 SHARES = LOGITS.flip(0).softmax(1)
 SAID = Said(LOGITS, teacher=LOGITS.flip(1))
+MAPS = torch.randn(6, 3, 5, 4, generator=torch.Generator().manual_seed(1))
+OPTIONS = {"auxiliary": {"module": "middle"}}  # options that have no default
 
 
 @pytest.mark.parametrize("targets", [CLASSES, SHARES], ids=["classes", "shares"])
 @pytest.mark.parametrize("name", losses)
 def test_every_loss_is_a_finite_number_with_a_finite_gradient(name: str, targets: torch.Tensor) -> None:
     logits = LOGITS.clone().requires_grad_()
-    loss = losses[name](0.1)(Said(logits, teacher=SAID.teacher), targets)
+    said = Said(logits, {"middle": MAPS}, SAID.teacher)
+    part = losses[name](0.1, **OPTIONS.get(name, {}))
+    if name in OPTIONS:
+        part.begin(nn.Identity(), lambda: said)
+    loss = part(said, targets)
     assert loss.ndim == 0
     (gradient,) = torch.autograd.grad(loss, logits)
     assert bool(gradient.isfinite().all())
@@ -83,3 +89,50 @@ def test_a_teacher_has_its_share() -> None:
     wanted = 0.7 * F.cross_entropy(said.logits, classes) + 0.3 * losses["distillation"](temperature=2.0)(said, classes)
     torch.testing.assert_close(teacher(net, images, classes), wanted)
     assert teacher.state_dict() == {}
+
+
+def seen(logits: torch.Tensor = LOGITS, maps: torch.Tensor = MAPS) -> Said:
+    return Said(logits, {"middle": maps})
+
+
+@pytest.mark.parametrize("targets", [CLASSES, SHARES], ids=["classes", "shares"])
+def test_an_auxiliary_head_that_knows_nothing_adds_its_weight_in_ignorance(targets: torch.Tensor) -> None:
+    loss = losses["auxiliary"](0.1, module="middle", weight=0.3)
+    loss.begin(nn.Identity(), seen)
+    for parameter in loss.head[-1].parameters():
+        nn.init.zeros_(parameter)
+    plain = losses["cross_entropy"](0.1)(SAID, targets)
+    torch.testing.assert_close(loss(seen(), targets), plain + 0.3 * torch.tensor(5.0).log())
+
+
+def test_an_auxiliary_head_by_hand() -> None:
+    loss = losses["auxiliary"](0.1, module="middle").eval()
+    loss.begin(nn.Identity(), seen)
+    narrow, wide, linear = (loss.head[number].weight for number in (2, 5, 9))
+    sizes = [tuple(each.shape) for each in (narrow, wide, linear)]
+    assert sizes == [(128, 3, 1, 1), (768, 128, 2, 2), (5, 768)]
+    scale = (1 + loss.head[3].eps) ** -0.5  # of a BatchNorm that has seen nothing
+    said = []
+    for image in MAPS.relu():
+        parts = [
+            [image[:, rows, columns].mean((1, 2)) for columns in (slice(2), slice(2, 4))]
+            for rows in (slice(3), slice(2, 5))
+        ]
+        mixed = [[(narrow[:, :, 0, 0] @ part * scale).relu() for part in row] for row in parts]
+        joined = sum(wide[:, :, row, column] @ mixed[row][column] for row in (0, 1) for column in (0, 1))
+        said.append(linear @ (joined * scale).relu() + loss.head[9].bias)
+    by_hand = losses["cross_entropy"](0.1)(Said(torch.stack(said)), CLASSES)
+    wanted = losses["cross_entropy"](0.1)(SAID, CLASSES) + 0.4 * by_hand
+    torch.testing.assert_close(loss(seen(), CLASSES), wanted, rtol=1e-5, atol=0)  # the head computes in float32
+
+
+def test_an_auxiliary_head_is_made_once_and_again_where_the_features_have_changed() -> None:
+    loss = losses["auxiliary"](0.0, module="middle")
+    loss.begin(nn.Identity(), seen)
+    head = loss.head
+    loss(seen(), CLASSES)
+    assert loss.head is head
+    loss.begin(nn.Identity(), lambda: seen(maps=MAPS[:, :2]))
+    assert loss.head[2].in_channels == 2
+    with pytest.raises(RecipeError, match=r"images of features .* name another module"):
+        loss.begin(nn.Identity(), lambda: seen(maps=MAPS.flatten(1)))

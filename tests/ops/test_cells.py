@@ -498,3 +498,43 @@ def test_while_there_is_a_choice_norms_may_be_without_scale_and_shift_and_a_geno
         CellNetwork(space, 4, 3, genotype=some_genotype(CellSpace.of(space))).state_dict().keys()
         == chosen.state_dict().keys()
     )
+
+
+STRAIGHT = {
+    kind: {"2": {"0": "conv", "1": "skip"}, "3": {"1": "pool", "2": "skip"}} for kind in ("normal", "reduction")
+}
+
+
+def test_drop_path_drops_edges_that_do_something_and_makes_up_for_it() -> None:
+    model = create(SMALL, genotype=STRAIGHT, drop_path_rate=0.4)
+    cell = next(iter(model.cells.values())).train()
+    streams = torch.randn(2, 6, 8, 5, 5)
+    out = seeded_run(cell, *streams)
+    torch.manual_seed(3)
+    states = [read(stream) for read, stream in zip(cell.inputs, streams, strict=True)]
+    dropped = []
+    for state, skipped in ((0, 1), (1, 2)):
+        keep = torch.empty(6, 1, 1, 1).bernoulli_(0.6)
+        dropped.append(int((keep == 0).sum()))
+        edge = cell.edges[f"{state}_to_{len(states)}"]
+        states.append(edge(states[state]) * keep / 0.6 + states[skipped])
+    assert 0 < sum(dropped) < 12
+    torch.testing.assert_close(out, torch.cat(states[2:], 1))
+
+
+def seeded_run(module: nn.Module, *inputs: Tensor) -> Tensor:
+    torch.manual_seed(3)
+    out: Tensor = module(*inputs)
+    return out
+
+
+@pytest.mark.parametrize("genotype", [STRAIGHT, None], ids=["derived", "supernet"])
+def test_drop_path_is_no_part_of_the_network(genotype: Genotype | None) -> None:
+    plain, dropping = (create(SMALL, genotype=genotype, drop_path_rate=rate) for rate in (0.0, 0.5))
+    dropping.load_state_dict(plain.state_dict())
+    x = torch.randn(4, 3, 8, 8)
+    assert torch.equal(plain(x), dropping(x))
+    same = torch.equal(seeded_run(plain.train(), x), seeded_run(dropping.train(), x))
+    assert same == (genotype is None)  # while there is a choice, nothing is dropped
+    with pytest.raises(SpaceError, match="drop_path_rate is 1"):
+        create(SMALL, drop_path_rate=1.0)

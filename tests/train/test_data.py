@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from nas_prune.base.errors import DataError
-from nas_prune.train.data.augment import augment
+from nas_prune.train.data.augment import augment, cut
 from nas_prune.train.data.idx import read_idx
 from nas_prune.train.data.loaders import Data, check_labels, datasets, from_loaders, load, mixer, parted, set_epoch
 from nas_prune.train.data.order import seeded
 from nas_prune.train.data.settings import DataSettings
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-AUGMENTED = {"hflip": 0.5, "shift": 3, "crop_scale": (0.5, 1.0), "random_erasing": 0.5}
+AUGMENTED = {"hflip": 0.5, "shift": 3, "crop_scale": (0.5, 1.0), "random_erasing": 0.5, "cutout": 8}
 
 
 def everything(loader: DataLoader[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -288,3 +288,28 @@ def test_batches_of_a_loader_must_be_pairs(batch: object) -> None:
     loader = DataLoader([batch] * 4, batch_size=2)
     with pytest.raises(DataError, match=r"a batch of the loader is a \w+, not a pair of tensors"):
         from_loaders(loader, loader, classes=2)
+
+
+@pytest.mark.parametrize("side", [1, 4, 5])
+def test_cutout_is_a_square_around_a_random_pixel_as_far_as_it_is_inside(side: int) -> None:
+    images, (h, w) = torch.ones(200, 2, 8, 6), (8, 6)
+    found = cut(images, side, seeded(3)) == 0
+    generator = seeded(3)
+    rows, columns = (torch.randint(size, (200, 1), generator=generator).flatten().tolist() for size in (h, w))
+    for image, (row, column) in enumerate(zip(rows, columns, strict=True)):
+        top, left = row - side // 2, column - side // 2
+        expected = torch.zeros(2, h, w, dtype=torch.bool)
+        expected[:, max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)] = True
+        assert torch.equal(found[image], expected)
+        assert found[image, :, row, column].all()
+    assert not cut(images, 0, seeded(3)).eq(0).any()
+
+
+def test_training_images_are_cut_and_no_others() -> None:
+    plain, cutting = (load(DataSettings(name="generated", image_size=16, cutout=side), seed=0) for side in (0, 6))
+    whole, missing = (everything(data.train)[0] for data in (plain, cutting))
+    hit = missing == 0
+    assert torch.equal(everything(plain.evaluation)[0], everything(cutting.evaluation)[0])
+    assert torch.equal(missing[~hit], whole[~hit])
+    sizes = hit.all(1).flatten(1).sum(1)
+    assert (int(sizes.min()) >= 9, int(sizes.max())) == (True, 36)

@@ -4,6 +4,8 @@ With a selector that keeps uniform widths, whatever accuracy is left is due to t
 the Value of Network Pruning" (arXiv 1810.05270), and Mittal et al. (arXiv 1801.10447) found little more in most
 criteria. Scores are uniform in [0, 1). Ours: each axis draws from a stream of its own, named by the axis, so what one
 axis draws depends on no other.
+
+Cost: nothing is computed.
 """
 
 import numpy as np

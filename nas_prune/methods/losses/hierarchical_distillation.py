@@ -53,7 +53,7 @@ class HierarchicalDistillation(Loss):
         self.last = False  # whether channels are the last dimension of maps
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
-    def begin(self, backbone: nn.Module) -> None:
+    def begin(self, backbone: nn.Module, look: Callable[[], Said]) -> None:  # noqa: ARG002
         """Make the heads, unless they are there. Raises RecipeError for a backbone without such stages."""
         if self.heads:
             return

@@ -39,8 +39,11 @@ class Loss(nn.Module, ABC):
         super().__init__()
         self.smoothing = smoothing
 
-    def begin(self, backbone: nn.Module) -> None:
-        """Before the first step of a stage that trains ``backbone``: what it needs to know of it, once."""
+    def begin(self, backbone: nn.Module, look: Callable[[], Said]) -> None:
+        """Before a stage that trains ``backbone``, and before the optimizer asks what it learns: what it needs to know.
+
+        ``look``: what the backbone says of two images, in eval mode, with the features that the loss looks at.
+        """
 
     def follow(self, left: Callable[[str], Sequence[Tensor | None]]) -> Came:  # noqa: ARG002
         """Go on with what is left of the backbone: indices per dimension of a module's output, None where all is.

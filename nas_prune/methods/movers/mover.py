@@ -48,6 +48,9 @@ class Mover(Still):
         """Move ``gated`` from now on, which is what was left when all units but those ``kept`` were removed."""
         self._gated = (gated,)
 
+    def finished(self) -> None:
+        """After joint training, before units are scored; again where a run that was stopped since goes on."""
+
     def left(self) -> Arch:
         """The units that it has not closed for good; the others may be removed."""
         return Arch()

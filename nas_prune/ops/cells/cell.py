@@ -12,6 +12,7 @@ from operator import add
 from typing import Any
 
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from nas_prune.ops import Choice, Operation, Zero, build, operations
@@ -62,14 +63,22 @@ class Cell(nn.Module):
                 )
             self.nodes.append([(pair[0], edge_name(pair)) for pair in pairs])
         self.output, self.stride = space.output, space.kinds[kind].stride
+        self.drop_path = DropPath()
 
     def forward(self, *streams: Tensor) -> Tensor:
         """Tensors (b c h w) of the cells before, the nearest last -> (b o h w). A Zero as an edge costs nothing."""
         states = [project(stream) for project, stream in zip(self.inputs, streams, strict=True)]
         for node in self.nodes:
-            live = [self.edges[edge](states[state]) for state, edge in node if not isinstance(self.edges[edge], Zero)]
+            live = [self._along(edge, states[state]) for state, edge in node if not isinstance(self.edges[edge], Zero)]
             states.append(reduce(add, live) if live else self._nothing(states[node[-1][0]], node[-1][0]))
         return torch.cat(states[len(streams) :], dim=1) if self.output == "concat" else states[-1]
+
+    def _along(self, edge: str, x: Tensor) -> Tensor:
+        """What comes of x along an edge: in training now and then nothing, unless it is x itself, or still a choice."""
+        operation = self.edges[edge]
+        whole = isinstance(operation, Choice) or (isinstance(operation, CellSkip) and operation.reduction is None)
+        out: Tensor = operation(x) if whole else self.drop_path(operation(x))
+        return out
 
     def _nothing(self, x: Tensor, state: int) -> Tensor:
         """What a node is without edges: zeros of the shape that they would have."""

@@ -1,7 +1,7 @@
 """A network of cells: stem, cells, classifier; the supernet, or the network of one genotype. A timm model.
 
-As in DARTS (arXiv 1806.09055) and NAS-Bench-201 (arXiv 2001.00326), without the auxiliary head and the drop-path that
-the papers train with.
+As in DARTS (arXiv 1806.09055) and NAS-Bench-201 (arXiv 2001.00326). DARTS' auxiliary head is the loss ``auxiliary``, no
+part of the network.
 """
 
 from collections.abc import Mapping, Sequence
@@ -125,6 +125,18 @@ class CellNetwork(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether training computes the cells once more instead of remembering their insides."""
         self.grad_checkpointing = enable
+
+    def set_drop_path(self, rate: float) -> None:
+        """In training, drop each edge of an image with this probability, and make up for it (FractalNet's drop-path).
+
+        As where DARTS trains a genotype: not edges that pass on what they read, and none while there is a choice. There
+        the rate rises from epoch to epoch, here it stays. Raises SpaceError for what is no rate.
+        """
+        if not 0 <= rate < 1:
+            raise SpaceError(f"drop_path_rate is {rate}; it is a probability below 1, 0 drops nothing")
+        for cell in self.cells.values():
+            if isinstance(cell, Cell):
+                cell.drop_path.drop_prob = rate
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Layers by name, for learning rates that decay from layer to layer; ``coarse`` makes no difference."""

@@ -2,7 +2,8 @@
 
 Flip, crop and shift are one ``grid_sample``: two cores augment faster than they could load files. What falls outside
 the image repeats its border. Erasing fills a random rectangle with the mean (Random Erasing, arXiv 1708.04896; areas
-and proportions are timm's). Everything random comes from the generator that is passed in.
+and proportions are timm's); Cutout (arXiv 1708.04552) fills a square around a random pixel, as far as it is inside.
+Everything random comes from the generator that is passed in.
 """
 
 import math
@@ -20,11 +21,25 @@ _ERASED_PROPORTIONS = (math.log(0.3), math.log(1 / 0.3))
 
 
 def augment(images: Tensor, settings: DataSettings, generator: torch.Generator) -> Tensor:
-    """Square normalised images (b c h w), cropped, shifted, flipped and erased at random as the settings say."""
+    """Square normalised images (b c h w), cropped, shifted, flipped, erased and cut at random as the settings say."""
     if settings.hflip or settings.shift or settings.crop_scale != (1.0, 1.0):
         grid = _places(len(images), images.shape[-1], settings, generator)
         images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-    return _erase(images, settings.random_erasing, generator) if settings.random_erasing else images
+    images = _erase(images, settings.random_erasing, generator) if settings.random_erasing else images
+    return cut(images, settings.cutout, generator) if settings.cutout else images
+
+
+def cut(images: Tensor, side: int, generator: torch.Generator | None = None) -> Tensor:
+    """Normalised images (b c h w), each the mean in a square of ``side`` pixels around a random pixel."""
+    rows, columns = (_around(size, side, len(images), generator) for size in images.shape[2:])
+    return images.masked_fill(rearrange(rows, "b h -> b 1 h 1") & rearrange(columns, "b w -> b 1 1 w"), 0.0)
+
+
+def _around(size: int, side: int, b: int, generator: torch.Generator | None) -> Tensor:
+    """(b size): which positions lie in a segment of length ``side`` around a random one."""
+    start = torch.randint(size, (b, 1), generator=generator) - side // 2
+    position = torch.arange(size)
+    return (position >= start) & (position < start + side)
 
 
 def _places(b: int, size: int, settings: DataSettings, generator: torch.Generator) -> Tensor:

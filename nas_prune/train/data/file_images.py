@@ -4,18 +4,21 @@ timm's transforms draw from the random states of Python, numpy and torch. ``Repl
 at a time, so that the augmentation of an image depends on the seed, the epoch and the image alone.
 """
 
+from functools import partial
 from os.path import isdir
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_dataset, create_transform
+from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.datasets import DatasetFolder, ImageFolder
 from torchvision.transforms import Compose, RandomCrop
 
 from nas_prune.base.errors import DataError, first_line, shown
 from nas_prune.train.data import decoding
+from nas_prune.train.data.augment import cut
 from nas_prune.train.data.order import drawing
 from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.record.progress import Bars
@@ -97,7 +100,13 @@ def transform(settings: DataSettings, *, training: bool) -> Compose:
             "example, rand-m9-mstd0.5-inc1, or leave it out"
         ) from error
     shift = [RandomCrop(settings.image_size, padding=settings.shift)] if training and settings.shift else []
-    return Compose([decoding.decoded, steps, *shift])
+    cutout = [partial(_cut, side=settings.cutout)] if training and settings.cutout else []
+    return Compose([decoding.decoded, steps, *shift, *cutout])
+
+
+def _cut(image: Tensor, side: int) -> Tensor:
+    """Cutout of one image (c h w); it draws from torch's global random state, as the rest of a transform does."""
+    return cut(image[None], side)[0]
 
 
 def normalised(settings: DataSettings) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -174,7 +174,8 @@ def _in_memory() -> dict[str, Callable[[DataSettings], tuple[ImageSet, ImageSet]
 def _from_memory(settings: DataSettings, read: Callable[[DataSettings], tuple[ImageSet, ImageSet]], seed: int) -> Data:
     if settings.auto_augment:
         raise DataError(
-            f"data.auto_augment works on image files; {settings.name} has hflip, shift, crop_scale, random_erasing"
+            f"data.auto_augment works on image files; {settings.name} has hflip, shift, crop_scale, random_erasing and "
+            "cutout"
         )
     train, evaluation = read(settings)
     train = train.take(torch.tensor(_chosen(len(train.labels), settings)))

@@ -39,5 +39,6 @@ class DataSettings(Settings):
     shift: int = Field(0, ge=0, description="random shift by up to so many pixels (pad, then crop)")
     auto_augment: str | None = Field(None, description="timm auto-augment policy, e.g. rand-m9-mstd0.5-inc1")
     random_erasing: Share = Field(0.0, description="probability of random erasing")
+    cutout: int = Field(0, ge=0, description="side in pixels of a square that is erased around a random pixel")
     mixup: float = Field(0.0, ge=0.0, description="mixup alpha; 0 is off")
     cutmix: float = Field(0.0, ge=0.0, description="cutmix alpha; 0 is off")

@@ -12,6 +12,8 @@ Ours: A_i is what the first convolution or linear layer that writes an axis says
 one number covers all that an axis runs through. What neither writes (branches, candidates) scores as the best unit, and
 so stays. Slopes of the loss differ in scale from layer to layer: the selectors ``clusters`` and ``uniform`` compare
 them within an axis only.
+
+Cost: a forward and a backward pass per batch.
 """
 
 from contextlib import ExitStack

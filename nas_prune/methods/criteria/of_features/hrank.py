@@ -9,6 +9,8 @@ is where closing a unit takes it away; of several readers, the mean. The model i
 axis that is read as no map (tokens, pooled features, branches, candidates) scores as the best unit does, and so stays;
 where none is read as one, it is an error. Ranks depend on the size of the maps and so compare within an axis: the paper
 sets the share of each layer by hand, and the selector ``uniform`` keeps the same of all.
+
+Cost: a forward pass, and a singular value decomposition of every map.
 """
 
 import torch

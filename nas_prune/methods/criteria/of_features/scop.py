@@ -20,6 +20,8 @@ axes blends by the product of their k. Layers are convolutions and linear ones w
 dimension; what none of them writes (stripes, branches, candidates as such) scores as the best unit does, and so stays.
 The model is in eval mode but for its BatchNorm. The batches that are given are shown ``epochs`` times: k moves by about
 0.004 a step, so that it takes some 125 steps to either end. A unit that nobody reads has no gradient, and scores 0.
+
+Cost: epochs times a forward and a backward pass of twice the images.
 """
 
 import copy

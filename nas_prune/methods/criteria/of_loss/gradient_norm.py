@@ -10,6 +10,8 @@ was judged before is still in it. Here branches are judged one by one, each in t
 the mean counts. What a module cannot draw anew stays (position embeddings). A unit of a width scores the norm of the
 gradient of the weights that write it, in the network as it is; so branches and units do not compare with each other,
 and the selector ``segments`` compares each with its like.
+
+Cost: a forward and a backward pass per branch and network drawn.
 """
 
 import copy

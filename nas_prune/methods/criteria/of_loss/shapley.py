@@ -10,6 +10,8 @@ cannot lose its last unit, so where a coalition has none, the one that the loss 
 -cross-entropy unless accuracy is asked for, since it varies less; batches are held fixed and the model is in eval mode
 throughout, where the public code draws a new batch per permutation and leaves BatchNorm in whatever mode it was; and
 the estimator needs fewer forward passes (``nas_prune.methods.shapley``).
+
+Cost: as many forward passes over the batches as the plan allows.
 """
 
 from collections.abc import Sequence

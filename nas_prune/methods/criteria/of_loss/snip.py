@@ -8,6 +8,8 @@ weight w_j is replaced by c_j w_j, c_j = 1, and with g_j = dL / dc_j = w_j dL / 
 Ours: a unit scores the sum over all weights that write it; L is the mean over all images of the batches (the paper has
 one); the sum over k is that over all weights that write an axis; and the model is in eval mode, so the loss is that of
 the network which is derived.
+
+Cost: a forward and a backward pass per batch.
 """
 
 import torch

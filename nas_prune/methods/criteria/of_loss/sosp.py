@@ -15,6 +15,9 @@ d2L / dz_s dz_t, and nothing is asked of single weights. The model is in eval mo
 is derived. In SOSP-I a unit scores what the sum rises by as it joins M. From one unit to the next this never falls, so
 one threshold (the selector "ranked") removes them in the paper's order, and what has gone adds up to the paper's sum.
 There is no public code, and of the paper's text only parts were at hand: the formulas are as they are known of it.
+
+Cost: sosp_h a forward and three backward passes per batch; sosp_i a forward pass per image, and a backward pass per
+class.
 """
 
 from collections.abc import Callable, Mapping

@@ -9,6 +9,8 @@ squared per minibatch and averaged over minibatches, as in the paper. Ours: the 
 act where an axis is read, so one number covers all that an axis runs through (residual stages, heads); the model is
 in eval mode, so the loss is that of the network which is derived; and ``power=1`` leaves the magnitude |dE / dz_m|,
 which is in the unit of the loss and so adds up over units (what the selector "optimal" maximises).
+
+Cost: a forward and a backward pass per batch.
 """
 
 from typing import Literal

@@ -8,6 +8,8 @@ equations 5 to 8): filters near the geometric median of their layer go, found as
 where W_u is all that a filter holds. Ours: W_u are the weights that write a unit, of all members that do (the paper has
 one convolution). Compares units of one axis, as the paper prunes the same share of each layer: sums grow with the
 number of units and their scale, so the selector ``uniform`` is the paper's. What no weight writes scores as the best.
+
+Cost: weights are read once, and each unit of an axis is compared with each.
 """
 
 import torch

@@ -1,6 +1,8 @@
 """Magnitude: a unit matters as much as the weights that write it are long (Li et al., arXiv 1608.08710, of L1).
 
 Ours: of a branch or a candidate, which no weight writes, norms say nothing; it scores as the best unit does, and stays.
+
+Cost: weights are read once.
 """
 
 from typing import Literal

@@ -7,6 +7,8 @@ L1 penalty on gamma before; this is the score alone.
 Ours: any normalisation with a scale counts (batch, instance, group, layer, RMS); where several stand on an axis, as in
 a residual stage, the mean of |gamma| over all of them. An axis on which none stands (hidden units of an MLP, heads,
 stripes, branches, candidates) scores as the best unit does, and so stays; where none has one, it is an error.
+
+Cost: weights are read once.
 """
 
 from collections.abc import Iterator

@@ -9,6 +9,8 @@ Ours: a unit's score is dR / dz, z = 1 its gate, which is the sum over the weigh
 candidates and stripes are scored as well. It is computed in float64, of a copy, in which statistics of batches are 0
 and 1 (so that BatchNorm is linear). Where a network normalises by what it sees, or is not linear for positive values
 (attention, sigmoids), the flow is that near this point, and is not conserved.
+
+Cost: a forward and a backward pass of one image, in float64.
 """
 
 import torch
