@@ -132,7 +132,7 @@ def test_penalties_stay_on_the_device(space: str) -> None:
         f"{name} {limit.cost.unit}": penalties[name](limit, **OPTIONS.get(name, {}))
         for name in penalties
         for limit in limits
-        if name != "skeleton" or axes.stripes
+        if (name != "skeleton" or axes.stripes) and name != "manifold"  # which needs gates that look
     }
     for limit in limits:
         gpu.part(limit.cost)

@@ -28,7 +28,8 @@ from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace
 from nas_prune.train.settings import SearchSettings
 
-APART = ("genotype", "clusters", "fixed_widths")  # they look at no cost; see test_cells, test_functionality
+APART = {"genotype", "fixed_widths"}  # they look at no cost
+APART |= {"clusters", "greedy_residual", "sampling"}  # they look at the model: see their own tests
 TRADING = [name for name in selectors if name not in APART]
 AT_ONCE = ("uniform", "segments", "random_widths", "isomorphic")  # they change all widths at once
 

@@ -105,7 +105,16 @@ def test_an_operation_in_a_file_is_searched_and_derived(
 
 def test_the_page_has_a_file_for_every_kind_of_part() -> None:
     shown = {kind for text in FILES.values() for kind in re.findall(r"^@(\w+)\.register", text, re.MULTILINE)}
-    assert shown == listings().keys() - {"recipes", "sweeps", "spaces", "datasets", "models", "costs", "predictors"}
+    assert shown == listings().keys() - {
+        "recipes",
+        "sweeps",
+        "spaces",
+        "datasets",
+        "models",
+        "costs",
+        "predictors",
+        "methods",
+    }
 
 
 def test_what_the_page_says_that_a_part_touches_is_there() -> None:
@@ -121,7 +130,9 @@ def test_what_the_page_says_that_a_part_touches_is_there() -> None:
 def test_the_page_names_every_kind_of_part() -> None:
     kinds = {"gates", "criteria", "selectors", "compensations", "movers", "schedules", "penalties", "losses"}
     assert kinds == {path.parent.name for path in Path(nas_prune.__path__[0]).glob("methods/*/__init__.py")} - {
-        "shapley"
+        "shapley",
+        "depth",
+        "pictures",
     }
     assert all(f"`methods/{kind}/`" in PAGE for kind in kinds)
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 from nas_prune.base.errors import InterruptedRunError
 from nas_prune.base.files.whole import read_lines
 from nas_prune.methods.losses import Loss, Said
+from nas_prune.methods.penalties import Penalty
 from nas_prune.train import loop as train
 from nas_prune.train.data import loaders as data
 from nas_prune.train.data.settings import DataSettings
@@ -39,7 +40,7 @@ class Weighing(Loss):
         return each.mean() + self.weight.square().sum()
 
 
-class Fading(nn.Module):
+class Fading(Penalty):
     """A penalty that remembers how often it was asked."""
 
     def __init__(self) -> None:
