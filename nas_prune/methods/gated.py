@@ -135,7 +135,8 @@ class GatedModel(nn.Module):
         """Keep values as the task sees them: numbers of stripes act on weights, and learn there from the task; a budget
         is charged for the filters that they make up, and its gradient reaches them, too.
         """
-        return {name: each.detach() if self._of_stripes(name) else each for name, each in keep.items()}
+        striped = [name for name in keep if self._of_stripes(name)]
+        return keep | {name: keep[name].detach() for name in striped} if striped else keep  # gates that look add to it
 
     def gate_values(self) -> dict[str, Tensor]:
         """What the gates say now: keep values (c) per axis, never less than the minimum width open."""

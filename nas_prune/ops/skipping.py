@@ -87,7 +87,7 @@ class Skipping(Operation):
         """x (b i h w) -> (b o h w)."""
         # who follows the computation would hold on to the channels that are on
         followed = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        return self._of_one(x) if len(x) == 1 and not self.training and not followed else self._of_all(x)
+        return self._of_one(x) if not (followed or self.training) and len(x) == 1 else self._of_all(x)
 
     def _of_all(self, x: Tensor) -> Tensor:
         """Everything computed, and masked image by image."""
