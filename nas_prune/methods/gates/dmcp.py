@@ -30,6 +30,7 @@ class MarkovChain(Gate):
     0.1, 0.15, ... 1); ``sampled``: share of the passes of training in which a width is drawn."""
 
     group: Tensor
+    hair: Tensor
 
     def __init__(
         self, size: int, fan_in: Sequence[int], *, groups: int = 18, least: float = 0.1, sampled: float = 0.5
@@ -40,7 +41,8 @@ class MarkovChain(Gate):
         count = min(groups, (size - 1) // width)
         first = size - width * count
         self.register_buffer("group", (torch.arange(size) - first).div(width, rounding_mode="floor").clamp(min=-1) + 1)
-        self.chain = nn.Parameter(torch.zeros(count))
+        self.register_buffer("hair", 1e-6 * torch.arange(size) / size)
+        self.chain = nn.Parameter(torch.zeros(max(1, count)))
 
     def advance(self, share: float) -> None:  # noqa: ARG002
         """Put numbers below zero back."""
@@ -55,8 +57,7 @@ class MarkovChain(Gate):
 
     def score(self, weight: Sequence[Tensor]) -> Tensor:  # noqa: ARG002
         """P - 1/2 (c); of units that are reached alike, the earlier ones a hair more."""
-        hair = torch.arange(self.size, dtype=self.chain.dtype, device=self.chain.device) / self.size
-        return self.probabilities() - 0.5 - 1e-6 * hair
+        return self.probabilities() - 0.5 - self.hair
 
     def open(self, score: Tensor) -> Tensor:  # noqa: ARG002
         """P (c); in a share of the passes of training, 1 as far as a walk has come, and 0 from there on."""

@@ -91,7 +91,7 @@ class Allocated(torch.autograd.Function):
         for _ in range(ROUNDS):
             at = torch.lerp(low, high, parts)
             last = (torch.sigmoid(exact[:, None] - at).mean(0) > share).sum().clamp(1, PARTS) - 1
-            low, high = at[last], at[last + 1]
+            low, high = at.gather(0, torch.stack([last, last + 1])).unbind()
         p = torch.sigmoid(exact - (low + high) / 2)
         ctx.save_for_backward(p)
         ctx.kind = alpha.dtype
