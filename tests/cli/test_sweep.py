@@ -295,7 +295,8 @@ if kind == "long":
     time.sleep(60)
 row = {"top1": top1, "macs": 10, "params": 1, "predicted_ms": 1.0, "measured_ms": top1 / 10}
 models = dict.fromkeys(("dense", "gated", "derived", "finetuned"), row)
-(folder / "results.json").write_text(json.dumps({"status": "met", "max_abs_error": 0.0, **models}))
+(folder / "new.json").write_text(json.dumps({"status": "met", "max_abs_error": 0.0, **models}))
+(folder / "new.json").rename(folder / "results.json")  # whole or not at all, as a run writes it
 """
 
 

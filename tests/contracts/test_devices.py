@@ -123,6 +123,12 @@ def test_every_masked_operation_is_among_them() -> None:
     assert {site.how for walk in walks for site in walk.sites} == {*FORMS, *FILLS, *WEIGHTS}
 
 
+def fits(name: str, gated: GatedModel) -> bool:
+    """Whether a penalty has something to look at: stripes, gates that look at images, weights that write an axis."""
+    wanted = {"skeleton": bool(gated.axes.stripes), "manifold": False, "growing": any(gated.writers.values())}
+    return wanted.get(name, True)
+
+
 @pytest.mark.parametrize("space", few(SPACES, FAST[:2]))
 def test_penalties_stay_on_the_device(space: str) -> None:
     axes = laid(space)[1].axes
@@ -132,7 +138,7 @@ def test_penalties_stay_on_the_device(space: str) -> None:
         f"{name} {limit.cost.unit}": penalties[name](limit, **OPTIONS.get(name, {}))
         for name in penalties
         for limit in limits
-        if (name != "skeleton" or axes.stripes) and name != "manifold"  # which needs gates that look
+        if fits(name, gated)
     }
     for limit in limits:
         gpu.part(limit.cost)

@@ -75,7 +75,7 @@ def test_its_stages_are_taught_by_the_deepest_one(net: Traced) -> None:
     small = derive(net.double(), net.axes, net.random(0.5))
     loss = HierarchicalDistillation(0.0, a=0.0)
     objective = Objective(loss)
-    objective.begin(small)
+    objective.begin(small, lambda: net.images)
     assert loss.features == ("stages.0",)
     assert loss.heads["stages/0"].in_features == small.feature_info[0]["num_chs"] < 8
     labels = torch.arange(6) % 5
