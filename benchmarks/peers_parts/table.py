@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, Protocol
 
 from nas_prune.base.errors import NasPruneError
 from nas_prune.base.files.whole import atomic_write
+from nas_prune.run.compare.page import spread
 
 from .cells import Cell, cell_of
 
@@ -70,12 +71,6 @@ def _line(name: str, rows: list[Row], control: Mapping[int, float], seeds: int) 
     spent, epochs = f"{mean(row['seconds'] for row in rows):.0f}", f"{rows[0]['epochs']}"
     ran = f"{len(rows)}" if len(rows) == seeds else f"{len(rows)} of {seeds}"
     return f"| {' | '.join([name, spread([row['top1'] for row in rows]), beside, *shares, spent, epochs, ran])} |"
-
-
-def spread(values: Sequence[float], sign: str = "") -> str:
-    """Mean ± standard deviation; the mean alone of a single value."""
-    around = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{mean(values):{sign}.2f}{around}"
 
 
 def _missing(rows: list[Row], methods: Mapping[str, Known]) -> Iterator[str]:

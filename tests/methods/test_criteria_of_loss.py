@@ -146,7 +146,7 @@ def test_a_unit_of_no_weight_scores_0(name: str) -> None:
     assert int((score != 0).sum()) == 2
 
 
-@pytest.mark.parametrize("name", [*OF_LOSS, "synflow"])
+@pytest.mark.parametrize("name", [*OF_LOSS, "synflow", "sosp_h", "sosp_i"])
 def test_no_batch_and_no_number_are_errors(name: str) -> None:
     gated, batches = convolutions()
     with pytest.raises(DataError, match="there was none"):

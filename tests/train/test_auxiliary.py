@@ -1,12 +1,12 @@
 """Laws of a loss that brings a head of its own: it learns beside the model, and a run that is stopped goes on."""
 
 import contextlib
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
+from stops import Stop
 from torch import Tensor, nn
 
 from nas_prune.base.errors import InterruptedRunError
@@ -20,18 +20,6 @@ from nas_prune.train.settings import FinetuneSettings, LossSettings
 
 DATA = DataSettings(name="generated", image_size=8, batch_size=32)
 LOSS = LossSettings(name="auxiliary", options={"module": "1"})
-
-
-class Stop:
-    """A signal that arrives at a look; none if the count is 0."""
-
-    def __init__(self, looks: int) -> None:
-        self.looks = looks
-
-    @property
-    def requested(self) -> int | None:
-        self.looks -= 1
-        return signal.SIGTERM if self.looks == 0 else None
 
 
 def trained(folder: Path, epochs: int = 2, loss: LossSettings = LOSS) -> nn.Module:

@@ -1,13 +1,13 @@
 """Laws of a bilevel search: gates descend the loss of images that weights do not see, and a stopped run goes on."""
 
 import contextlib
-import signal
 from itertools import chain, islice
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
+from stops import Stop
 from torch import Tensor
 from torch.nn import functional as F
 from zoo import few, traced
@@ -75,22 +75,11 @@ def test_gates_take_the_steps_of_adam_down_the_loss_of_held_out_images(tmp_path:
         torch.testing.assert_close(found[name], parameter.detach(), rtol=1e-5, atol=1e-6)
 
 
-class Stop:
-    """A signal that arrives at a look; none if the count is 0."""
-
-    def __init__(self, looks: list[int]) -> None:
-        self.looks = looks
-
-    @property
-    def requested(self) -> int | None:
-        self.looks[0] -= 1
-        return signal.SIGTERM if self.looks[0] == 0 else None
-
-
 @pytest.mark.parametrize("after", few((1, 2, 3), (1,)))
 def test_a_bilevel_search_that_is_stopped_ends_in_the_same_bytes(tmp_path, monkeypatch, after: int) -> None:
     def run(folder: Path, after: int) -> dict[str, Tensor]:
-        monkeypatch.setattr(loop, "stop_signals", lambda looks=[after]: contextlib.nullcontext(Stop(looks)))
+        stop = Stop(after)
+        monkeypatch.setattr(loop, "stop_signals", lambda: contextlib.nullcontext(stop))
         return searched(folder, lr=0.05).state_dict()
 
     whole = run(tmp_path / "whole", 0)

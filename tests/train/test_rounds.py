@@ -2,13 +2,13 @@
 
 import contextlib
 import copy
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
+from stops import Stop
 from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.nn import functional as F
@@ -258,22 +258,11 @@ def test_a_gate_of_ones_own_keeps_what_it_has_per_unit() -> None:
     assert (small.size, small.fan_in) == (2, (2,))
 
 
-class Stop:
-    """A signal that arrives at a look; none if the count is 0."""
-
-    def __init__(self, looks: list[int]) -> None:
-        self.looks = looks
-
-    @property
-    def requested(self) -> int | None:
-        self.looks[0] -= 1
-        return signal.SIGTERM if self.looks[0] == 0 else None
-
-
 def searched_in(folder: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> tuple[Arch, dict[str, Tensor]]:
     """Architecture and weights of a search in two rounds, of one training with an average, stopped at a look."""
     torch.manual_seed(0)
-    monkeypatch.setattr(loop, "stop_signals", lambda looks=[after]: contextlib.nullcontext(Stop(looks)))
+    stop = Stop(after)  # one for all stages
+    monkeypatch.setattr(loop, "stop_signals", lambda: contextlib.nullcontext(stop))
     net, data = (
         traced("test_resnet"),
         loaders.load(DataSettings(name="generated", image_size=32, batch_size=32), seed=3),

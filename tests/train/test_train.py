@@ -1,12 +1,12 @@
 """Laws of the loop: stopped after any step, once or again and again, a stage ends in the same bytes and rows."""
 
 import contextlib
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
+from stops import Stop
 from torch import nn
 from torch.nn import functional
 
@@ -50,18 +50,6 @@ class Fading(Penalty):
     def forward(self, gated: object) -> torch.Tensor:  # noqa: ARG002
         self.asked += 1
         return 1 / self.asked
-
-
-class Stop:
-    """A signal that arrives at its ``after``-th look; none if it is 0."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    @property
-    def requested(self) -> int | None:
-        self.left -= 1
-        return signal.SIGTERM if self.left == 0 else None
 
 
 def fitted(folder: Path, monkeypatch: pytest.MonkeyPatch, *, stop: int = 0) -> dict[str, torch.Tensor]:

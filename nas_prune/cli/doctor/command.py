@@ -121,10 +121,7 @@ def _show_bottlenecks(asked: DoctorOptions) -> None:
     wider = report.widened() if asked.widen is not None else None
     _tell(asked.to_json, bottlenecks.plain(report), _layers(report))
     if asked.widen is not None and wider is not None:
-        try:
-            atomic_write(asked.widen, dump(wider.model_dump(exclude_defaults=True)))
-        except OSError as error:
-            raise NasPruneError(f"cannot write {asked.widen}: {error.strerror or error}") from error
+        atomic_write(asked.widen, dump(wider.model_dump(exclude_defaults=True)))
 
 
 def _layers(report: "Report") -> "Iterable[RenderableType]":
@@ -165,10 +162,7 @@ def _tell(target: Path | None, facts: Mapping[str, Any], page: "Iterable[Rendera
     for part in page:
         Console().print(part)
     if target is not None:
-        try:
-            write_json(target, facts)
-        except OSError as error:
-            raise NasPruneError(f"cannot write {target}: {error.strerror or error}") from error
+        write_json(target, facts)
 
 
 def _page(found: "Diagnosis") -> "Iterable[RenderableType]":

@@ -29,7 +29,7 @@ from nas_prune.methods.pictures.sheet import sheet
 from nas_prune.methods.scores import Batches, finite
 from nas_prune.methods.selectors.ranked import best_units
 from nas_prune.methods.selectors.selector import Decision, Question, selectors
-from nas_prune.methods.selectors.uniform import uniform_widths
+from nas_prune.methods.selectors.uniform import uniform_sizes
 from nas_prune.tracing.graph.capture import evaluating
 
 
@@ -59,12 +59,7 @@ def clusters(question: Question, *, merge: bool = True, steps: PositiveInt = STE
         scores[name], axis = turns(group, scores[name]), question.space.free[name]
         kept = axis.divisor * ceil(len(torch.unique(group)) / axis.divisor)
         least[name] = max(least[name], min(axis.size, kept))
-    space = replace(question.space, minimum=least)
-    chosen = {name: float(each) for name, each in space.chosen(question.scores).items()}
-    sizes = uniform_widths(space, question.cost, question.limit, chosen)
-    if question.spent(sizes) > question.limit:
-        raise question.out_of_reach(question.spent(sizes))
-    arch = best_units(scores, sizes)
+    arch = best_units(scores, uniform_sizes(replace(question, space=replace(question.space, minimum=least))))
     twins = {name: twins_of(jobs.pictures[name], group, arch.kept[name]) for name, group in jobs.groups.items()}
     drawn = {
         name: sheet(jobs.pictures[name], group, scores[name], arch.kept[name]) for name, group in jobs.groups.items()

@@ -37,7 +37,7 @@ from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.reading import Reader, axes_of, first_images, mixing, owners, read, weight_of
 from nas_prune.methods.selectors.ranked import best_units
 from nas_prune.methods.selectors.selector import Decision, Question, selectors
-from nas_prune.methods.selectors.uniform import uniform_widths
+from nas_prune.methods.selectors.uniform import uniform_sizes
 from nas_prune.methods.writing import along
 from nas_prune.tracing.arch import Arch
 
@@ -54,17 +54,10 @@ def greedy_residual(
 
     Raises BudgetError where the smallest network is above it, DataError without a model or a batch.
     """
-    gated, space = question.model("greedy_residual"), question.space
-    chosen = {name: float(each) for name, each in space.chosen(question.scores).items()}
-    sizes = uniform_widths(space, question.cost, question.limit, chosen)
-    if question.spent(sizes) > question.limit:
-        raise question.out_of_reach(question.spent(sizes))
-    looked_at, dense = (
-        first_images(question.batches, images, "the selector greedy_residual"),
-        Arch.dense(gated.axes).kept,
-    )
-    arch = best_units(question.scores, sizes)
-    kept = {name: arch.kept[name] for name in chosen}
+    gated, sizes = question.model("greedy_residual"), uniform_sizes(question)
+    looked_at = first_images(question.batches, images, "the selector greedy_residual")
+    dense, arch = Arch.dense(gated.axes).kept, best_units(question.scores, sizes)
+    kept = {name: arch.kept[name] for name in sizes if name not in question.space.alone}
     for name, of in _readers_of(gated).items():
         blocks = _blocks(gated, name, of, Arch({**dense, **kept}), looked_at)
         kept[name] = support(blocks, int(sizes[name]), iterations).tolist() if blocks else arch.kept[name]

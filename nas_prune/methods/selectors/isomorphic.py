@@ -13,8 +13,8 @@ import torch
 from nas_prune.base.axis import Axis
 from nas_prune.methods.selectors.ranked import best_units, width_above
 from nas_prune.methods.selectors.selector import Decision, Question, selectors
+from nas_prune.methods.selectors.uniform import STEPS, largest
 
-STEPS = 1024  # shares that are told apart
 Group = tuple[str, ...]
 
 
@@ -35,14 +35,10 @@ def isomorphic(question: Question) -> Decision:
                 found[name] = float(width)
         return found
 
-    low, high = 0, STEPS
-    if question.spent(sizes(low)) > question.limit:
-        raise question.out_of_reach(question.spent(sizes(low)))
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = question.spent(sizes(middle)) <= question.limit
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return Decision(best_units(question.scores, sizes(low)))
+    if question.spent(sizes(0)) > question.limit:
+        raise question.out_of_reach(question.spent(sizes(0)))
+    step = largest(STEPS, lambda step: question.spent(sizes(step)) <= question.limit)
+    return Decision(best_units(question.scores, sizes(step)))
 
 
 def groups_of(question: Question) -> list[tuple[Group, list[str]]]:

@@ -1,6 +1,6 @@
 """Uniform widths: every axis keeps the same share of its units, the best ones. What any search has to beat."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from nas_prune.base.axis import BITS
 from nas_prune.costs import CostModel
@@ -18,11 +18,16 @@ def uniform(question: Question) -> Decision:
 
     Raises BudgetError where the narrowest one is not.
     """
+    return Decision(best_units(question.scores, uniform_sizes(question)))
+
+
+def uniform_sizes(question: Question) -> dict[str, float]:
+    """Size per axis of that architecture. Raises BudgetError where the narrowest one is not within the limit."""
     chosen = {name: float(each) for name, each in question.space.chosen(question.scores).items()}
     sizes = uniform_widths(question.space, question.cost, question.limit, chosen)
     if question.spent(sizes) > question.limit:
         raise question.out_of_reach(question.spent(sizes))
-    return Decision(best_units(question.scores, sizes))
+    return sizes
 
 
 def uniform_widths(
@@ -32,12 +37,20 @@ def uniform_widths(
 
     ``chosen``: sizes of the candidates of choices.
     """
-    low, high = 0, STEPS
+
+    def sizes(step: int) -> dict[str, float]:
+        return _at(space, step / STEPS, chosen or {})
+
+    return sizes(largest(STEPS, lambda step: float(cost(sizes(step)).detach()) <= limit))
+
+
+def largest(steps: int, fits: Callable[[int], bool]) -> int:
+    """The largest of so many steps that fits, by bisection; 0, which is not asked, where none does."""
+    low, high = 0, steps
     while low < high:
         middle = (low + high + 1) // 2
-        fits = float(cost(_at(space, middle / STEPS, chosen or {})).detach()) <= limit
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return _at(space, low / STEPS, chosen or {})
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
 
 
 def _at(space: SearchSpace, share: float, chosen: Mapping[str, float]) -> dict[str, float]:

@@ -9,9 +9,10 @@ import torch
 from nas_prune.base.axis import BITS
 from nas_prune.methods.selectors.ranked import best_units
 from nas_prune.methods.selectors.selector import Decision, Question, selectors
+from nas_prune.methods.selectors.uniform import largest
 from nas_prune.tracing.arch import allowed_width
 
-POWERS = [step / 64 for step in range(1025)]
+HIGHEST, PARTS = 16, 64  # the largest power, and in how many parts of 1 powers are told apart
 
 
 @selectors.register("random_widths")
@@ -21,18 +22,14 @@ def random_widths(question: Question) -> Decision:
     drawn = {name: float(torch.rand((), generator=generator)) for name in sorted(space.alone)}
     chosen = {name: float(each) for name, each in space.chosen(question.scores).items()}
 
-    def sizes(power: float) -> dict[str, float]:
-        found = dict(chosen)
+    def sizes(step: int) -> dict[str, float]:
+        found, power = dict(chosen), HIGHEST - step / PARTS
         for name, axis in space.alone.items():
             share = 1.0 if axis.kind in BITS else drawn[name] ** power
             found[name] = float(max(space.minimum[name], allowed_width(axis, share * axis.size)))
         return found
 
-    low, high = 0, len(POWERS) - 1
-    if question.spent(sizes(POWERS[high])) > question.limit:
-        raise question.out_of_reach(question.spent(sizes(POWERS[high])))
-    while low < high:
-        middle = (low + high) // 2
-        fits = question.spent(sizes(POWERS[middle])) <= question.limit
-        low, high = (low, middle) if fits else (middle + 1, high)
-    return Decision(best_units(question.scores, sizes(POWERS[low])))
+    if question.spent(sizes(0)) > question.limit:
+        raise question.out_of_reach(question.spent(sizes(0)))
+    step = largest(HIGHEST * PARTS, lambda step: question.spent(sizes(step)) <= question.limit)
+    return Decision(best_units(question.scores, sizes(step)))
