@@ -2,13 +2,18 @@
 
 import gc
 import os
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from recorded import recorded
 from zoo import BACKBONES, Traced, few, traced
+
+from nas_prune.base.parts import OUTSIDE
+from nas_prune.base.registry import Registry
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start: there is a test process per core already
 os.environ["NAS_PRUNE_CACHE"] = tempfile.mkdtemp(prefix="nas_prune_tests_")  # no calibration of the user's
@@ -33,6 +38,27 @@ def net(request: pytest.FixtureRequest) -> Traced:
 def same_numbers_every_time() -> None:
     """Every test draws the same random numbers, alone or among others."""
     torch.manual_seed(1234)  # not 0, which made the zoo's weights: gates would be drawn from the same numbers
+
+
+@pytest.fixture(autouse=True)
+def parts_of_files_end_with_their_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a file registers that a test has imported is forgotten: no later test finds a part that we do not have."""
+    entered: list[tuple[Registry[Any], str, str]] = []
+    register = Registry.register
+
+    def noted(registry: Registry[Any], name: str) -> Callable[[Any], Any]:
+        def enter(part: Any) -> Any:
+            entered.append((registry, name, getattr(part, "__module__", "")))
+            return register(registry, name)(part)
+
+        return enter
+
+    monkeypatch.setattr(Registry, "register", noted)
+    yield
+    for registry, name, module in entered:
+        if module.startswith(OUTSIDE):
+            registry._parts.pop(name, None)
+            sys.modules.pop(module, None)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Names of rewritten classes in artefacts: files move, and what was made before they did loads."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +41,13 @@ class Reading(Operation):
 
 
 @pytest.fixture
-def reading(tmp_path: Path) -> Iterator[type[nn.Module]]:
-    """The class of the file, which is forgotten afterwards."""
+def reading(tmp_path: Path) -> type[nn.Module]:
+    """The class of the file."""
     file = tmp_path / "here" / "reading.py"
     file.parent.mkdir()
     file.write_text(FILE)
     import_parts([str(file)])
-    yield operations["reading"]
-    del operations._parts["reading"]
+    return operations["reading"]
 
 
 def derived() -> tuple[nn.Module, torch.Tensor]:

@@ -86,9 +86,7 @@ def test_a_mover_and_a_schedule_in_a_file_are_used(files: dict[str, str], tmp_pa
     assert all(sorted(kept) == (chosen[name] == 1).nonzero().flatten().tolist() for name, kept in arch.kept.items())
 
 
-def test_an_operation_in_a_file_is_searched_and_derived(
-    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_operation_in_a_file_is_searched_and_derived(files: dict[str, str], tmp_path: Path) -> None:
     changes = [f"parts=[{files['blurred.py']}]", f"space={files['blurs.yaml']}", "budget.target=0.4x"]
     changes += ["gate={name: weight, kinds: {operation: softmax}}", "dense.baseline=false", "finetune.epochs=0"]
     results = pipeline.run(read("smoke/quickstart", [*CHEAP, *changes]), tmp_path / "run")
@@ -98,7 +96,7 @@ def test_an_operation_in_a_file_is_searched_and_derived(
     blurred = [name.removesuffix(".blurred_3x3") for name in kept if name.endswith(".blurred_3x3") and kept[name]]
     assert blurred
     assert {swaps[place]["operation"] for place in blurred} == {"blurred_convolution"}
-    monkeypatch.delitem(operations._parts, "blurred_convolution")  # as where nobody has imported the file
+    del operations._parts["blurred_convolution"]  # as where nobody has imported the file
     with pytest.raises(ArtifactError, match=r"blurred_convolution.*import the file that registers it"):
         nas_prune.load(tmp_path / "run" / "derived")
 
