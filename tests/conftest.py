@@ -48,8 +48,9 @@ def parts_of_files_end_with_their_test(monkeypatch: pytest.MonkeyPatch) -> Itera
 
     def noted(registry: Registry[Any], name: str) -> Callable[[Any], Any]:
         def enter(part: Any) -> Any:
+            made = register(registry, name)(part)  # raises, if another part has that name
             entered.append((registry, name, getattr(part, "__module__", "")))
-            return register(registry, name)(part)
+            return made
 
         return enter
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nas_prune.tracing.graph.brought import untouched
 from nas_prune.tracing.graph.capture import call
+from nas_prune.tracing.graph.hooks import outputs_of
 
 
 def run_and_describe(model: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -19,24 +20,14 @@ def run_and_describe(model: nn.Module, inputs: tuple[Any, ...]) -> None:
     stages = [stage for stage in info if isinstance(stage, dict)] if isinstance(info, list) else []
     before = [stage["num_chs"] for stage in stages]
     seen: dict[str, Tensor] = {}
-    modules = dict(model.named_modules())
+    listed = {stage.get("module") for stage in stages}
 
-    def remember(name: str) -> Any:
-        def hook(module: nn.Module, arguments: Any, output: Any) -> None:  # noqa: ARG001
-            if isinstance(output, Tensor):
-                seen[name] = output
+    def remember(name: str, output: Any) -> None:
+        if isinstance(output, Tensor):
+            seen[name] = output
 
-        return hook
-
-    hooks = [
-        modules[s["module"]].register_forward_hook(remember(s["module"])) for s in stages if s.get("module") in modules
-    ]
-    try:
-        with untouched(model):
-            features = _run(model, inputs)
-    finally:
-        for handle in hooks:
-            handle.remove()
+    with outputs_of({n: module for n, module in model.named_modules() if n in listed}, remember), untouched(model):
+        features = _run(model, inputs)
     with untouched(model):
         maps = _maps(model, inputs) if any(stage["module"] not in seen for stage in stages) else []
     for number, stage in enumerate(stages):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from nas_prune.methods.scores import Batches
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.graph.brought import tensor_of
 from nas_prune.tracing.graph.capture import evaluating
+from nas_prune.tracing.graph.hooks import inputs_of
 from nas_prune.tracing.terms import Cat, Term, leaves, resolve
 from nas_prune.tracing.walk import Site
 
@@ -42,14 +43,11 @@ def looking(model: nn.Module, sites: Mapping[str, Site], look: Look) -> Iterator
 
     It is inside of a forward pass, where calls are gated and counted: it may not compute a layer itself.
     """
-    with ExitStack() as stack:
-        for path, site in sites.items():
 
-            def before(module: nn.Module, given: tuple[Any, ...], path: str = path, site: Site = site) -> None:  # noqa: ARG001
-                look(path, site, given[0])
+    def before(path: str, given: tuple[Any, ...]) -> None:
+        look(path, sites[path], given[0])
 
-            handle = model.get_submodule(path).register_forward_pre_hook(before)
-            stack.callback(handle.remove)
+    with inputs_of({path: model.get_submodule(path) for path in sites}, before):
         yield
 
 

@@ -17,6 +17,7 @@ from nas_prune.costs.timing.conditions import USUAL
 from nas_prune.ops.stripes.conv import StripeConv
 from nas_prune.ops.stripes.forms import forms
 from nas_prune.tracing.graph.capture import evaluating
+from nas_prune.tracing.graph.hooks import inputs_of
 
 FormRow = dict[str, Any]
 
@@ -64,18 +65,12 @@ def _chosen(model: nn.Module, path: str, x: Tensor, conditions: Conditions, seco
 def _inputs(model: nn.Module, images: Tensor) -> Mapping[str, Tensor]:
     """What goes into each dense StripeConv of a model."""
     found: dict[str, Tensor] = {}
-    hooks = []
-    for path, module in model.named_modules():
-        if isinstance(module, StripeConv) and module.config["form"] == "dense":
+    stripes = {path: module for path, module in model.named_modules() if isinstance(module, StripeConv)}
+    dense = {path: module for path, module in stripes.items() if module.config["form"] == "dense"}
 
-            def keep(_: nn.Module, given: tuple[Tensor, ...], path: str = path) -> None:
-                found[path] = given[0].detach()
+    def keep(path: str, given: tuple[Tensor, ...]) -> None:
+        found[path] = given[0].detach()
 
-            hooks.append(module.register_forward_pre_hook(keep))
-    try:
-        with torch.no_grad(), evaluating(model):
-            model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), evaluating(model), inputs_of(dense, keep):
+        model(images)
     return found

@@ -4,7 +4,7 @@ All of it is one module, whose parameters the stage trains and whose state is in
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -20,6 +20,7 @@ from nas_prune.methods.losses.distillation import Distillation
 from nas_prune.methods.movers.mover import Mover, Still
 from nas_prune.methods.penalties import Penalty
 from nas_prune.tracing.graph.capture import evaluating
+from nas_prune.tracing.graph.hooks import outputs_of
 from nas_prune.train.settings import OptimSettings
 
 Teacher = Callable[[Tensor], Tensor]
@@ -130,14 +131,12 @@ def _features(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tens
     known = {name.removeprefix("module.").removeprefix("model."): part for name, part in modules}
     gated = next((part for _, part in modules if isinstance(part, GatedModel)), None)
     known |= {name.removeprefix("backbone."): part for name, part in known.items()}
-    with ExitStack() as stack:
-        for path in paths:
-            if path not in known:
-                raise RecipeError(f"the loss looks at the module {path!r}, which the model lacks{hint(path, known)}")
+    for path in paths:
+        if path not in known:
+            raise RecipeError(f"the loss looks at the module {path!r}, which the model lacks{hint(path, known)}")
 
-            def keep(module: nn.Module, given: object, output: Tensor, path: str = path) -> None:  # noqa: ARG001
-                found[path] = output if gated is None else gated.seen(path, output)
+    def keep(path: str, output: Tensor) -> None:
+        found[path] = output if gated is None else gated.seen(path, output)
 
-            handle = known[path].register_forward_hook(keep)
-            stack.callback(handle.remove)
+    with outputs_of({path: known[path] for path in paths}, keep):
         yield found

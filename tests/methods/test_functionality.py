@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_prune.base.errors import BudgetError, DataError, SpaceError
+from nas_prune.base.errors import BudgetError, DataError
 from nas_prune.costs import Macs
 from nas_prune.derivation.derive import derive
 from nas_prune.derivation.trace import trace
@@ -201,7 +201,7 @@ def test_a_sheet_has_a_picture_of_every_unit() -> None:
 def test_the_selector_needs_a_model_and_images() -> None:
     question = asked(gated(), 0.5)
     given = question.scores, question.cost, question.limit, question.space
-    with pytest.raises(SpaceError, match="with the gated model"):
+    with pytest.raises(DataError, match="give `gated`"):
         clusters(Question(*given))
     with pytest.raises(DataError, match="at least one batch"):
         clusters(Question(*given, gated=question.gated))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_prune.base.errors import BudgetError, DataError, SpaceError
+from nas_prune.base.errors import BudgetError, DataError
 from nas_prune.costs import Macs
 from nas_prune.derivation.trace import trace
 from nas_prune.methods.criteria.of_loss.gradient_norm import gradient_norm
@@ -275,5 +275,5 @@ def test_images_are_looked_at_once_and_needed() -> None:
     assert len(seen) == 2
     with pytest.raises(DataError, match="at least one batch"):
         segments(Question(question.scores, question.cost, question.limit, gated.space, gated=gated))
-    with pytest.raises(SpaceError, match="with the gated model"):
+    with pytest.raises(DataError, match="give `gated`"):
         segments(Question(question.scores, question.cost, question.limit, gated.space))

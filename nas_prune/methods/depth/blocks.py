@@ -5,18 +5,18 @@ through it (the first of a stage) has no branch that can be closed, and always s
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nas_prune.methods.depth.cka import centred_gram, cka
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.scores import Batches
 from nas_prune.tracing.branches import sums
 from nas_prune.tracing.graph.capture import evaluating, output_tensors
+from nas_prune.tracing.graph.hooks import inputs_of, outputs_of
 
 
 @dataclass(frozen=True)
@@ -55,19 +55,16 @@ def likeness(gated: GatedModel, found: Sequence[Block], batches: Batches) -> Ten
 
 def _grams(gated: GatedModel, found: Sequence[Block], images: Tensor) -> list[Tensor]:
     """Centred Gram matrices (n n) of what goes into the first block and what comes out of each, in their order."""
-    seen: dict[str, Tensor] = {}
-    backbone = gated.backbone
-    with ExitStack() as stack:
+    into, out = dict[str, Tensor](), dict[str, Tensor]()
+    modules = {block.path: gated.backbone.get_submodule(block.path) for block in found}
+    first = {found[0].path: modules[found[0].path]}
 
-        def before(module: nn.Module, given: tuple[Any, ...]) -> None:  # noqa: ARG001
-            seen["into"] = centred_gram(given[0])
+    def before(path: str, given: tuple[Any, ...]) -> None:
+        into[path] = centred_gram(given[0])
 
-        stack.callback(backbone.get_submodule(found[0].path).register_forward_pre_hook(before).remove)
-        for block in found:
+    def after(path: str, output: Any) -> None:
+        out[path] = centred_gram(output_tensors(output)[0])
 
-            def after(module: nn.Module, given: Any, output: Any, path: str = block.path) -> None:  # noqa: ARG001
-                seen[f"out of {path}"] = centred_gram(output_tensors(output)[0])
-
-            stack.callback(backbone.get_submodule(block.path).register_forward_hook(after).remove)
+    with inputs_of(first, before), outputs_of(modules, after):
         gated.opened()(images)
-    return [seen["into"], *(seen[f"out of {block.path}"] for block in found)]
+    return [into[found[0].path], *(out[block.path] for block in found)]

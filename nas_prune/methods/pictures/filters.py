@@ -4,11 +4,11 @@ writes the axis, before norm and activation."""
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
 from nas_prune.methods.gated import GatedModel
+from nas_prune.tracing.graph.hooks import outputs_of
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,9 @@ def hearing(model: nn.Module, path: str, hear: Callable[[Tensor], None]) -> Iter
     """In the block, ``hear`` is called with what the module at ``path`` says, and what comes next gets a copy: it may
     write into it."""
 
-    def after(module: nn.Module, given: Any, output: Tensor) -> Tensor:  # noqa: ARG001
+    def after(_: str, output: Tensor) -> Tensor:
         hear(output)
         return output.clone()
 
-    handle = model.get_submodule(path).register_forward_hook(after)
-    try:
+    with outputs_of({path: model.get_submodule(path)}, after):
         yield
-    finally:
-        handle.remove()

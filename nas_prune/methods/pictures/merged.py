@@ -5,69 +5,55 @@ columns of that layer's weight that read j take over f times those that read u. 
 nothing is lost at all.
 """
 
-from collections.abc import Mapping
-from contextlib import ExitStack
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.reading import Reader, axes_of, looking, mixing, owners
 from nas_prune.methods.scores import Batches
 from nas_prune.tracing.graph.capture import evaluating
-from nas_prune.tracing.roles.writers import unit_of
+from nas_prune.tracing.walk import Site
 
 Twins = Mapping[str, Mapping[int, int]]  # axis -> unit that goes -> unit that takes over
+Moments = Mapping[str, Mapping[str, Tensor]]  # path of a layer -> axis that it reads -> how much units agree (c c)
 
 
-def merged(gated: GatedModel, moments: Mapping[tuple[str, str], Tensor], twins: Twins) -> dict[str, Tensor]:
+def merged(gated: GatedModel, moments: Moments, twins: Twins) -> dict[str, Tensor]:
     """Weights of the layers that read the axes, with what was taken over. ``moments``: as ``moments_of`` finds them."""
-    state = gated.backbone.state_dict()
-    edits: dict[str, Tensor] = {}
-    for (name, tensor), moment in moments.items():
-        columns, weight = _columns(gated, name, tensor), edits.get(tensor, state[tensor].clone())
-        for gone, stays in twins.get(name, {}).items():
-            factor = moment[gone, stays] / moment[stays, stays] if moment[stays, stays] > 0 else 0.0
-            weight[:, columns[stays]] += (factor * weight[:, columns[gone]]).to(weight)
-        if twins.get(name):
-            edits[tensor] = weight
+    state, edits = gated.backbone.state_dict(), dict[str, Tensor]()
+    for reader in mixing(gated).values():
+        for name, columns in _columns(gated, reader):
+            weight, moment = edits.get(reader.weight, state[reader.weight].clone()), moments[reader.path][name]
+            for gone, stays in twins.get(name, {}).items():
+                factor = moment[gone, stays] / moment[stays, stays] if moment[stays, stays] > 0 else 0.0
+                weight[:, columns[stays]] += (factor * weight[:, columns[gone]]).to(weight)
+            if twins.get(name):
+                edits[reader.weight] = weight
     return edits
 
 
-def moments_of(gated: GatedModel, batches: Batches) -> dict[tuple[str, str], Tensor]:
-    """(axis, weight that reads it) -> how much each two units (c c) agree in what is read, over all images."""
-    places = [(name, each) for name in gated.space.free for each in _readers(gated, name)]
-    found: dict[tuple[str, str], Tensor] = {}
-    with evaluating(gated), torch.no_grad(), ExitStack() as stack:
-        for name, tensor in places:
+def moments_of(gated: GatedModel, batches: Batches) -> Moments:
+    """How much each two units agree in what is read of them, over all images."""
+    found, read = dict[str, dict[str, Tensor]](), mixing(gated)
 
-            def before(layer: nn.Module, given: tuple[Any, ...], name: str = name, tensor: str = tensor) -> None:
-                x = given[0].movedim(1 if isinstance(layer, nn.Conv2d) else -1, 0).flatten(1)
-                rows = x[_columns(gated, name, tensor).to(x.device)].flatten(1).double()
-                found[name, tensor] = found.get((name, tensor), 0.0) + rows @ rows.T
+    def look(path: str, site: Site, x: Tensor) -> None:
+        entries, own = x.movedim(site.dim, 0).flatten(1), found.setdefault(path, {})
+        for name, columns in _columns(gated, read[path]):
+            rows = entries[columns.to(x.device)].flatten(1).double()
+            own[name] = own.get(name, 0.0) + rows @ rows.T
 
-            layer = gated.backbone.get_submodule(tensor.removesuffix(".weight"))
-            stack.callback(layer.register_forward_pre_hook(before).remove)
+    sites = {path: reader.site for path, reader in read.items()}
+    with evaluating(gated), torch.no_grad(), looking(gated.backbone, sites, look):
         for images, _ in batches:
             gated.opened()(images)
-    return {place: moment.cpu() for place, moment in found.items()}
+    return {path: {name: moment.cpu() for name, moment in own.items()} for path, own in found.items()}
 
 
-def _readers(gated: GatedModel, name: str) -> list[str]:
-    """The weights of convolutions and linear layers that read all columns of an axis' units in one dimension."""
-    found = []
-    for member in gated.axes[name].members:
-        path = member.tensor.removesuffix(".weight")
-        if member.role == "read" and member.dim == 1 and path != member.tensor:
-            layer = gated.backbone.get_submodule(path)
-            whole = isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
-            found += [member.tensor] if whole else []
-    return found
-
-
-def _columns(gated: GatedModel, name: str, tensor: str) -> Tensor:
-    """The columns (c n) of a weight that read each unit."""
-    variable = next(var for var, known in gated.axes.variables.items() if known == name)
-    unit = unit_of(gated.axes.tensors[tensor][1], variable)
-    order = unit.argsort(stable=True)[int((unit < 0).sum()) :]
-    return order.reshape(gated.axes[name].size, -1)
+def _columns(gated: GatedModel, reader: Reader) -> Iterator[tuple[str, Tensor]]:
+    """The axes that a layer reads, and the columns (c n) of its weight that read each unit."""
+    for name in axes_of(gated, reader.term):
+        owner = owners(gated, name, reader.term)
+        order = owner.argsort(stable=True)[int((owner < 0).sum()) :]
+        yield name, order.reshape(gated.axes[name].size, -1)

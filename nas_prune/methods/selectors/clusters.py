@@ -18,13 +18,12 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from nas_prune.base.errors import SpaceError
 from nas_prune.methods.criteria.criterion import at_least_one
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.pictures.filters import filters
 from nas_prune.methods.pictures.groups import groups
 from nas_prune.methods.pictures.maximised import STEPS, maximised
-from nas_prune.methods.pictures.merged import merged, moments_of
+from nas_prune.methods.pictures.merged import Moments, merged, moments_of
 from nas_prune.methods.pictures.sheet import sheet
 from nas_prune.methods.scores import Batches, finite
 from nas_prune.methods.selectors.ranked import best_units
@@ -35,12 +34,12 @@ from nas_prune.tracing.graph.capture import evaluating
 
 @dataclass(frozen=True)
 class Jobs:
-    """What units do, by axis: ``pictures`` (c i h w), the number of the group of each (c), and by axis and reader how
-    much units agree in what is read of them (c c)."""
+    """What units do, by axis: ``pictures`` (c i h w), the number of the group of each (c); and how much units agree in
+    what is read of them."""
 
     pictures: Mapping[str, Tensor]
     groups: Mapping[str, Tensor]
-    moments: Mapping[tuple[str, str], Tensor]
+    moments: Moments
 
 
 @selectors.register("clusters")
@@ -50,9 +49,7 @@ def clusters(question: Question, *, merge: bool = True, steps: PositiveInt = STE
     ``merge``: those that stay take over. ``steps`` of the ascent of a picture. Raises BudgetError where nothing is
     within the limit, DataError without images.
     """
-    gated = question.gated
-    if gated is None:
-        raise SpaceError('the selector "clusters" looks at what units see: ask it with the gated model')
+    gated = question.model("clusters")
     jobs: Jobs = question.once("jobs of units", lambda: _jobs(gated, question.batches, steps, question.seed))
     scores, least = finite(question.scores), dict(question.space.minimum)
     for name, group in jobs.groups.items():

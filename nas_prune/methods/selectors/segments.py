@@ -19,11 +19,11 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from nas_prune.base.errors import SpaceError
 from nas_prune.methods.criteria.criterion import at_least_one
 from nas_prune.methods.depth.blocks import Block, blocks, likeness
 from nas_prune.methods.depth.partition import enough, partitions
-from nas_prune.methods.scores import Scores, finite
+from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.scores import Batches, Scores, finite
 from nas_prune.methods.selectors.ranked import best_units
 from nas_prune.methods.selectors.selector import Decision, Question, selectors
 from nas_prune.methods.selectors.uniform import uniform_widths
@@ -63,21 +63,19 @@ def _orders(question: Question, number: int | None) -> Iterator[list[Block]]:
     if not depth:
         yield []
         return
-    if question.gated is None:
-        raise SpaceError('the selector "segments" looks at the features of blocks: ask it with the gated model')
-    found = blocks(question.gated)
-    profile = question.once("profile of blocks", lambda: _profile(question, found))
+    gated = question.model("segments")
+    found = blocks(gated)
+    profile = question.once("profile of blocks", lambda: _profile(gated, found, question.batches))
     cut = partitions(profile)
     for partition in reversed(cut[: number or enough(cut, GAIN)]):
         inside = [[found[layer - 1] for layer in each if layer > 0] for each in partition.segments(len(profile))]
         yield order_of(inside, finite(question.scores))
 
 
-def _profile(question: Question, found: Sequence[Block]) -> list[float]:
+def _profile(gated: GatedModel, found: Sequence[Block], batches: Batches) -> list[float]:
     """How alike each layer is to all, A (m + 1): what goes into the first block, and what comes out of each."""
-    assert question.gated is not None
-    batches = at_least_one(question.batches, "the comparison of blocks")
-    profile: list[float] = likeness(question.gated, found, batches).sum(1).tolist()
+    images = at_least_one(batches, "the comparison of blocks")
+    profile: list[float] = likeness(gated, found, images).sum(1).tolist()
     return profile
 
 

@@ -8,7 +8,6 @@ operator, which is given its tensors and its inputs. Where the graph runs, the o
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from typing import Any
 from weakref import WeakValueDictionary
@@ -23,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nas_prune.base.errors import TraceError, first_line
 from nas_prune.base.registry import hint
 from nas_prune.tracing.graph.brought import computed_tensors
+from nas_prune.tracing.graph.hooks import inputs_of, outputs_of
 from nas_prune.tracing.graph.single_operations import single_operations
 
 PLAIN = (Tensor, int, float, str, bool, type(None))
@@ -141,24 +141,28 @@ def _learnt(model: nn.Module, leaves: Mapping[str, str], run: Callable[[nn.Modul
     calls: dict[str, list[Call]] = {path: [] for path in leaves}
     copied = copy.deepcopy(model, computed_tensors(model)).requires_grad_(False)
     counter, before = FlopCounterMode(display=False), list[int]()
+    modules = {path: copied.get_submodule(path) for path in leaves}
 
     def enter(*_: object) -> None:
         before.append(counter.get_total_flops())
 
-    def leave(path: str, module: nn.Module, _: object, output: Any) -> None:
+    def leave(path: str, output: Any) -> None:
         macs = (counter.get_total_flops() - before.pop()) // 2
-        calls[path].append((module, tree_map_only(Tensor, lambda value: value.to("meta"), output), macs))
+        calls[path].append((modules[path], tree_map_only(Tensor, lambda value: value.to("meta"), output), macs))
 
-    hooks = [copied.get_submodule(path).register_forward_pre_hook(enter) for path in leaves]
-    hooks += [copied.get_submodule(path).register_forward_hook(partial(leave, path)) for path in leaves]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), single_operations(), counter:
+        with (
+            inputs_of(modules, enter),
+            outputs_of(modules, leave),
+            torch.no_grad(),
+            torch.random.fork_rng(devices=[]),
+            single_operations(),
+            counter,
+        ):
             run(copied)
     except Exception as error:
         raise DoesNotRunError(
             f"{', '.join(leaves)} cannot be a leaf, since the model does not run with the example inputs: "
             f"{type(error).__name__}: {first_line(error)}"
         ) from error
-    for hook in hooks:
-        hook.remove()
     return calls
