@@ -120,6 +120,12 @@ def trains_baseline(recipe: Recipe) -> bool:
     return recipe.dense.baseline and bool(recipe.dense.epochs or alone)
 
 
+def teaches(recipe: Recipe) -> bool:
+    """Whether the small network learns from the dense one, in fine-tuning: not from one that has learnt nothing."""
+    tuning = recipe.finetune.epochs and recipe.finetune.distill
+    return bool(tuning) and (begins_trained(recipe) or trains_baseline(recipe))
+
+
 @contextmanager
 def blaming(key: str) -> Iterator[None]:
     """Whatever is raised in the block, of whoever's making, is a RecipeError that names the key."""

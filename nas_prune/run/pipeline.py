@@ -40,7 +40,7 @@ from nas_prune.run.recipe import recipe as recipes
 from nas_prune.run.recipe.recipe import Recipe
 from nas_prune.run.result_files import ResultsFile
 from nas_prune.run.results import Outcome, evaluated, trained
-from nas_prune.run.steps import baseline, derived, save, searched, train_dense
+from nas_prune.run.steps import baseline, derived, finetuned, save, searched, train_dense
 from nas_prune.run.targets import derive_targets
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace
@@ -48,7 +48,6 @@ from nas_prune.train.data import loaders as datasets
 from nas_prune.train.data.loaders import Data
 from nas_prune.train.data.order import drawing
 from nas_prune.train.data.room import check_images
-from nas_prune.train.finetune import finetune
 from nas_prune.train.loop import Run
 from nas_prune.train.record.progress import Bars
 from nas_prune.train.record.track import track_of_first
@@ -243,7 +242,7 @@ def _steps(job: Job, until: Until) -> dict[str, Any]:
         teacher = baseline(job, parent)
     tuned = copy.deepcopy(small)
     with job.timed("finetune"):
-        finetune(tuned, teacher, job.data, settings=job.recipe.finetune, run=job.run, images=job.recipe.data)
+        finetuned(job, tuned, teacher, job.run)
         save(job, tuned, "finetuned", met.arch, certificate)
     if until == "finetune":
         return results

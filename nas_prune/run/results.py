@@ -17,7 +17,7 @@ from nas_prune.methods.criteria.criterion import BEFORE_TRAINING
 from nas_prune.methods.gated import GatedModel
 from nas_prune.run.calibration.bench import conditions
 from nas_prune.run.calibration.calibrate import Calibration
-from nas_prune.run.checks import begins_trained, trains_baseline
+from nas_prune.run.checks import begins_trained, teaches, trains_baseline
 from nas_prune.run.dynamic import release
 from nas_prune.run.files import Stages, StripesFile, TimingsFile
 from nas_prune.run.job import Job
@@ -52,7 +52,7 @@ def evaluated(job: Job, outcome: Outcome) -> dict[str, Any]:
         **{name: rows[name] for name in ("dense", "gated", "derived", "finetuned")},
         "classes": job.data.classes,
         "trained": trained(job.recipe),
-        "taught": bool(job.recipe.search.distill or (job.recipe.finetune.epochs and job.recipe.finetune.distill)),
+        "taught": bool(job.recipe.search.distill) or teaches(job.recipe),
         "certificate": outcome.certificate,
         "calibration": {"predictor": outcome.calibration.name, "trusted": job.recipe.latency.trust_calibration},
         "stripes": _stripes(job, rows["gated"]),

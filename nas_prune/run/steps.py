@@ -22,7 +22,7 @@ from nas_prune.ops import first_alone, inherit
 from nas_prune.run import build
 from nas_prune.run.calibration.bench import conditions
 from nas_prune.run.calibration.calibrate import Calibration
-from nas_prune.run.checks import trains_baseline
+from nas_prune.run.checks import teaches, trains_baseline
 from nas_prune.run.files import CertificateFile, StripesFile
 from nas_prune.run.genotype import write_genotype
 from nas_prune.run.job import Job
@@ -33,7 +33,8 @@ from nas_prune.run.stripe_forms import reform, take_forms
 from nas_prune.tracing.arch import Arch
 from nas_prune.train.choose import Met, meet
 from nas_prune.train.data.loaders import FirstBatches
-from nas_prune.train.loop import fit
+from nas_prune.train.finetune import finetune
+from nas_prune.train.loop import Run, fit
 from nas_prune.train.objective import task_objective
 from nas_prune.train.optimizers import optimizer_of
 from nas_prune.train.rounds import Alive, ending
@@ -65,6 +66,12 @@ def baseline(job: Job, parent: nn.Module) -> nn.Module:
     stage = Stage("baseline", recipe.search.epochs + recipe.finetune.epochs, settings, recipe.data)
     fit(job.run, stage, parent, job.data, task_objective(settings), [optimizer_of(parent, settings)])
     return parent
+
+
+def finetuned(job: Job, small: nn.Module, dense: nn.Module, run: Run) -> None:
+    """Fine-tune a derived model in place, with the dense one as its teacher where that has anything to teach."""
+    teacher, settings = dense if teaches(job.recipe) else None, job.recipe.finetune
+    finetune(small, teacher, job.data, settings=settings, run=run, images=job.recipe.data)
 
 
 def searched(job: Job, gated: GatedModel, calibration: Calibration) -> Met:

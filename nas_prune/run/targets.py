@@ -25,10 +25,10 @@ from nas_prune.run.promise import promised
 from nas_prune.run.result_files import TargetFile
 from nas_prune.run.results import Figures, dense_top1, timed
 from nas_prune.run.scoring import kept
-from nas_prune.run.steps import baseline, question, reformed, save, saved, searched, train_dense, within
+from nas_prune.run.steps import baseline, finetuned, question, reformed, save, saved, searched, train_dense, within
 from nas_prune.tracing.arch import Arch
 from nas_prune.train.evaluate import top1
-from nas_prune.train.finetune import finetune, recalibrate
+from nas_prune.train.finetune import recalibrate
 from nas_prune.train.rounds import Alive
 
 
@@ -102,7 +102,7 @@ def _one(
     row |= {"top1": top1(small, job.data, job.run.accelerator), "top1_finetuned": None, "folder": name}
     if teacher:
         apart = dataclasses.replace(job.run, folder=job.folder / name, track=None)
-        finetune(small, teacher, job.data, settings=job.recipe.finetune, run=apart, images=job.recipe.data)
+        finetuned(job, small, teacher, apart)
         save(job, small, f"{name}/finetuned", met.arch, certificate)
         row["top1_finetuned"] = top1(small, job.data, job.run.accelerator)
     job.write(done, row)

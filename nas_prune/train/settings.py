@@ -183,7 +183,9 @@ class FinetuneSettings(TrainSettings):
         False, description="forget the weights of the search: train the derived architecture anew"
     )
     distill: Share = Field(
-        0.5, description="share of the loss that imitates the dense parent; 0 switches the teacher off"
+        0.5,
+        description="share of the loss that imitates the dense parent, if that has learnt anything; 0 switches the "
+        "teacher off",
     )
     temperature: PositiveFloat = Field(2.0, description="temperature of the distillation")
     recalibrate_batches: int = Field(

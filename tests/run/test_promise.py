@@ -3,13 +3,14 @@
 import io
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nas_prune.base.errors import BudgetError, RecipeError
 from nas_prune.run import pipeline
-from nas_prune.run.checks import check
+from nas_prune.run.checks import check, teaches
 from nas_prune.run.promise import cautions
 from nas_prune.run.recipe import recipe
 from nas_prune.run.report.page import table
@@ -52,6 +53,31 @@ def test_what_misleads_is_said_first(change: dict[str, Any], said: str) -> None:
     found = cautions(known | changed)
     assert len(found) == 1
     assert re.search(said, found[0])
+
+
+@pytest.mark.usefixtures("recorded_timings")
+def test_what_has_learnt_nothing_teaches_nobody(tmp_path: Path) -> None:
+    changes = [*SMOKE, "dense.epochs=0", "budget.cost=macs", "latency.samples=12", "finetune.epochs=1"]
+    recipes = {share: recipe.read("smoke/quickstart", [*changes, f"finetune.distill={share}"]) for share in (0.0, 0.5)}
+    assert not any(teaches(each) for each in recipes.values())
+    for share, each in recipes.items():
+        pipeline.run(each, tmp_path / str(share), until="finetune")
+    weights = [(tmp_path / str(share) / "finetuned" / "model.safetensors").read_bytes() for share in recipes]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "known"),
+    [
+        (["dense.epochs=1"], True),
+        (["dense.epochs=0", "model.checkpoint=some.safetensors"], True),
+        (["dense.epochs=0"], False),
+        (["dense.epochs=1", "finetune.epochs=0"], False),
+        (["dense.epochs=1", "finetune.distill=0"], False),
+    ],
+)
+def test_who_has_a_teacher(changes: list[str], known: bool) -> None:
+    assert teaches(recipe.read("smoke/quickstart", ["finetune.epochs=1", *changes])) == known
 
 
 @pytest.mark.parametrize(
