@@ -91,6 +91,10 @@ def test_a_comparison_goes_on_where_it_was_and_only_there(tmp_path: Path) -> Non
     assert all(0 < each.macs < 0.8 for each in second[1:])
     with pytest.raises(RecipeError, match="another recipe"):
         compare(plan_of(tmp_path, "taylor", overrides=("finetune.lr=0.2",)), said.append)
+    elsewhere = tmp_path.with_name("elsewhere")
+    tmp_path.rename(elsewhere)
+    assert compare(plan_of(elsewhere, "taylor", "uniform"), said.append) == second
+    assert len(said) == 6  # nor where the folder has been moved
 
 
 @pytest.mark.parametrize(

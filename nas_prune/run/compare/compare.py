@@ -22,7 +22,6 @@ from nas_prune.base.files.whole import atomic_write, writing
 from nas_prune.run import pipeline
 from nas_prune.run.compare.cells import DENSE, Cell, Journal, Row, figures, latest
 from nas_prune.run.compare.plan import Plan
-from nas_prune.run.job import identity
 from nas_prune.run.recipe.overrides import flags
 from nas_prune.run.recipe.recipe import Recipe, changed
 from nas_prune.run.steps import train_dense
@@ -44,7 +43,7 @@ def compare(plan: Plan, say: Callable[[str], None], *, again: bool = False) -> l
         began, ran = time.monotonic(), 0
         for number, cell in enumerate(cells):
             recipe = plan.recipe(cell)
-            if journal.done(cell, identity(recipe), again=again):
+            if journal.done(cell, plan.identity(cell), again=again):
                 continue
             pace = (time.monotonic() - began) / ran if ran else 0.0
             left = f", about {pace * (len(cells) - number) / 60:.0f} min left" if ran else ""
@@ -66,7 +65,8 @@ def told(row: Row) -> str:
 
 def _tried(plan: Plan, cell: Cell, recipe: Recipe) -> Row:
     """What came of a cell: figures, or why there are none."""
-    kept: dict[str, Any] = {"method": cell.method, "target": cell.target, "seed": cell.seed, "recipe": identity(recipe)}
+    named = {"method": cell.method, "target": cell.target, "seed": cell.seed}
+    kept: dict[str, Any] = {**named, "recipe": plan.identity(cell)}
     try:
         return Row(**kept, **(_dense if cell.method == DENSE else _run)(plan, cell, recipe))
     except BudgetError as error:

@@ -13,6 +13,7 @@ from nas_prune.base.errors import NasPruneError, RecipeError
 from nas_prune.run.checks import check
 from nas_prune.run.compare.cells import DENSE, Cell
 from nas_prune.run.compare.methods import Method
+from nas_prune.run.job import identity
 from nas_prune.run.recipe.overrides import flags
 from nas_prune.run.recipe.recipe import Recipe, changed
 from nas_prune.tracing.arch import Arch
@@ -65,15 +66,19 @@ class Plan:
                 except NasPruneError as error:
                     raise RecipeError(f"method {name}: {error}") from error
 
-    def recipe(self, cell: Cell) -> Recipe:
-        """What is run for a cell."""
+    def identity(self, cell: Cell) -> str:
+        """By what a cell knows its own recipe, wherever the folder lies."""
+        return identity(self.recipe(cell, Path()))
+
+    def recipe(self, cell: Cell, out: Path | None = None) -> Recipe:
+        """What is run for a cell, in this folder or another one."""
         if cell.method == DENSE:
             longer = {"dense.epochs": self.base.dense.epochs + self.epochs} if self.own else {}
             return changed(self.base, flags({**longer, "dense.baseline": False, "seed": cell.seed}))
         method = self.methods[cell.method]
         told: dict[str, Any] = {"seed": cell.seed, "budget.target": cell.target}
         if self.shares(method):
-            told["model.checkpoint"] = str(self.start(cell.seed))
+            told["model.checkpoint"] = str(self.start(cell.seed, out))
         if method.units_of:
             told["search.selector.options"] = {"widths": self._widths(Cell(method.units_of, cell.target, cell.seed))}
         return method.recipe(self.base, self.allowed(method), told)
@@ -82,9 +87,9 @@ class Plan:
         """Whether a method begins with the dense network that is trained here."""
         return method.begins == "dense" and self.own
 
-    def start(self, seed: int) -> Path:
+    def start(self, seed: int, out: Path | None = None) -> Path:
         """The file of that network."""
-        return (self.out / Cell(DENSE, "", seed).folder / "start.safetensors").resolve()
+        return (out or self.out.resolve()) / Cell(DENSE, "", seed).folder / "start.safetensors"
 
     def allowed(self, method: Method) -> int:
         """The epochs of a method, beyond those of the dense network that it begins with."""
