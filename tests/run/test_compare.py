@@ -68,6 +68,13 @@ def test_a_table_names_the_searches_that_took_longer_than_what_controls_were_all
     ]
 
 
+def test_a_table_names_what_was_timed_on_a_busy_machine() -> None:
+    rows = [row("taylor", 0, 91.0, spread=0.02), row("taylor", 1, 91.0, spread=0.3), row("uniform", 0, 90.0)]
+    (section,) = page.sections(rows, ALL, 1)
+    (said,) = section.remarks()
+    assert said.endswith("whose latencies may be wrong: taylor.")
+
+
 def test_units_by_lot_get_the_widths_of_the_method_that_they_are_put_beside(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "random_units")
     assert list(plan.methods) == ["taylor", "random_units"]

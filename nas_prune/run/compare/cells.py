@@ -32,8 +32,9 @@ class Cell:
 
 class Row(Document):
     """What came of a cell. Costs are shares of the dense network's; ``derived`` and ``top1``: before fine-tuning and
-    after; seconds and epochs of training, those of the dense network that it began with included; ``searched``: seconds
-    of a search that trains nothing."""
+    after; ``spread``: of its timings, and of those of the dense network beside it, as a share of the median; seconds
+    and epochs of training, those of the dense network that it began with included; ``searched``: seconds of a search
+    that trains nothing."""
 
     method: Text
     target: Text
@@ -44,6 +45,7 @@ class Row(Document):
     derived: NotNegative | None = None
     top1: NotNegative | None = None
     latency: Positive | None = None
+    spread: NotNegative = 0.0
     macs: Positive | None = None
     params: Positive | None = None
     searched: NotNegative = 0.0
@@ -93,6 +95,7 @@ def figures(results: Mapping[str, Any]) -> dict[str, Any]:
         "derived": results["derived"]["top1"],
         "top1": tuned["top1"],
         "latency": tuned["measured_share"],
+        "spread": max(each["measured_ms_spread"] / each["measured_ms"] for each in (tuned, dense)),
         "macs": tuned["macs"] / dense["macs"],
         "params": tuned["params"] / dense["params"],
         "seconds": sum(spent.get(step, 0.0) for step in ("dense", "search", "finetune")),

@@ -9,6 +9,7 @@ from typing import Any
 from nas_prune.base.files.whole import atomic_write
 from nas_prune.run.compare.cells import DENSE, Row
 from nas_prune.run.compare.methods import Method
+from nas_prune.run.promise import DISTURBED
 from nas_prune.run.report.curves import Ink, blank, legend, style, svg
 from nas_prune.run.report.targets import alone
 from nas_prune.run.report.terminal import terminal_table, texts
@@ -46,9 +47,14 @@ class Section:
             yield (name, *accuracies, more, *shares, spent, f"{mean(row.epochs for row in rows):.3g}", ran)
 
     def remarks(self) -> Iterator[str]:
-        """Searches that took longer than what controls were allowed for them; cells without a result, and why."""
+        """Searches that took longer than what controls were allowed for them, timings of a busy machine, and cells without
+        a result."""
         for name, epochs in self.costly.items():
             yield f"Searching with {name} took as long as {epochs:.1f} dense epochs, more than controls have."
+        disturbed = [name for name, rows in self.made.items() if any(row.spread > DISTURBED for row in rows)]
+        if disturbed:
+            names = ", ".join(disturbed)
+            yield f"The machine was disturbed while these were timed, whose latencies may be wrong: {names}."
         for row in self.lost:
             yield f"No result of {row.method}, seed {row.seed}: {row.message or row.status}"
 
