@@ -47,8 +47,7 @@ class Section:
             yield (name, *accuracies, more, *shares, spent, f"{mean(row.epochs for row in rows):.3g}", ran)
 
     def remarks(self) -> Iterator[str]:
-        """Searches that took longer than what controls were allowed for them, timings of a busy machine, and cells without
-        a result."""
+        """Searches that took longer than controls were allowed, disturbed timings, and cells that failed."""
         for name, epochs in self.costly.items():
             yield f"Searching with {name} took as long as {epochs:.1f} dense epochs, more than controls have."
         disturbed = [name for name, rows in self.made.items() if any(row.spread > DISTURBED for row in rows)]
