@@ -36,7 +36,7 @@ class Recipe(Settings):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to train; auto: what there is")
     precision: Literal["no", "fp16", "bf16"] = Field("no", description="mixed precision of training")
     compile: bool = Field(False, description="torch.compile what trains: worth its minutes where training takes hours")
-    channels_last: bool = Field(False, description="train with images and weights channels last: faster on most devices")
+    channels_last: bool = Field(False, description="train with images and weights channels last: mostly faster")
     model: ModelSettings = Field(description="the timm backbone")
     data: DataSettings = Field(DataSettings(), description="the dataset, its image size and its augmentation")
     space: str = Field("channels", description="search space: a name in search_spaces/ or the path of a YAML file")
