@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,6 +14,7 @@ from nas_prune.base.errors import DataError, DivergedError, SpaceError
 from nas_prune.derivation.trace import trace
 from nas_prune.methods.criteria import criteria
 from nas_prune.methods.gated import GatedModel
+from nas_prune.tracing.space import SearchSpace
 
 OF_LOSS, STEP, TEMPERATURE = ("snip", "grasp", "hessian"), 1e-4, 2.0
 Batch = tuple[Tensor, Tensor]
@@ -35,6 +37,7 @@ def convolutions() -> tuple[GatedModel, list[Batch]]:
     """The network above in float64, every number random, and two batches of different sizes."""
     generator = torch.Generator().manual_seed(4)
     model = Convolutions().double().eval()
+    model.norm.num_batches_tracked += 1  # its statistics say something
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
@@ -80,6 +83,35 @@ def test_snip_is_the_share_of_what_the_loss_moves_by() -> None:
     for name, each in moved.items():
         assert scores[name].tolist() == pytest.approx((each.flatten(1).sum(1) / total).tolist(), rel=1e-5)
     assert sum(float(score.sum()) for score in scores.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["snip", "grasp"])
+def test_statistics_that_come_of_no_batch_are_not_looked_at(name: str) -> None:
+    gated, batches = convolutions()
+    together = [joined(batches)]
+    gated.backbone.norm.num_batches_tracked.zero_()
+    scores = criteria[name](gated, together)
+    x = gated.backbone.first(together[0][0])
+    gated.backbone.norm.num_batches_tracked += 1
+    seen = {"running_mean": x.mean((0, 2, 3)), "running_var": x.var((0, 2, 3), correction=0)}
+    assert not any(torch.allclose(each, criteria[name](gated, together)[axis]) for axis, each in scores.items())
+    for buffer, value in seen.items():
+        gated.backbone.norm.get_buffer(buffer).copy_(value.detach())
+    if name == "snip":  # at first order; the statistics move with the weights
+        like = criteria[name](gated, together)["second"] / criteria[name](gated, together)["second"].sum()
+        assert torch.allclose(scores["second"] / scores["second"].sum(), like)
+
+
+@pytest.mark.parametrize("name", ["snip", "grasp", "synflow"])
+def test_what_is_inside_of_branches_that_begin_silent_is_told_apart(name: str) -> None:
+    model, x = timm.create_model("test_resnet", num_classes=4), torch.randn(6, 3, 32, 32)
+    silent = [each for each, value in model.named_parameters() if each.endswith("weight") and not bool(value.any())]
+    assert silent
+    before = copy.deepcopy(model.state_dict())
+    gated = GatedModel(model, SearchSpace.read("channels", trace(model, x)))
+    scores = criteria[name](gated, [(x, torch.arange(6) % 4)])
+    assert all(len(torch.unique(score)) == len(score) for score in scores.values())
+    assert all(torch.equal(value, before[each]) for each, value in model.state_dict().items())
 
 
 def test_grasp_is_what_the_squared_gradient_moves_by() -> None:

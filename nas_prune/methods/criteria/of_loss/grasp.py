@@ -10,8 +10,8 @@ of either sign, H and g being those of all matrices (convolution and linear weig
 ``temperature`` (200 in the authors' code), which evens probabilities out.
 
 Ours: a unit scores the sum over all weights that write it; the loss is the mean over all images of the batches; the
-model is in eval mode, so it is that of the network which is derived; and all is computed in float64, of a copy, since a
-unit's weights are of either sign and cancel.
+model is in eval mode, so it is that of the network which is derived, but for norms that have learnt nothing (see
+``random_weights``); and all is computed in float64, of a copy, since a unit's weights are of either sign and cancel.
 
 Cost: two forward and three backward passes per batch, in float64.
 """
@@ -29,6 +29,7 @@ from nas_prune.methods.criteria.of_loss.weights import (
     sums_of_units,
     weights_of,
 )
+from nas_prune.methods.criteria.random_weights import awake
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.scores import Batches
 
@@ -47,8 +48,9 @@ def grasp(gated: GatedModel, batches: Batches, *, temperature: PositiveFloat = T
     known = {id(each) for each in weights.values()}
     matrices = {name: each for name, each in copied.backbone.named_parameters() if each.ndim > 1}
     weights |= {name: each for name, each in matrices.items() if id(each) not in known}
-    images, gradient, curved = sum(len(labels) for _, labels in fixed), None, None
-    with twice_differentiable():
+    sizes, gradient, curved = [len(labels) for _, labels in fixed], None, None
+    images = sum(sizes)
+    with awake(copied, min(sizes)), twice_differentiable():
         for batch in fixed:
             gradient = added(gradient, slopes(_share(copied, batch, images, temperature), weights))
         for batch in fixed:

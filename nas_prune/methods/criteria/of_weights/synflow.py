@@ -7,8 +7,9 @@ the sum over what reads it (theorem 1). The paper prunes in a hundred rounds, sc
 
 Ours: a unit's score is dR / dz, z = 1 its gate, which is the sum over the weights that read it; so branches, heads,
 candidates and stripes are scored as well. It is computed in float64, of a copy, in which statistics of batches are 0
-and 1 (so that BatchNorm is linear). Where a network normalises by what it sees, or is not linear for positive values
-(attention, sigmoids), the flow is that near this point, and is not conserved.
+and 1 (so that BatchNorm is linear), and no norm has scales of 0 (see ``random_weights``). Where a network normalises by
+what it sees, or is not linear for positive values (attention, sigmoids), the flow is that near this point, and is not
+conserved.
 
 Cost: a forward and a backward pass of one image, in float64.
 """
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from nas_prune.base.errors import DataError, DivergedError
 from nas_prune.methods.criteria.criterion import criteria, float64_copy
+from nas_prune.methods.criteria.random_weights import silent_scales
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.scores import Batches
 
@@ -49,6 +51,8 @@ def _positive(gated: GatedModel) -> GatedModel:
     copied = float64_copy(gated)
     for parameter in copied.backbone.parameters():
         parameter.abs_()
+    for scale in silent_scales(copied):
+        scale.fill_(1)
     for name, buffer in copied.backbone.named_buffers():
         if name.endswith("running_mean"):
             buffer.zero_()
