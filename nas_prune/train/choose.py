@@ -120,14 +120,17 @@ def meet(
 
     ``cost_of`` derives an architecture and measures it, in the unit of the limit; ``limits`` are held by prediction.
     Measurements are journalled: a stopped run reuses them. Raises BudgetError, with the closest figure, if no round
-    met the target.
+    met the target, and what ``select`` raises where something smaller would be within it.
     """
     space, target, asked = question.space, question.limit, question.limit
     low, high = 0.0, math.inf  # what was asked for: most that measured within the target, least that measured above
     measured_cost = _Measurements(cost_of, space, journal)
     tried: dict[tuple[int, ...], tuple[Round, Decision]] = {}
     for _ in range(LOOKS * rounds):
-        decision, asked = _decided(question.within(asked), select, limits)
+        decided = _decided(question.within(asked), select, limits, first=not tried)
+        if decided is None:
+            break
+        decision, asked = decided
         arch = decision.arch
         key = tuple(arch.sizes(space.free).values())
         again = key in tried
@@ -156,14 +159,25 @@ def _next(asked: float, wanted: float, between: tuple[float, float], *, again: b
     return low / CLOSE if high == math.inf else high * CLOSE if low == 0 else (low + high) / 2
 
 
-def _decided(question: Question, select: Selector, limits: Sequence[Budget]) -> tuple[Decision, float]:
-    """The decision within every limit as predicted, and what was asked for in the end."""
+def _decided(
+    question: Question, select: Selector, limits: Sequence[Budget], *, first: bool
+) -> tuple[Decision, float] | None:
+    """The decision within every limit as predicted, and what was asked for in the end.
+
+    Where the prediction says that nothing at all is within, the smallest architecture: only the device can tell. Where
+    it is but the selector that finds nothing: what that raises if this is the ``first`` decision, None otherwise.
+    """
     joint = Limits([Budget.of(question.limit, question.cost), *limits])
+    asked = question.within(1.0, joint) if limits else question
     try:
-        return select(question.within(1.0, joint) if limits else question), question.limit
-    except BudgetError:  # the prediction says that nothing is within; only the device can tell
+        return select(asked), question.limit
+    except BudgetError:
         arch = _smallest(question)
-        return Decision(arch), question.spent(arch.sizes(question.space.free))
+        sizes = arch.sizes(question.space.free)
+        within = asked.spent(sizes) <= asked.limit
+        if within and first:
+            raise
+        return None if within else (Decision(arch), question.spent(sizes))
 
 
 def _smallest(question: Question) -> Arch:

@@ -124,6 +124,24 @@ def test_the_smallest_is_tried_for_real_where_the_prediction_refuses_it(space, s
     assert 0.5 * budget.limit < real <= budget.limit
 
 
+def test_a_selector_that_finds_nothing_where_something_is_does_not_end_in_the_smallest(space, scores):
+    budget = Budget("0.3x", Macs(space.axes))
+
+    def half_at_least(question):
+        if question.limit < 0.5 * question.spent({}):
+            raise question.out_of_reach(0.5 * question.spent({}))
+        return ranked(question)
+
+    def cost(arch):
+        return float(budget.cost(arch.sizes(space.free)))
+
+    with pytest.raises(BudgetError, match="no architecture of search space"):
+        meet(asked(scores, budget, space), half_at_least, cost)
+    above = Budget("0.55x", budget.cost)
+    with pytest.raises(BudgetError, match="the closest is"):  # what was tried is told
+        meet(asked(scores, above, space), half_at_least, lambda arch: 2 * cost(arch))
+
+
 def test_measurements_are_journalled_and_reused(space, scores, tmp_path):
     macs, calls = Macs(space.axes), []
 
