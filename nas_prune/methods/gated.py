@@ -192,7 +192,8 @@ class GatedModel(nn.Module):
         return Fixed(self, arch, mixed=mixed)
 
     def opened(self, *, requires_grad: bool = False) -> Fixed:
-        """The model with every unit open; ``requires_grad``: gradients reach its ``keep()``, from norms too."""
+        """The model with every unit open, the candidates of a choice all at once, which add up; ``requires_grad``:
+        gradients reach its ``keep()``, from norms too."""
         return Fixed(self, Arch.dense(self.axes), requires_grad=requires_grad)
 
     @torch.no_grad()

@@ -14,7 +14,18 @@ from torch.utils.data import DataLoader
 from nas_prune.base.errors import DataError
 from nas_prune.train.data.augment import augment, cut
 from nas_prune.train.data.idx import read_idx
-from nas_prune.train.data.loaders import Data, check_labels, datasets, from_loaders, load, mixer, parted, set_epoch
+from nas_prune.train.data.loaders import (
+    Data,
+    FirstBatches,
+    check_labels,
+    datasets,
+    from_loaders,
+    load,
+    mixer,
+    parted,
+    set_epoch,
+    unaugmented,
+)
 from nas_prune.train.data.order import seeded
 from nas_prune.train.data.settings import DataSettings
 
@@ -166,6 +177,29 @@ def test_augmentation_does_what_it_is_called() -> None:
     assert torch.equal(erased > 0, torch.ones(64, dtype=torch.bool))
     assert augmented(crop_scale=(0.3, 0.6)).shape == images.shape
     assert not torch.equal(augmented(crop_scale=(0.3, 0.6)), images)
+
+
+@pytest.mark.parametrize("name", ["digits", "folder"])
+def test_what_a_criterion_looks_at_is_not_augmented(name: str, folder: Path) -> None:
+    settings = DataSettings(name=name, root=str(folder), batch_size=4, image_size=32, **AUGMENTED)
+    bare = {key: 0 for key in AUGMENTED if key != "crop_scale"} | {"crop_scale": (1.0, 1.0), "crop_pct": 1.0}
+    data, plain = (load(each, seed=3) for each in (settings, settings.model_copy(update=bare)))
+    for part in (data, parted(data, 0.25)[1]):
+        first = list(FirstBatches(part, 1, torch.device("cpu"), epoch=2))
+        assert torch.equal(first[0][0], next(iter(FirstBatches(part, 1, torch.device("cpu"), epoch=2)))[0])
+        indices = unaugmented(part.train).sampler.indices
+        assert list(indices) == list(part.train.sampler.indices)
+    images, labels = next(iter(FirstBatches(data, 1, torch.device("cpu"))))
+    set_epoch(plain.train, 0)
+    expected, like = next(iter(plain.train))
+    assert torch.equal(labels, like)
+    assert torch.equal(images, expected)
+    assert not torch.equal(images, epoch_of(data, 0)[:4])
+
+
+def test_batches_of_a_loader_of_ones_own_come_as_they_are() -> None:
+    loader = DataLoader([(torch.randn(3, 4, 4), 1) for _ in range(4)], batch_size=2)
+    assert unaugmented(loader) is loader
 
 
 def test_mixing_keeps_labels_a_distribution() -> None:

@@ -1,4 +1,8 @@
-"""What a criterion is: a model with gates, and some labelled batches -> one score per unit, higher = keep."""
+"""What a criterion is: a model with gates, and some labelled batches -> one score per unit, higher = keep.
+
+Most look at the network with all units open. Where a space has choices, all candidates of each are in it, and add up:
+a network that nobody derives, but the only one in which all of them can be scored at once.
+"""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -4,6 +4,7 @@ timm's transforms draw from the random states of Python, numpy and torch. ``Repl
 at a time, so that the augmentation of an image depends on the seed, the epoch and the image alone.
 """
 
+import copy
 from functools import partial
 from os.path import isdir
 from pathlib import Path
@@ -29,9 +30,10 @@ Sample = tuple[torch.Tensor, int]
 class Replayable(Dataset[Sample]):
     """The images of a dataset with these indices; their augmentation is a function of (seed, epoch, image)."""
 
-    def __init__(self, dataset: Dataset[Sample], indices: list[int], *, seed: int) -> None:
+    def __init__(self, dataset: Any, indices: list[int], settings: DataSettings, *, seed: int) -> None:
         self._dataset = dataset
         self._indices = indices
+        self._settings = settings
         self._seed = seed
         self.epoch = 0
 
@@ -40,7 +42,14 @@ class Replayable(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         with drawing(self._seed, self.epoch, self._indices[index]):
-            return self._dataset[self._indices[index]]
+            found: Sample = self._dataset[self._indices[index]]
+            return found
+
+    def plain(self) -> "Replayable":
+        """The same images, transformed as for evaluation."""
+        dataset = copy.copy(self._dataset)
+        dataset.transform = transform(self._settings, training=False)
+        return Replayable(dataset, self._indices, self._settings, seed=self._seed)
 
 
 def open_files(settings: DataSettings, bars: Bars, *, training: bool, seed: int) -> Any:

@@ -89,13 +89,25 @@ def parted(data: Data, share: float) -> tuple[Data, Data]:
 
 def _part(loader: Loader, indices: Sequence[int]) -> Loader:
     """A loader like another one, of some of its images. Raises DataError for none."""
-    assert isinstance(loader.sampler, EpochSampler)
     if not indices:
         raise DataError("a part of the training images is empty; use more of them, or another search.holdout")
+    return _like(loader, loader.dataset, indices)
+
+
+def unaugmented(loader: Loader) -> Loader:
+    """The same images in the same order, as they are evaluated; of a stream, or a loader of one's own, as they come."""
+    if not isinstance(loader.sampler, EpochSampler):
+        return loader
+    return _like(loader, loader.dataset.plain(), loader.sampler.indices)  # type: ignore[attr-defined]
+
+
+def _like(loader: Loader, dataset: Any, indices: Sequence[int]) -> Loader:
+    """A loader like one of ours, of these images of a dataset."""
+    assert isinstance(loader.sampler, EpochSampler)
     return DataLoader(
-        loader.dataset,
+        dataset,
         batch_size=min(_batch_size(loader), len(indices)),
-        sampler=EpochSampler(loader.dataset, loader.sampler.seed, indices),  # type: ignore[arg-type]
+        sampler=EpochSampler(dataset, loader.sampler.seed, indices),
         drop_last=loader.drop_last,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
@@ -106,7 +118,8 @@ def _part(loader: Loader, indices: Sequence[int]) -> Loader:
 @dataclass(frozen=True)
 class FirstBatches:
     """The first batches of an epoch, by default the first one, on ``device``, loaded as they are asked for; the same
-    ones every time, and in every process.
+    ones every time, and in every process. Their images are not augmented: what is learnt from them is how the network
+    answers to images as it will be given.
     """
 
     data: Data
@@ -115,8 +128,9 @@ class FirstBatches:
     epoch: int = 0
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        set_epoch(self.data.train, self.epoch)
-        for images, labels in islice(self.data.train, self.count):
+        loader = unaugmented(self.data.train)
+        set_epoch(loader, self.epoch)
+        for images, labels in islice(loader, self.count):
             yield images.to(self.device), labels.to(self.device)
 
 
@@ -207,7 +221,7 @@ def _from_files(settings: DataSettings, seed: int, bars: Bars) -> Data:
     if file_images.is_stream(train):
         loader = _loader(train, settings, settings.batch_size, drop_last=True)
     else:
-        loader = _train_loader(Replayable(train, _chosen(len(train), settings), seed=seed), settings, seed)
+        loader = _train_loader(Replayable(train, _chosen(len(train), settings), settings, seed=seed), settings, seed)
     seen = in_timms_words(settings, file_images.normalised(settings), file_images.names_of(evaluation), classes)
     return Data(loader, _loader(evaluation, settings, settings.eval_batch_size), classes, 3, settings.name, seen)
 

@@ -65,6 +65,10 @@ class MemoryImages(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self._set.labels)
 
+    def plain(self) -> "MemoryImages":
+        """The same images, not augmented."""
+        return MemoryImages(self._set, self._settings)
+
     def __getitem__(self, index: int) -> Batch:
         images, labels = self.__getitems__([index])
         return images[0], labels[0]
