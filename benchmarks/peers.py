@@ -3,6 +3,7 @@
 python benchmarks/peers.py --glyphs FOLDER [--settings scratch tuned untouched] [--backbones resnet18_half ...]
                            [--costs macs latency] [--targets 0.5x 0.25x 0.1x] [--seeds 0 1 2] [--methods uniform ...]
                            [--minutes 60] [--list]         (cells that are left; each adds a line to --out)
+python benchmarks/peers.py --glyphs FOLDER --time          (all networks once more, when nothing else runs)
 python benchmarks/peers.py --report                        (the tables in docs/benchmarks.md)
 
 A cell is a method in a setting on a backbone at a target with a seed. A run that is stopped loses the cell it was at;
@@ -70,7 +71,10 @@ def main() -> int:
         check(arguments, known)
         glyphs = arguments.glyphs if arguments.glyphs.is_dir() else arguments.glyphs.parent
         task = Task(glyphs.resolve(), arguments.cache or arguments.out / "cache")
-        run(task, cells, results, known, minutes=arguments.minutes)
+        if arguments.time:
+            time_again(task, cells, results)
+        else:
+            run(task, cells, results, known, minutes=arguments.minutes)
     except NasPruneError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -96,6 +100,7 @@ def asked() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", help="all by default")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after so many")
     parser.add_argument("--list", action="store_true", help="name the cells that are left, and run none")
+    parser.add_argument("--time", action="store_true", help="time again what was timed beside other work")
     parser.add_argument("--report", action="store_true", help="write the tables into docs/benchmarks.md")
     return parser.parse_args()
 
@@ -144,6 +149,16 @@ def run(
         found = tried(task, cell, known[cell.method])
         results.add(cell, found)
         print(f"  {found['failed'] or told(found)}", flush=True)
+
+
+def time_again(task: Task, cells: Sequence[Cell], results: Results) -> None:
+    """Time the networks whose files are there and which were not timed like this before; a line of results for each."""
+    for cell in cells:
+        row = results.of(cell)
+        if row is not None and not row.get("timed_alone") and task.network(cell).exists():
+            found = {**row, **task.latencies(cell), "timed_alone": True}
+            results.add(cell, found)
+            print(f"{cell}\n  {told(found)}", flush=True)
 
 
 def tried(task: Task, cell: Cell, method: Method) -> dict[str, Any]:

@@ -51,25 +51,33 @@ class Row(Document):
     eager: NotNegative | None = None
     seconds: NotNegative | None = None  # of training
     epochs: int | None = None
+    timed_alone: bool = False  # afterwards, when nothing else ran on the machine
 
 
 class Results:
-    """The cells that have been run, in a file that grows by one line with each."""
+    """The cells that have been run, in a file that grows by one line with each; of a cell, the last line counts."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: list[dict[str, Any]] = read_journal(path, Row, CheckpointError)
+        self._rows = {cell_of(row): row for row in read_journal(path, Row, CheckpointError)}
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The lines that count, in the order in which cells were first run."""
+        return list(self._rows.values())
+
+    def of(self, cell: Cell) -> dict[str, Any] | None:
+        """What came of a cell."""
+        return self._rows.get(cell)
 
     def add(self, cell: Cell, found: dict[str, Any]) -> None:
         """Keep what came of a cell, on the disk when this returns."""
-        row = {**asdict(cell), **found}
-        append_line(self.path, row)
-        self.rows.append(row)
+        self._rows[cell] = {**asdict(cell), **found}
+        append_line(self.path, self._rows[cell])
 
     def left(self, cells: Sequence[Cell]) -> list[Cell]:
         """Those that have not been run yet, in the same order."""
-        done = {cell_of(row) for row in self.rows}
-        return [cell for cell in cells if cell not in done]
+        return [cell for cell in cells if cell not in self._rows]
 
     def minutes(self, cells: Sequence[Cell]) -> float | None:
         """About how long cells will take, from those that were run; None where none was."""

@@ -65,7 +65,9 @@ def _section(key: tuple[Any, ...], rows: list[Row], methods: Mapping[str, Known]
 
 def _line(name: str, rows: list[Row], control: Mapping[int, float], seeds: int) -> str:
     """A method's row: means over its seeds. ``control``: what it is put beside, by seed."""
+    doubt = "" if all(row.get("timed_alone") for row in rows) else "?"
     shares = [f"{mean(row[cost] for row in rows):.3f}" for cost in ("macs", "onnxruntime", "eager")]
+    shares = [shares[0], *(f"{share}{doubt}" for share in shares[1:])]
     paired = [row["top1"] - control[row["seed"]] for row in rows if row["seed"] in control]
     beside = spread(paired, sign="+") if paired else ""
     spent, epochs = f"{mean(row['seconds'] for row in rows):.0f}", f"{rows[0]['epochs']}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import nn
 
 from nas_prune.base.errors import CheckpointError, RecipeError
@@ -149,13 +150,26 @@ class Task:
         models = {"dense": scene.backbone().eval(), "pruned": outcome.model.eval()}
         one = build.example(scene.recipe, scene.data, batch=1)
         macs = {name: count(model, one).macs for name, model in models.items()}
+        self.network(cell).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(outcome.model, self.network(cell))
         return {
             "top1": round(top1(outcome.model, scene.data, scene.run.accelerator), 3),
             "macs": round(macs["pruned"] / macs["dense"], 4),
-            **{runtime: round(self.share(scene, models, runtime), 4) for runtime in ("onnxruntime", "eager")},
+            **self.latencies(cell, outcome.model),
             "seconds": round(outcome.seconds, 1),
             "epochs": outcome.epochs,
         }
+
+    def network(self, cell: Cell) -> Path:
+        """The file of the network that came of a cell, so that it can be timed again."""
+        return self.cache / "networks" / f"{cell}.pt"
+
+    def latencies(self, cell: Cell, model: nn.Module | None = None) -> dict[str, float]:
+        """By runtime, the latency of a cell's network as a share of the dense one's, timed in turn with it."""
+        scene = self.scene(cell)
+        pruned = model or torch.load(self.network(cell), weights_only=False)  # a file of our own
+        models = {"dense": scene.backbone().eval(), "pruned": pruned.eval()}
+        return {runtime: round(self.share(scene, models, runtime), 4) for runtime in ("onnxruntime", "eager")}
 
     def share(self, scene: Scene, models: Mapping[str, nn.Module], runtime: str, seconds: float | None = None) -> float:
         """The latency of ``pruned`` as a share of that of ``dense``: one thread, timed in turn."""
