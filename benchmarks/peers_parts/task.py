@@ -127,7 +127,7 @@ class Task:
             train(scene, "dense", model, epochs)
             told = {"seconds": str(time.process_time() - began)}
             path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, safetensors.torch.save(model.state_dict(), told))
+            atomic_write(path, tensors.content(model.state_dict(), told))
         return path, float(tensors.metadata(path, CheckpointError)["seconds"])
 
     def trained(self, cell: Cell, scene: Scene, epochs: int) -> tuple[nn.Module, float]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from nas_prune.base.errors import BudgetError
 from nas_prune.costs import count
+from nas_prune.methods.penalties import Penalty
 from nas_prune.run import build
 from nas_prune.train.loop import fit, steps_of
 from nas_prune.train.objective import Objective, task_loss
@@ -86,7 +87,7 @@ def masked(scene: Scene, model: nn.Module, share: float, epochs: int) -> nn.Modu
     return removed
 
 
-class MaskLosses(nn.Module):
+class MaskLosses(Penalty):
     """torch-dag's losses of FLOPs, entropy and distortion, of the forward pass of the same step."""
 
     def __init__(self, pruning: Any) -> None:
@@ -94,7 +95,7 @@ class MaskLosses(nn.Module):
         self._pruning = (pruning,)  # in a tuple: the network is no part of this module
         self.step = 0
 
-    def forward(self, _gated: object) -> Tensor:
+    def forward(self, gated: object) -> Tensor:  # noqa: ARG002
         """Their sum, ()."""
         _, *losses = self._pruning[0].compute_current_proportion_and_pruning_losses(global_step=self.step)
         self.step += 1

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors.torch
 from torch import Tensor
 
 from nas_prune.base.errors import ArtifactError
@@ -14,7 +13,7 @@ from nas_prune.base.files.whole import atomic_write
 def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a file of tensors; no tensors are no file."""
     if tensors:
-        atomic_write(path, safetensors.torch.save(dict(tensors), metadata={"format": "pt"}))
+        atomic_write(path, tensor_file.content(tensors, {"format": "pt"}))
 
 
 def header(path: Path) -> dict[str, Tensor]:

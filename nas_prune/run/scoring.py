@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from safetensors.torch import save
-
+from nas_prune.base.files.tensors import content
 from nas_prune.base.files.whole import atomic_write
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.scores import Scores
@@ -48,7 +47,7 @@ def further_file(criterion: str, name: str = "") -> str:
 
 def write(path: Path, scores: Scores) -> None:
     """Write a file of scores, whole or not at all."""
-    atomic_write(path, save({name: score.cpu().contiguous() for name, score in scores.items()}))
+    atomic_write(path, content(scores, {}))
 
 
 def kept(job: Job) -> Scores:

@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
 from nas_prune.base.errors import RecipeError
 from nas_prune.run.checks import check
@@ -83,6 +85,16 @@ def test_units_by_lot_get_the_widths_of_the_method_that_they_are_put_beside(tmp_
     taylor, units = (each for each in rows if each.method != DENSE)
     assert taylor.macs == units.macs
     assert taylor.params == units.params
+
+
+def test_networks_whose_channels_lie_last_begin_with_the_same_weights(tmp_path: Path) -> None:
+    layouts = {
+        layout: plan_of(tmp_path / layout, "taylor", overrides=(f"channels_last={layout}",))
+        for layout in ("true", "false")
+    }
+    assert {row.status for plan in layouts.values() for row in compare(plan, lambda _: None)} == {"met"}
+    starts = [safetensors.torch.load_file(plan.start(0)) for plan in layouts.values()]
+    assert all(torch.allclose(value, starts[1][name], atol=1e-3) for name, value in starts[0].items())
 
 
 def test_a_comparison_goes_on_where_it_was_and_only_there(tmp_path: Path) -> None:

@@ -49,6 +49,14 @@ def read(path: Path, error: Error) -> dict[str, Tensor]:
     return _opened(path, error, _tensors)
 
 
+def content(tensors: Mapping[str, Tensor], told: Mapping[str, str]) -> bytes:
+    """A file of these tensors, in whatever layout they lie in memory; ``told``: free text for its header."""
+    tidy = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    return safetensors.torch.save(tidy, metadata=dict(told) or None)
+
+
 def misfit(expected: Mapping[str, Tensor], found: Mapping[str, object]) -> str:
     """What keeps tensors from taking the place of others, in a few words: another name, shape or type, or a number that
     is not finite where there was one; empty where nothing does."""

@@ -12,7 +12,6 @@ from os.path import isfile
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -47,7 +46,7 @@ def sealed(tensors: Mapping[str, Tensor], facts: str) -> bytes:
     """The file that holds these tensors and facts. Of several entries in a header, safetensors would choose the order
     anew in every process, and the same calibration would not be the same bytes."""
     entry = json.dumps({"format": FORMAT, "facts": facts, "sha256": sum_of(tensors, facts)})
-    return safetensors.torch.save(dict(tensors), metadata={ENTRY: entry})
+    return tensor_file.content(tensors, {ENTRY: entry})
 
 
 def read(

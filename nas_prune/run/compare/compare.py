@@ -4,8 +4,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import safetensors.torch
-
 from nas_prune.base.errors import (
     BudgetError,
     CheckpointError,
@@ -113,5 +111,5 @@ def _started(plan: Plan, seed: int) -> float:
             with job.timed("dense"):
                 train_dense(job)
             facts = {"seconds": str(job.seconds["dense"])}
-            atomic_write(path, safetensors.torch.save(job.model.state_dict(), facts))
+            atomic_write(path, tensors.content(job.model.state_dict(), facts))
     return float(tensors.metadata(path, CheckpointError)["seconds"])

@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 from typing import Literal
 
-import safetensors.torch
 from einops import rearrange
 from torch import Tensor
 
@@ -77,7 +76,7 @@ def read(path: Path) -> tuple[About, dict[str, Tensor]]:
 def write(path: Path, about: About, found: dict[str, Tensor]) -> None:
     """Write the file, whole or not at all; the same bytes for the same images."""
     header = {ENTRY: json.dumps(about.model_dump(), ensure_ascii=False, sort_keys=True)}
-    atomic_write(path, safetensors.torch.save(found, header))
+    atomic_write(path, tensors.content(found, header))
 
 
 def _wrong(part: str, about: About, found: dict[str, Tensor]) -> str:
