@@ -14,7 +14,7 @@ from zoo import traced_model
 from nas_prune.base.errors import DataError, DivergedError, SpaceError
 from nas_prune.derivation.trace import trace
 from nas_prune.methods.criteria.of_features.knockoffs import knockoffs
-from nas_prune.methods.criteria.of_features.scop import scop
+from nas_prune.methods.criteria.of_features.scop import doubted, scop
 from nas_prune.methods.gated import GatedModel
 from nas_prune.tracing import Axes
 
@@ -277,6 +277,20 @@ def test_what_cannot_be_blended_is_an_error() -> None:
         net = traced_model(model, torch.randn(shape, generator=seeded()))
         with pytest.raises(SpaceError, match=why):
             scop(GatedModel(net.fresh(), net.axes), [(net.images, labels)])
+
+
+def test_scales_that_tell_no_units_apart_are_warned_of(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gated, batches = residual()
+    scop(gated, batches, epochs=1)
+    assert "all at 0.5 still" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr("nas_prune.methods.criteria.of_features.scop.RATE", FAST)
+    scop(gated, batches, epochs=EPOCHS)
+    assert not caplog.text
+    doubted(torch.tensor([1.0] * 19 + [0.0]))
+    assert "95 % of SCOP's scales k have ended at 1" in caplog.text
 
 
 def test_too_few_images_and_no_number_are_errors() -> None:

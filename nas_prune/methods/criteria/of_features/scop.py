@@ -25,6 +25,7 @@ Cost: epochs times a forward and a backward pass of twice the images.
 """
 
 import copy
+import logging
 from collections.abc import Callable
 from functools import partial
 from math import gcd
@@ -45,6 +46,7 @@ from nas_prune.methods.writing import along
 from nas_prune.tracing.graph.brought import computed_tensors
 
 EPOCHS, RATE, BETAS = 20, 4e-3, (0.5, 0.9)  # of the authors' code
+CROWDED, STILL = 0.9, 0.05  # ours: share of scales at one end, distance from 1/2, at which there is a warning
 Distance = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -79,9 +81,22 @@ def scop(
             with torch.no_grad():
                 for scale in scales.values():
                     scale.clamp_(0, 1)
+    doubted(torch.cat([scale.detach() for scale in scales.values() if scale.grad is not None]))
     gamma = scales_of_norms(gated)
     blended = {name: 2 * scale.detach() - 1 for name, scale in scales.items() if scale.grad is not None}
     return with_the_rest(gated, {name: gamma.get(name, 1.0) * each for name, each in blended.items()})
+
+
+def doubted(scales: Tensor) -> None:
+    """Log a warning where scales (n) tell few units apart: nearly all at one end, or hardly any on its way."""
+    ends = {end: float((scales == end).float().mean()) for end in (0, 1)}
+    end = max(ends, key=lambda each: ends[each])
+    log = logging.getLogger(__name__)
+    if ends[end] > CROWDED:
+        text = f"{100 * ends[end]:.0f} % of SCOP's scales k have ended at {end}, so units score by |gamma| alone"
+        log.warning("%s; set fewer `epochs` of the criterion", text)
+    elif float((scales - 0.5).abs().max()) < STILL:
+        log.warning("SCOP's scales k are all at 0.5 still; set more `epochs` of the criterion, or criterion_batches")
 
 
 def _loss(frozen: GatedModel, both: Tensor, labels: Tensor) -> Tensor:
