@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from nas_prune.base.errors import NasPruneError
 from nas_prune.base.files.whole import atomic_write
-from nas_prune.run.compare.page import spread
+from nas_prune.run.compare.sections import spread
 
 from .cells import Cell, cell_of
 

@@ -21,7 +21,8 @@ class CompareOptions:
 
     The recipe says model, data, budget, and how each stage trains; a method
     changes what makes it a method (`nas-prune list methods`). Stopped, the
-    same command goes on where it was.
+    same command goes on where it was. A budget that a method misses, or cannot
+    meet, is a result; the exit code is 1 where a method failed.
     """
 
     words: Annotated[
@@ -47,16 +48,17 @@ def command(**options: Any) -> None:
     from nas_prune.run.compare import methods, page
     from nas_prune.run.compare.compare import compare
     from nas_prune.run.compare.plan import Plan
+    from nas_prune.run.compare.sections import sections
 
     given = CompareOptions(**options)
     chosen = methods.chosen(_listed(given.methods), methods.methods(given.more or []))
     plan = Plan(asked(given.words), chosen, _listed(given.targets), range(given.seeds), given.out, given.allowance)
     rows = compare(plan, typer.echo, again=given.again)
-    found = page.sections(rows, chosen, given.allowance)
+    found = sections(rows, plan)
     for table in page.tables(found):
         Console().print(table)
     command_line = shlex.join(["nas-prune", *sys.argv[1:]])
-    written = page.save(found, chosen, given.out, command_line)
+    written = page.save(found, plan, command_line)
     typer.echo(f"folder: {given.out}, {', '.join(path.name for path in written)}")
     if any(row.status == "failed" for row in rows):
         raise typer.Exit(1)

@@ -61,7 +61,8 @@ def _by_criterion(job: Job, gated: GatedModel, criterion: CriterionSettings) -> 
     bar = job.run.bars.bar(str(criterion.name), None)
     counting = gated.register_forward_hook(lambda *_: bar.advance())
     try:
-        return build.criterion(criterion)(gated, batches)
+        with job.timed("scores"):
+            return build.criterion(criterion)(gated, batches)
     finally:
         counting.remove()
         bar.end()

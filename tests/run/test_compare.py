@@ -11,8 +11,10 @@ from nas_prune.base.errors import RecipeError
 from nas_prune.run.checks import check
 from nas_prune.run.compare import methods, page
 from nas_prune.run.compare.cells import DENSE, Cell, Row
+from nas_prune.run.compare.chart import chart
 from nas_prune.run.compare.compare import compare
 from nas_prune.run.compare.plan import Plan
+from nas_prune.run.compare.sections import Section, sections
 from nas_prune.run.recipe.recipe import read
 
 TINY = ["dense.epochs=2", "finetune.epochs=3", "budget.cost=macs"]
@@ -62,19 +64,46 @@ def test_controls_come_last_and_train_longer_for_what_searches_cost(tmp_path: Pa
     }
 
 
-def test_a_table_names_the_searches_that_took_longer_than_what_controls_were_allowed() -> None:
-    rows = [row("taylor", 0, 91.0, searched=3.0), row("ablation", 0, 92.0, searched=24.0), row("uniform", 0, 90.0)]
-    (section,) = page.sections([*rows, row(DENSE, 0, 95.0, seconds=50.0)], ALL, 1)
-    assert list(section.remarks()) == [
-        "Searching with ablation took as long as 2.4 dense epochs, more than controls have."
+def section_of(rows: list[Row], tmp_path: Path) -> Section:
+    """The one section of rows at one target."""
+    (section,) = sections(rows, plan_of(tmp_path, *ALL))
+    return section
+
+
+def test_a_table_names_the_criteria_that_took_longer_than_what_controls_were_allowed(tmp_path: Path) -> None:
+    rows = [row("taylor", 0, 91.0, scored=3.0), row("ablation", 0, 92.0, scored=24.0), row("random_widths", 0, 9.0)]
+    rows = [*rows, row("uniform", 0, 90.0, scored=30.0), row(DENSE, 0, 95.0, seconds=50.0)]
+    assert list(section_of(rows, tmp_path).remarks()) == [
+        "Scoring with ablation took as long as 2.4 dense epochs; controls had 1 more."
     ]
 
 
-def test_a_table_names_what_was_timed_on_a_busy_machine() -> None:
+def test_a_table_names_what_was_timed_on_a_busy_machine(tmp_path: Path) -> None:
     rows = [row("taylor", 0, 91.0, spread=0.02), row("taylor", 1, 91.0, spread=0.3), row("uniform", 0, 90.0)]
-    (section,) = page.sections(rows, ALL, 1)
-    (said,) = section.remarks()
+    (said,) = section_of(rows, tmp_path).remarks()
     assert said.endswith("whose latencies may be wrong: taylor.")
+
+
+def test_a_table_names_what_costs_too_little_or_too_much(tmp_path: Path) -> None:
+    rows = [row("taylor", 0, 91.0, of_limit=0.72), row("uniform", 0, 90.0, of_limit=0.99)]
+    rows += [row("w_gates", 0, 92.0, of_limit=1.07, status="missed")]
+    less, missed = section_of(rows, tmp_path).remarks()
+    assert less.endswith("to their disadvantage: taylor (0.72x).")
+    assert missed == "Above the limit: w_gates, seed 0."
+
+
+@pytest.mark.parametrize(
+    ("target", "cost", "title"),
+    [
+        ("0.5x", "latency", "0.5x of the dense latency"),
+        ("0.5x", "macs", "0.5x of the dense MACs"),
+        ("5ms", "latency", "latency of at most 5ms"),
+    ],
+)
+def test_a_table_says_what_is_limited(target: str, cost: str, title: str, tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "taylor", overrides=(f"budget.cost={cost}",))
+    (section,) = sections([row("taylor", 0, 91.0).model_copy(update={"target": target})], plan)
+    assert section.title == title
 
 
 def test_units_by_lot_get_the_widths_of_the_method_that_they_are_put_beside(tmp_path: Path) -> None:
@@ -123,12 +152,44 @@ def test_a_comparison_goes_on_where_it_was_and_only_there(tmp_path: Path) -> Non
         (["uniform_from_scratch"], ["model.checkpoint=x.safetensors"], "begins with random weights"),
         (["taylor"], ["dense.epochs=0"], "no dense network"),
         (["w_gates"], ["search.optimizer=sdg"], "method w_gates: search.optimizer"),
+        ([], [], "--methods names nothing"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_at_once(names, overrides, message, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=message):
         compare(plan_of(tmp_path / "out", *names, overrides=tuple(overrides)), lambda _: None)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_comparison_is_asked_for_is_looked_at_before_anything_is_written(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path / "out", "taylor")
+    for targets, message in (([], "--targets names nothing"), (["0.5x", "5 ms"], "'5 ms'"), (["../x"], "'../x'")):
+        with pytest.raises(RecipeError, match=message):
+            compare(replace(plan, targets=targets), lambda _: None)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "recipe.yaml").touch()
+    with pytest.raises(RecipeError, match=r"holds something else than a comparison, recipe\.yaml"):
+        compare(plan, lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("'../../evil': {about: x}", r"mine\.yaml: no method can be called '\.\./\.\./evil'"),
+        ("dense: {about: x}", "no method can be called 'dense'"),
+    ],
+)
+def test_a_method_is_called_as_its_folder_may_be(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        methods.methods([tmp_path / "mine.yaml"])
+
+
+def test_widths_that_are_taken_in_a_circle_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("a: {about: x, units_of: b}\nb: {about: x, units_of: a}\n")
+    with pytest.raises(RecipeError, match="circle: a takes those of b takes those of a"):
+        methods.chosen(["a"], methods.methods([tmp_path / "mine.yaml"]))
 
 
 def test_a_method_of_ones_own_is_validated(tmp_path: Path) -> None:
@@ -140,19 +201,20 @@ def test_a_method_of_ones_own_is_validated(tmp_path: Path) -> None:
         methods.methods([mine])
 
 
-def test_a_table_puts_every_method_beside_the_best_control_seed_by_seed() -> None:
+def test_a_table_puts_every_method_beside_the_best_control_seed_by_seed(tmp_path: Path) -> None:
     rows = [row("taylor", 0, 91.0), row("taylor", 1, 93.0), row("uniform", 0, 90.0), row("uniform", 1, 91.0)]
     rows += [row("magnitude", 0, 70.0), row("magnitude", 1, 71.0), row(DENSE, 0, 95.0)]
     rows += [Row(method="snip", target="0.5x", seed=0, recipe="r", status="infeasible", message="too small")]
-    (section,) = page.sections(rows, ALL, 1)
+    section = section_of(rows, tmp_path)
     lines = {line[0]: line for line in section.lines()}
     assert list(lines) == [DENSE, "taylor", "uniform", "magnitude"]
-    assert lines["taylor"][1:7] == ("91.00 ± 1.41", "92.00 ± 1.41", "+1.50 ± 0.71", "0.500x", "0.400x", "0")
+    assert lines["taylor"][1:8] == ("91.00 ± 1.41", "92.00 ± 1.41", "+1.50 ± 0.71", "—", "0.500x", "0.400x", "0")
     assert lines["uniform"][3] == ""
     assert lines[DENSE][-1] == "1 of 2"
-    text = page.markdown([section], ALL, "nas-prune compare ...")
+    text = page.markdown([section], plan_of(tmp_path, *ALL), "nas-prune compare ...")
     assert "No result of snip, seed 0: too small" in text
     assert "* `uniform` (control)" in text
-    drawing = page.chart([section], ALL)
+    assert "* machine: processor " in text
+    drawing = chart([section])
     assert drawing is not None
     assert drawing.count("taylor") == 1

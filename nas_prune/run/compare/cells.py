@@ -32,9 +32,9 @@ class Cell:
 
 class Row(Document):
     """What came of a cell. Costs are shares of the dense network's; ``derived`` and ``top1``: before fine-tuning and
-    after; ``spread``: of its timings, and of those of the dense network beside it, as a share of the median; seconds
-    and epochs of training, those of the dense network that it began with included; ``searched``: seconds of a search
-    that trains nothing."""
+    after; ``of_limit``: what it costs as a share of the budget's limit; ``spread``: of its timings, and of those of the
+    dense network beside it, as a share of the median; ``dense_ms``: a call of that; ``seconds`` and epochs of training,
+    those of the dense network that it began with included; ``scored``: seconds in which a criterion scored."""
 
     method: Text
     target: Text
@@ -44,11 +44,13 @@ class Row(Document):
     message: Text = ""
     derived: NotNegative | None = None
     top1: NotNegative | None = None
+    of_limit: Positive | None = None
     latency: Positive | None = None
+    dense_ms: Positive | None = None
     spread: NotNegative = 0.0
     macs: Positive | None = None
     params: Positive | None = None
-    searched: NotNegative = 0.0
+    scored: NotNegative = 0.0
     seconds: NotNegative = 0.0
     epochs: Natural = 0
 
@@ -90,13 +92,15 @@ def latest(rows: Iterable[Row]) -> list[Row]:
 
 def figures(results: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of a row, from the results of a run."""
-    tuned, dense, spent = results["finetuned"], results["dense"], results["seconds"]
+    tuned, dense, spent, budget = results["finetuned"], results["dense"], results["seconds"], results["budget"]
     return {
+        "of_limit": budget["reached"] / budget["limit"],
+        "dense_ms": dense["measured_ms"],
         "derived": results["derived"]["top1"],
         "top1": tuned["top1"],
         "latency": tuned["measured_share"],
         "spread": max(each["measured_ms_spread"] / each["measured_ms"] for each in (tuned, dense)),
         "macs": tuned["macs"] / dense["macs"],
         "params": tuned["params"] / dense["params"],
-        "seconds": sum(spent.get(step, 0.0) for step in ("dense", "search", "finetune")),
+        "scored": spent.get("scores", 0.0),
     }

@@ -80,12 +80,11 @@ def _run(plan: Plan, cell: Cell, recipe: Recipe) -> dict[str, Any]:
     shared = plan.shares(plan.methods[cell.method])
     before = _started(plan, cell.seed) if shared else 0.0
     results = pipeline.run(recipe, plan.out / cell.folder)
-    found = figures(results)
-    return found | {
+    training = ("dense", "search", "finetune") if recipe.search.epochs else ("dense", "finetune")
+    return figures(results) | {
         "status": results["status"],
         "message": str(results.get("short") or ""),
-        "seconds": found["seconds"] + before,
-        "searched": results["seconds"].get("search", 0.0) if recipe.search.epochs == 0 else 0.0,
+        "seconds": before + sum(results["seconds"].get(step, 0.0) for step in training),
         "epochs": recipe.search.epochs + recipe.finetune.epochs + plan.base.dense.epochs * shared,
     }
 

@@ -3,18 +3,20 @@
 They are written down in ``recipes/compare/methods.yaml``, and in files of one's own.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from nas_prune.base.errors import RecipeError
+from nas_prune.base.errors import RecipeError, shown
 from nas_prune.base.files.documents import Document, Text, validated
 from nas_prune.base.files.shipped import shipped
 from nas_prune.base.files.yaml_text import read_mapping
 from nas_prune.base.registry import hint
 from nas_prune.base.settings import Share
+from nas_prune.run.compare.cells import DENSE
 from nas_prune.run.recipe.overrides import flags
 from nas_prune.run.recipe.recipe import Recipe, changed
 from nas_prune.train.settings import OptimSettings
@@ -90,17 +92,28 @@ def methods(more: Sequence[Path] = ()) -> dict[str, Method]:
     found: dict[str, Method] = {}
     for path in [shipped("recipes") / "compare" / "methods.yaml", *more]:
         for name, value in read_mapping(path, RecipeError).items():
+            if name == DENSE or not re.fullmatch(r"\w[\w-]*", name):
+                raise RecipeError(
+                    f"{path}: no method can be called {shown(name)}: its runs lie in a folder of this name, and "
+                    f"{DENSE} is the network that nothing is taken from; use letters, digits, _ and -"
+                )
             found[name] = validated(value, Method, f"{path}: {name}", RecipeError, "correct it")
     return found
 
 
-def chosen(names: Sequence[str], known: Mapping[str, Method]) -> dict[str, Method]:
-    """The methods of these names, and those whose widths they take, before them. RecipeError for an unknown one."""
+def chosen(names: Sequence[str], known: Mapping[str, Method], before: Sequence[str] = ()) -> dict[str, Method]:
+    """The methods of these names, and those whose widths they take, before them.
+
+    ``before``: those that take the widths of these. Raises RecipeError for an unknown one, and for one that takes its
+    own.
+    """
     found: dict[str, Method] = {}
     for name in names:
         if name not in known:
-            raise RecipeError(f"unknown method {name!r}{hint(name, known)}; `nas-prune list methods` shows them")
+            raise RecipeError(f"unknown method {shown(name)}{hint(name, known)}; `nas-prune list methods` shows them")
+        if name in before:
+            raise RecipeError(f"units_of goes round in a circle: {' takes those of '.join([*before, name])}")
         needed = known[name].units_of
-        found |= chosen([needed], known) if needed else {}
+        found |= chosen([needed], known, [*before, name]) if needed else {}
         found[name] = known[name]
     return found

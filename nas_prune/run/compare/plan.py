@@ -4,12 +4,14 @@ Every method has the same epochs in all. What methods spend on a search that tra
 controls may spend on training: they have an allowance of epochs more, and the tables name what took longer.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nas_prune.base.errors import NasPruneError, RecipeError
+from nas_prune.base.errors import NasPruneError, RecipeError, shown
+from nas_prune.base.files import lock
 from nas_prune.run.checks import check
 from nas_prune.run.compare.cells import DENSE, Cell
 from nas_prune.run.compare.methods import Method
@@ -17,6 +19,8 @@ from nas_prune.run.job import identity
 from nas_prune.run.recipe.overrides import flags
 from nas_prune.run.recipe.recipe import Recipe, changed
 from nas_prune.tracing.arch import Arch
+
+OWN = ("cells.jsonl", "runs", "comparison.md", "comparison.svg", lock.FILE)  # what a comparison leaves in its folder
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,15 @@ class Plan:
 
     def check(self) -> None:
         """Raise RecipeError for what would stop it later, naming the method."""
+        for option, given in (("--methods", self.methods), ("--targets", self.targets)):
+            if not given:
+                raise RecipeError(f"{option} names nothing; give at least one")
+        for target in self.targets:
+            if not re.fullmatch(r"[\w.]+", target):
+                raise RecipeError(f"--targets: {shown(target)} is to name a folder, too; write it as 0.5x or 5ms")
+        strange = sorted(each.name for each in self.out.iterdir() if each.name not in OWN) if self.out.is_dir() else []
+        if strange:
+            raise RecipeError(f"{self.out} holds something else than a comparison, {strange[0]}; choose another --out")
         scratch = [name for name, method in self.methods.items() if method.begins == "random"]
         if scratch and not self.own:
             raise RecipeError(
