@@ -24,7 +24,8 @@ def chart(found: Sequence[Section]) -> str | None:
             for control, ink in ((False, Ink.SEARCH), (True, Ink.DENSE)):
                 own = [name for name in section.made if name != DENSE and (name in section.controls) == control]
                 seeds = {names.index(name): [float(row.top1 or 0) for row in section.made[name]] for name in own}
-                _draw(axes, seeds, mark, ink, "controls" if control else section.title)
+                if seeds:
+                    _draw(axes, seeds, mark, ink, f"{section.target}, controls" if control else section.title)
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(-0.7, len(names) - 0.3)
         axes.set_position((0.34, 0.5 / height, 0.64, 1 - AROUND / height + 0.1 / height))

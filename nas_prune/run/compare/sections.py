@@ -19,9 +19,10 @@ FAR = 0.95  # of the limit: what costs less had less to work with
 class Section:
     """One target: the rows of each method that came to a result, the best one first, and the best control.
 
-    ``title``: the target and its cost; ``allowance``: epochs that controls had more; ``controls``: their names.
+    ``title``: the ``target`` and its cost; ``allowance``: epochs that controls had more; ``controls``: their names.
     """
 
+    target: str
     title: str
     made: Mapping[str, Sequence[Row]]
     controls: Sequence[str]
@@ -84,7 +85,8 @@ def sections(rows: Sequence[Row], plan: Plan) -> list[Section]:
         controls = [name for name in best_first if name in plan.methods and plan.methods[name].control]
         seeds, lost = len({row.seed for row in here}), [row for row in here if row.top1 is None]
         ordered = {name: made[name] for name in best_first}
-        found.append(Section(_title(target, plan.base.budget.cost), ordered, controls, seeds, lost, plan.allowance))
+        title = _title(target, plan.base.budget.cost)
+        found.append(Section(target, title, ordered, controls, seeds, lost, plan.allowance))
     return found
 
 
