@@ -113,7 +113,7 @@ class Task:
         """What methods that are not a recipe train with."""
         recipe = self.recipe(cell, {})
         data = load(recipe.data, seed=recipe.seed)
-        return Scene(recipe, data, Run(build.accelerator(recipe), recipe.seed))
+        return Scene(recipe, data, Run(build.accelerator(recipe), recipe.seed, pace=build.pace(recipe)))
 
     def dense(self, cell: Cell, epochs: int) -> tuple[Path, float]:
         """A file of the dense network's weights after so many epochs, and the seconds that its training took.
