@@ -220,6 +220,14 @@ def test_a_score_is_the_norm_of_the_gradient_of_networks_drawn_anew_around_the_b
     assert float(scores["blocks.2.depth"]) == pytest.approx(expected, rel=1e-9)
 
 
+def test_a_batch_of_one_image_whose_maps_have_no_statistics_is_told() -> None:
+    gated = residual()
+    one, small = (drawn(1, 3, size, size) for size in (10, 4))  # small: blocks.4 makes maps of one place
+    assert all(float(score) > 0 for score in gradient_norm(gated, [(one, torch.zeros(1).long())], draws=1).values())
+    with pytest.raises(DataError, match=r"no statistics of a batch of one image .* leave that batch out"):
+        gradient_norm(gated, [(drawn(3, 3, 4, 4), torch.arange(3)), (small, torch.zeros(1).long())], draws=1)
+
+
 def test_a_unit_scores_the_norm_of_the_gradient_of_what_writes_it() -> None:
     gated = residual(space="widths_and_depth")
     model = gated.plain()
