@@ -244,6 +244,13 @@ def test_blocks_go_in_turn_and_no_segment_loses_its_last() -> None:
     assert [block.path for block in order] == ["1", "4", "2"]
 
 
+def test_a_larger_segment_begins_and_what_does_nothing_goes_first_of_its_own() -> None:
+    made = [Place(str(index), (f"{index}.depth",)) for index in range(9)]
+    scores = {f"{index}.depth": torch.tensor([score]) for index, score in enumerate([5.0, 6, 7, 8, 0, 9, 4, 3, 2])}
+    order = [block.path for block in order_of([made[:4], made[4:6], made[6:]], scores)]
+    assert order == ["0", "8", "4", "1", "7", "2"]  # at 1/4, 1/3, 1/2 (of score 0, then 6), 2/3, 3/4
+
+
 def test_of_every_segment_a_block_stays_and_limits_are_met() -> None:
     gated = residual()
     scores = gradient_norm(gated, images(), draws=1)
