@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from nas_prune.methods.gates.gate import Gate, gates
 
-HAIR = 2.0**-23  # what each unit scores below the one before it: twice the spacing of float32 below one
+HAIR = 2.0**-10  # what the last unit scores below the first: float32 tells 8192 of them apart
 
 
 @gates.register("dmcp")
@@ -44,7 +44,7 @@ class MarkovChain(Gate):
         count = min(groups, (size - 1) // width)
         first = size - width * count
         self.register_buffer("group", (torch.arange(size) - first).div(width, rounding_mode="floor").clamp(min=-1) + 1)
-        self.register_buffer("hair", HAIR * torch.arange(size))
+        self.register_buffer("hair", HAIR * torch.arange(size) / size)
         self.chain = nn.Parameter(torch.zeros(max(1, count)))
 
     def advance(self, share: float) -> None:  # noqa: ARG002
