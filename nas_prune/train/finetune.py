@@ -7,10 +7,12 @@ Distillation is Hinton et al. (arXiv 1503.02531): KL divergence of softened outp
 
 import copy
 import math
-from itertools import cycle, islice
+from collections.abc import Iterator
+from itertools import islice
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from nas_prune.base.errors import RecipeError
 from nas_prune.train.data.loaders import Data, set_epoch
@@ -66,21 +68,27 @@ def restart(model: nn.Module, seed: int) -> None:
 
 
 def recalibrate(model: nn.Module, data: Data, run: Run, batches: int) -> None:
-    """Estimate BatchNorm's running statistics again, as the plain average over training batches."""
+    """Estimate BatchNorm's running statistics again, as the plain average over training batches of epoch 0 on."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms or not batches:
         return
     momenta = [norm.momentum for norm in norms]
     loader = run.accelerator.prepare_data_loader(data.train)
-    set_epoch(loader, 0)
     model.to(run.accelerator.device).eval()
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # None: the cumulative average
         norm.train()
     with torch.no_grad():
-        for images, _ in islice(cycle(loader), batches):
+        for images in islice(_epochs(loader, batches), batches):
             model(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     agree(run.accelerator, model)
+
+
+def _epochs(loader: DataLoader[tuple[Tensor, Tensor]], count: int) -> Iterator[Tensor]:
+    """The images of so many epochs, batch by batch."""
+    for epoch in range(count):
+        set_epoch(loader, epoch)
+        yield from (images for images, _ in loader)

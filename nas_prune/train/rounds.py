@@ -119,8 +119,8 @@ class Alive:
         found = {}
         for name, axis in self.whole.space.free.items():
             units = torch.tensor(self.kept.kept.get(name, range(axis.size)), dtype=torch.long)
-            found[name] = torch.full((axis.size,), least)
-            found[name][units] = scores[name].cpu().float() if name in scores else 0.0
+            left = scores[name].cpu() if name in scores else torch.zeros(len(units))
+            found[name] = left.new_full((axis.size,), least).index_copy(0, units, left)
         return found
 
     def without(self, removal: Removal) -> tuple[Alive, Places]:

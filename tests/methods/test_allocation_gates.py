@@ -108,7 +108,30 @@ def test_a_chain_keeps_a_prefix() -> None:
     assert len(units) == int((gate.probabilities() >= 0.5).sum())
 
 
+@pytest.mark.parametrize("number", [0.0, 1e-9, 0.05, 30.0])
+def test_what_a_chain_keeps_is_a_prefix_in_float32_at_any_width(number: float) -> None:
+    for size in (64, 512, 2048):
+        gate = MarkovChain(size, [3])
+        with torch.no_grad():
+            gate.chain.fill_(number)
+        score = gate.score([]).detach()
+        assert score.dtype == torch.float32
+        assert bool((score.diff() < 0).all()), "so any width is a prefix, whoever cuts it"
+        assert bool((gate.narrowed(torch.arange(0, size, 3), []).score([]).diff() < 0).all())
+
+
 # DSA
+
+
+def test_the_longest_filters_stay_where_probabilities_are_alike_to_the_last_bit() -> None:
+    weight = torch.rand(128, 9) * torch.logspace(1.5, -1.5, 128)[torch.randperm(128), None]
+    weight[5] = weight[40] = weight.abs().sum(1).max()
+    gate, lengths = SparsityAllocation(128, [9], init=0.4), weight.abs().sum(1)
+    gate.advance(1.0)
+    assert len(gate.probabilities([weight]).unique()) < 100, "a sharp choice"
+    order = gate.score([weight]).argsort(descending=True, stable=True)
+    assert torch.equal(order, lengths.argsort(descending=True, stable=True))
+    assert gate([weight]).dtype == torch.float32
 
 
 @pytest.mark.parametrize("ratio", [-2.0, 0.0, 1.5, 5.0])

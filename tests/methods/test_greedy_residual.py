@@ -116,6 +116,32 @@ def test_a_sparse_hidden_layer_is_recovered_exactly() -> None:
         assert errors == sorted(errors, reverse=True)
 
 
+def test_one_round_is_enough_where_the_columns_of_the_second_layer_are_orthogonal() -> None:
+    generator, more = torch.Generator().manual_seed(0), 0
+    for seed in range(6):
+        model, x = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 40)).double(), drawn(200, 20, generator)
+        with torch.no_grad():
+            model[0].weight.copy_(drawn(30, 20, generator))
+            model[2].weight.copy_(drawn(40, 30, generator))
+            if seed < 3:
+                model[2].weight.copy_(torch.linalg.qr(model[2].weight)[0])
+        gated = GatedModel(model, trace(model, x))
+        (name,) = gated.space.free
+        cost, batches = Macs(gated.axes), [(x, torch.zeros(200))]
+        scores = {name: torch.zeros(30)}
+        asked = Question(scores, cost, float(cost({name: 8})), gated.space, gated=gated, batches=batches)
+        once, often = (greedy_residual(asked, iterations=rounds).arch for rounds in (1, 20))
+        loudest = model[:2](x).sum(0).topk(8).indices.tolist()
+        assert seed >= 3 or once == often == Arch({name: loudest})
+        more += once != often
+    assert more > 0, "of any other layer one round is not"
+
+
+def drawn(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers."""
+    return torch.randn(rows, columns, generator=generator).double()
+
+
 def missed(asked: Question, x: Tensor) -> float:
     """How far the output is from what it was."""
     gated = asked.model("test")

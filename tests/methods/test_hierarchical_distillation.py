@@ -268,3 +268,18 @@ def test_heads_learn_by_the_schedule_and_are_in_the_checkpoint(tmp_path: Path) -
         ends.append({name: value.clone() for name, value in loss.state_dict().items()})
     assert int(ends[0]["steps"]) == 2
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def test_a_last_batch_of_one_image_is_learnt_by_the_model_alone(tmp_path: Path) -> None:
+    images, labels, net = torch.randn(5, 3, 4, 4), torch.arange(5), Stages()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=4)
+    data, settings, loss = (
+        from_loaders(loader, loader, classes=5),
+        OptimSettings(lr=0.01),
+        HierarchicalDistillation(0.0),
+    )
+    run = Run(Accelerator(cpu=True), folder=tmp_path)
+    fit(run, Stage("finetune", 2, settings), net, data, Objective(loss), [optimizer_of(net, settings)])
+    assert int(loss.steps) == 4
+    alone = Objective(loss)(net.train(), images[:1], labels[:1])
+    torch.testing.assert_close(alone, 0.8 * F.cross_entropy(net(images[:1]), labels[:1]))

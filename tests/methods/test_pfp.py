@@ -7,6 +7,7 @@ from itertools import pairwise, product
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from nas_prune.base.errors import BudgetError, DataError
 from nas_prune.costs import Macs
@@ -212,3 +213,54 @@ def test_the_error_that_is_measured_is_within_the_bound() -> None:
     assert measured(gated, asked.batches, alone) <= told
     assert promised(gated, asked.scores, alone.arch, {"third": 3.0}) == 3
     assert measured(gated, [], decision) is None
+
+
+def test_errors_of_axes_that_a_layer_reads_together_add_up() -> None:
+    gated, batches = net()
+    weight, scores = gated.plain().third.weight.detach(), scored()
+    generator, more = torch.Generator().manual_seed(0), 0
+    for _ in range(40):
+        factors = {}
+        for name in ("first", "second"):
+            p = scores[name] / scores[name].sum()
+            draws = torch.multinomial(p, 6, replacement=True, generator=generator)
+            factors[name] = reweighted(p, draws, torch.zeros(5).bool())
+        ones, errors = dict.fromkeys(factors, torch.ones(5).double()), {}
+        for names in (["first"], ["second"], ["first", "second"]):
+            columns = torch.cat(list((ones | {name: factors[name] for name in names}).values()))
+            decision = Decision(Arch(), {"third.weight": weight * columns[:, None, None]})
+            errors["+".join(names)] = measured(gated, batches, decision)
+        both = errors.pop("first+second")
+        assert both <= promised(gated, scores, Arch(), errors) == pytest.approx(sum(errors.values()))
+        more += both > 1.02 * max(errors.values())
+    assert more > 5, "the larger of the two is no bound"
+
+
+def test_drawn_and_closed_units_of_a_concatenation_add_up() -> None:
+    gated, _ = net()
+    arch, scores = Arch({"second": [0, 1, 3, 4]}), scored()
+    closed = promised(gated, scores, arch, {})
+    assert closed == pytest.approx(float(scores["second"][2]))
+    assert promised(gated, scores, arch, {"first": 0.25}) == pytest.approx(0.25 + closed)
+
+
+class Attention(nn.Module):
+    """Three heads, which the last layer reads with all their dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(4, 36), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(len(x), x.shape[1], 3, 3, 4).permute(2, 0, 3, 1, 4)
+        return self.proj(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_a_head_that_is_closed_takes_all_its_dimensions_along() -> None:
+    torch.manual_seed(0)
+    model, x = Attention().double().eval(), torch.randn(2, 6, 4).double()
+    gated, batches = GatedModel(model, trace(model, x)), [(x, torch.zeros(2).long())]
+    (name,) = (name for name, axis in gated.space.free.items() if axis.kind == "head")
+    closed = Arch({name: [0, 2]})
+    error = measured(gated, batches, Decision(closed))
+    assert 0.1 < error <= promised(gated, sensitivity(gated, batches), closed, {}) <= 1

@@ -188,6 +188,50 @@ def test_a_limit_that_cannot_be_met_is_an_error_with_the_closest_figure(resnet: 
     assert spent(ask(selectors[name], random_scores(resnet), cost, least, resnet), cost, resnet) == least
 
 
+@pytest.mark.parametrize("name", ["ranked", "isomorphic", "price"])
+def test_units_that_score_alike_do_not_all_go_at_once(resnet: SearchSpace, name: str) -> None:
+    cost = Macs(resnet.axes)
+    dense = float(cost({}))
+    for scores in ({n: torch.full((a.size,), 0.5) for n, a in resnet.free.items()}, half_zero(resnet)):
+        for share in (0.3, 0.5, 0.8):
+            arch = ask(selectors[name], scores, cost, share * dense, resnet)
+            assert 0.9 * share * dense < spent(arch, cost, resnet) <= share * dense
+            assert arch == ask(selectors[name], scores, cost, share * dense, resnet)
+    alike = {n: torch.zeros(a.size) for n, a in resnet.free.items()}
+    kept = ask(selectors[name], alike, cost, 0.4 * dense, resnet).kept
+    shares = [len(units) / resnet.free[n].size for n, units in kept.items()]
+    assert max(shares) - min(shares) <= 1 / 8 + 1e-9, "a step of an axis"
+    assert all(units == tuple(range(len(units))) for units in kept.values()), "the first ones stay"
+
+
+def half_zero(space: SearchSpace) -> dict[str, Tensor]:
+    """Scores of which most are zero, as those of norms whose scales are gone."""
+    return {name: score.clamp(min=0.4) - 0.4 for name, score in random_scores(space).items()}
+
+
+def test_what_gates_have_closed_alike_is_not_brought_back_to_use_up_a_limit(resnet: SearchSpace) -> None:
+    cost = Macs(resnet.axes)
+    masks = {name: 2.0 * (torch.arange(axis.size) % 16 < 8) - 1 for name, axis in resnet.free.items()}
+    own = best_units(masks, above(masks, 0.0, resnet))
+    used = spent(own, cost, resnet)
+    assert ask(ranked, masks, cost, 1.7 * used, resnet) == own
+    less = ask(ranked, masks, cost, 0.7 * used, resnet)
+    assert 0.9 * 0.7 * used < spent(less, cost, resnet) <= 0.7 * used
+    assert all(set(units) <= set(own.kept[name]) for name, units in less.kept.items())
+
+
+def test_of_scores_that_differ_one_threshold_decides(resnet: SearchSpace) -> None:
+    cost, scores = Macs(resnet.axes), random_scores(resnet)
+    limit = 0.5 * float(cost({}))
+    thresholds = torch.cat(list(scores.values())).unique().tolist()
+    within = [each for each in thresholds[::16] if float(cost(above(scores, each, resnet))) <= limit]
+    sizes = above(scores, within[0], resnet)
+    found = ask(ranked, scores, cost, limit, resnet)
+    assert all(len(found.kept[name]) >= size for name, size in sizes.items())
+    lowest = next(each for each in thresholds if float(cost(above(scores, each, resnet))) <= limit)
+    assert found == best_units(scores, above(scores, lowest, resnet))
+
+
 def test_a_cheap_layer_does_not_collapse_because_its_scores_are_a_little_lower() -> None:
     axes = [Axis(name, "channel", 16, ()) for name in ("cheap", "costly")]
     scores = {"cheap": torch.full((16,), 0.4), "costly": torch.linspace(0.5, 0.6, 16)}

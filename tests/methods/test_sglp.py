@@ -220,6 +220,14 @@ def test_a_score_is_the_norm_of_the_gradient_of_networks_drawn_anew_around_the_b
     assert float(scores["blocks.2.depth"]) == pytest.approx(expected, rel=1e-9)
 
 
+def test_a_batch_of_one_image_whose_maps_have_no_statistics_is_told() -> None:
+    gated = residual()
+    one, small = (drawn(1, 3, size, size) for size in (10, 4))  # small: blocks.4 makes maps of one place
+    assert all(float(score) > 0 for score in gradient_norm(gated, [(one, torch.zeros(1).long())], draws=1).values())
+    with pytest.raises(DataError, match=r"no statistics of a batch of one image .* leave that batch out"):
+        gradient_norm(gated, [(drawn(3, 3, 4, 4), torch.arange(3)), (small, torch.zeros(1).long())], draws=1)
+
+
 def test_a_unit_scores_the_norm_of_the_gradient_of_what_writes_it() -> None:
     gated = residual(space="widths_and_depth")
     model = gated.plain()
@@ -234,6 +242,13 @@ def test_blocks_go_in_turn_and_no_segment_loses_its_last() -> None:
     scores = {f"{index}.depth": torch.tensor([score]) for index, score in enumerate([5.0, 1, 3, 9, 2])}
     order = order_of([made[:3], [made[3]], [made[4], fixed], []], scores)
     assert [block.path for block in order] == ["1", "4", "2"]
+
+
+def test_a_larger_segment_begins_and_what_does_nothing_goes_first_of_its_own() -> None:
+    made = [Place(str(index), (f"{index}.depth",)) for index in range(9)]
+    scores = {f"{index}.depth": torch.tensor([score]) for index, score in enumerate([5.0, 6, 7, 8, 0, 9, 4, 3, 2])}
+    order = [block.path for block in order_of([made[:4], made[4:6], made[6:]], scores)]
+    assert order == ["0", "8", "4", "1", "7", "2"]  # at 1/4, 1/3, 1/2 (of score 0, then 6), 2/3, 3/4
 
 
 def test_of_every_segment_a_block_stays_and_limits_are_met() -> None:

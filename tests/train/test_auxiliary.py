@@ -8,8 +8,11 @@ import torch
 from accelerate import Accelerator
 from stops import Stop
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from nas_prune.base.errors import InterruptedRunError
+from nas_prune.methods.losses import Said
+from nas_prune.methods.losses.auxiliary import Auxiliary
 from nas_prune.train import loop
 from nas_prune.train.data import loaders
 from nas_prune.train.data.settings import DataSettings
@@ -55,3 +58,14 @@ def test_a_training_that_is_stopped_ends_in_the_same_bytes(tmp_path: Path, monke
     with pytest.raises(InterruptedRunError):
         run(tmp_path / "stopped", 2)
     torch.testing.assert_close(run(tmp_path / "stopped", 0), whole, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_a_batch_of_one_image_is_learnt_without_the_head_and_seen_with_it_in_eval() -> None:
+    torch.manual_seed(0)
+    loss, maps, logits, labels = Auxiliary(0.0, module="1"), torch.randn(3, 4, 6, 6), torch.randn(3, 5), torch.arange(3)
+    loss.begin(nn.Identity(), lambda: Said(logits, {"1": maps}))
+    few, one = Said(logits, {"1": maps}), Said(logits[:1], {"1": maps[:1]})
+    assert float(loss.train()(few, labels)) > float(cross_entropy(logits, labels))
+    torch.testing.assert_close(loss(one, labels[:1]), cross_entropy(logits[:1], labels[:1]))
+    assert float(loss.eval()(one, labels[:1])) > float(cross_entropy(logits[:1], labels[:1]))

@@ -1,6 +1,8 @@
 """Training from scratch: the weights of the search are forgotten, the same seed begins alike."""
 
 import copy
+import weakref
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -8,13 +10,14 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import nas_prune as npr
 from nas_prune.base.errors import RecipeError
-from nas_prune.train.data.loaders import from_loaders
-from nas_prune.train.finetune import finetune, restart
+from nas_prune.train.data.loaders import from_loaders, load, set_epoch
+from nas_prune.train.data.settings import DataSettings
+from nas_prune.train.finetune import finetune, recalibrate, restart
 from nas_prune.train.loop import Run
 from nas_prune.train.settings import FinetuneSettings
 
@@ -87,3 +90,39 @@ def test_fine_tuning_from_scratch_trains_the_derived_architecture_which_loads(
     npr.save(model.eval(), tmp_path / "artefact")
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(npr.load(tmp_path / "artefact")(x), model(x))
+
+
+@pytest.mark.parametrize("batches", [3, 8, 19])
+def test_statistics_are_the_mean_over_the_batches_of_as_many_epochs_as_it_takes_and_few_are_held(batches: int) -> None:
+    images, made, alive = torch.randn(16, 3, 4, 4), list[weakref.ref[Tensor]](), list[int]()
+
+    def collate(pairs: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        batch = [torch.stack(part) for part in zip(*pairs, strict=True)]
+        made.append(weakref.ref(batch[0]))
+        return batch
+
+    norm = nn.BatchNorm2d(3)
+    norm.register_forward_hook(lambda *_: alive.append(sum(each() is not None for each in made)))
+    loader = DataLoader(TensorDataset(images, torch.zeros(16).long()), batch_size=2, collate_fn=collate)
+    data = from_loaders(loader, loader, classes=2)
+    recalibrate(norm, data, Run(Accelerator(cpu=True)), batches)
+    assert len(alive) == batches
+    assert max(alive) <= 3
+    seen = [images[2 * (batch % 8) :][:2] for batch in range(batches)]
+    assert torch.allclose(norm.running_mean, torch.stack([each.mean((0, 2, 3)) for each in seen]).mean(0), atol=1e-6)
+    assert norm.momentum == 0.1
+
+
+def test_a_later_epoch_of_a_loader_has_an_order_of_its_own_and_an_empty_one_ends() -> None:
+    data, first = load(DataSettings(name="generated", image_size=8, batch_size=16), seed=0), list[Tensor]()
+    norm = nn.BatchNorm2d(3)
+    norm.register_forward_pre_hook(lambda _, given: first.append(given[0]))
+    each = len(data.train)
+    recalibrate(norm, data, Run(Accelerator(cpu=True)), 2 * each)
+    for epoch in (0, 1):
+        set_epoch(data.train, epoch)
+        assert all(torch.equal(one, x) for one, (x, _) in zip(first[epoch * each :], data.train, strict=False))
+    assert not torch.equal(first[0], first[each])
+    empty = replace(data, train=DataLoader(TensorDataset(torch.empty(0, 3, 8, 8), torch.empty(0))))
+    recalibrate(norm, empty, Run(Accelerator(cpu=True)), 5)
+    assert len(first) == 2 * each

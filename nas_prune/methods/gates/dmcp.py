@@ -8,10 +8,11 @@ in a public port of its code. The first units always stay; the others come in gr
 with p_k the probability that group k stays if the one before it did. At a = 0 the net is whole. What is kept is always
 a prefix, so units have no scores of their own, and their order matters: weights learn that the first ones matter most.
 
-The paper's: keep values P_k while a is learnt; weights learn in sampled nets, alternately. Ours: both learn in one
-step, in a share ``sampled`` of the passes in a net whose widths are drawn, from which a learns nothing; a that has gone
+The paper's: a learns from the keep values P_k, the weights, alternately, from the widest net, the narrowest and random
+ones (the sandwich rule), of which the widest teaches the others. Ours: both learn in one step, in a share ``sampled``
+of the passes in a net whose widths are drawn, from which a learns nothing, and no net teaches another; a that has gone
 below zero is put back there, where it can still rise (in the port weight decay does so); the budget is whatever penalty
-the recipe names.
+the recipe names, and the rate of a (``search.gate_lr``) the recipe's, too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from nas_prune.methods.gates.gate import Gate, gates
+
+HAIR = 2.0**-10  # what the last unit scores below the first: float32 tells 8192 of them apart
 
 
 @gates.register("dmcp")
@@ -41,7 +44,7 @@ class MarkovChain(Gate):
         count = min(groups, (size - 1) // width)
         first = size - width * count
         self.register_buffer("group", (torch.arange(size) - first).div(width, rounding_mode="floor").clamp(min=-1) + 1)
-        self.register_buffer("hair", 1e-6 * torch.arange(size) / size)
+        self.register_buffer("hair", HAIR * torch.arange(size) / size)
         self.chain = nn.Parameter(torch.zeros(max(1, count)))
 
     def advance(self, share: float) -> None:  # noqa: ARG002
@@ -56,7 +59,7 @@ class MarkovChain(Gate):
         return torch.exp(-steps.cumsum(0))[self.group]
 
     def score(self, weight: Sequence[Tensor]) -> Tensor:  # noqa: ARG002
-        """P - 1/2 (c); of units that are reached alike, the earlier ones a hair more."""
+        """P - 1/2 (c), and of units that are reached alike the earlier ones a hair more, in float32, too."""
         return self.probabilities() - 0.5 - self.hair
 
     def open(self, score: Tensor) -> Tensor:  # noqa: ARG002

@@ -9,7 +9,8 @@ Ning et al., "DSA: More Efficient Budgeted Pruning via Differentiable Sparsity A
 and the mask is drawn with probabilities p, gradients going straight through. Ours: beta2 grows from ``sharpness`` to
 ``final`` as the joint training passes, so that what is drawn becomes what is chosen; in eval mode a unit is open where
 it is as probable as not; where units are removed for good, an offset per unit stands for what is gone of its length;
-the budget is whatever penalty the recipe names, where the paper takes ADMM.
+the budget is whatever penalty the recipe names, where the paper takes ADMM, and the rate of r (``search.gate_lr``) the
+recipe's, too.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from nas_prune.methods.gates.gate import Gate, gates
 
 PARTS, ROUNDS = 64, 10  # of the range in which the threshold lies, again and again: to the last bit in float64
 LEAST = 1e-12  # of a probability, and of what it is short of one
+HAIR = 1e-13  # what each unit scores below the next longer one, where probabilities are one, or zero, to the last bit
 
 
 @gates.register("dsa")
@@ -52,23 +54,28 @@ class SparsityAllocation(Gate):
         self.sharpness = self.first * (self.final / self.first) ** share
 
     def probabilities(self, weight: Sequence[Tensor]) -> Tensor:
-        """p (c), with mean alpha."""
-        lengths = [each.detach().abs().sum(1) for each in weight] if self.fan_in else [self.ratio.new_ones(self.size)]
-        length = torch.stack(list(lengths)).sum(0)
-        tiny = torch.finfo(length.dtype).tiny
-        alpha = torch.sigmoid(self.ratio).to(length.dtype)
-        found: Tensor = Allocated.apply(alpha, self.sharpness * (length.clamp(min=tiny).log() + self.offset))
+        """p (c) in float64, with mean alpha."""
+        found: Tensor = Allocated.apply(torch.sigmoid(self.ratio), self._exponents(weight))
         return found
 
+    @torch.no_grad()
+    def _exponents(self, weight: Sequence[Tensor]) -> Tensor:
+        """beta2 times the logarithms of the lengths (c)."""
+        lengths = [each.abs().sum(1) for each in weight] if self.fan_in else [self.ratio.new_ones(self.size)]
+        length = torch.stack(list(lengths)).sum(0)
+        tiny = torch.finfo(length.dtype).tiny
+        return self.sharpness * (length.clamp(min=tiny).log() + self.offset)
+
     def score(self, weight: Sequence[Tensor]) -> Tensor:
-        """p - 1/2 (c)."""
-        return self.probabilities(weight) - 0.5
+        """p - 1/2 (c) in float64; of units that are as probable, the longer one, or the earlier, a hair more."""
+        order = self._exponents(weight).argsort(descending=True, stable=True)
+        return self.probabilities(weight) - 0.5 - HAIR * order.argsort()
 
     def open(self, score: Tensor) -> Tensor:
         """0 or 1 (c), drawn while it trains; the gradient is that of p."""
-        chances = score + 0.5
+        chances = (score + 0.5).to(self.ratio.dtype)
         drawn = torch.rand_like(chances) < chances if self.training else score >= 0
-        return drawn.to(score.dtype) + (chances - chances.detach())
+        return drawn.to(chances.dtype) + (chances - chances.detach())
 
     def go_on(self, before: Tensor, now: Tensor) -> None:
         """Let the ratio be the mean of the probabilities that those had who stay, and each length what it was."""
@@ -95,7 +102,7 @@ class Allocated(torch.autograd.Function):
         p = torch.sigmoid(exact - (low + high) / 2)
         ctx.save_for_backward(p)
         ctx.kind = alpha.dtype
-        return p.to(s.dtype)
+        return p
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:

@@ -6,7 +6,8 @@ What DARTS trains a genotype with (Liu et al., arXiv 1806.09055; the idea is of 
 
 with the features of the cell at two thirds of the depth, and weight 0.4. The head is that of its code (ReLU, pooling to
 2x2, a 1x1 convolution to 128 channels, a 2x2 one to 768, both with BatchNorm and ReLU, a linear layer), but that
-features of any size are pooled to 2x2 (ours). It is part of the loss, not of the model: it is in checkpoints of the
+features of any size are pooled to 2x2, and that it leaves out a batch of one image while it trains, whose last maps,
+1x1, have no statistics (both ours). It is part of the loss, not of the model: it is in checkpoints of the
 training, and in nothing that is derived, saved or exported.
 """
 
@@ -44,6 +45,8 @@ class Auxiliary(CrossEntropy):
 
     def forward(self, said: Said, targets: Tensor) -> Tensor:
         """The loss, (), the mean over the batch."""
+        if self.training and len(targets) == 1:
+            return super().forward(said, targets)
         second: Tensor = self.head(said.features[self.features[0]].float())
         return super().forward(said, targets) + self.weight * super().forward(Said(second), targets)
 

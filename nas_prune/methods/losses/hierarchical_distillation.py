@@ -8,9 +8,10 @@ The teacher is not detached: it is drawn towards the shallow stages, too, as in 
 
 Ours: z_S are the logits of the model itself, and a shallower head is a mean over places, a BatchNorm and a linear layer
 (the paper's, for points, has two hidden layers and dropout). The norm has no scale and keeps no statistics: heads are
-asked in training alone, and a unit that is closed then counts as if it were gone. The heads are parts of the loss, so
-no model, checkpoint of weights or artefact ever holds them. A temperature T multiplies KL by T^2; ``detach_teacher``
-and the warm-up of a are ours as well.
+asked in training alone, and a unit that is closed then counts as if it were gone. One image has no statistics, so from
+a batch of one the model learns by the labels alone. The heads are parts of the loss, so no model, checkpoint of weights
+or artefact ever holds them. A temperature T multiplies KL by T^2; ``detach_teacher`` and the warm-up of a are ours as
+well.
 """
 
 from collections.abc import Callable, Sequence
@@ -90,7 +91,7 @@ class HierarchicalDistillation(Loss):
         a = self.a * min(1.0, float(self.steps) / self.warmup) if self.warmup else self.a
         if self.training:
             self.steps += 1
-        logits = [self.said_by(path, said.features[path]) for path in self.features]
+        logits = [self.said_by(path, said.features[path]) for path in self.features if len(targets) > 1]
         right = sum((self.labels(Said(each), targets) for each in logits), self.labels(said, targets))
         teacher = said.logits.detach() if self.detach_teacher else said.logits
         alike = sum((self._divergence(teacher, each) for each in logits), torch.zeros_like(right))

@@ -7,9 +7,9 @@ held. Each is shifted to be nowhere below zero and divided by its sum over all a
 
 Ours: an item is a unit of an axis, and its cost is the marginal cost of its axis at the present widths, so a score
 counts per millisecond. The program is linear; the cost is not: the weights of the scores are found at uniform widths,
-then again at what they lead to. The units are those of the highest combined score over marginal cost, down to the
-lowest threshold that is within the limit, with the floor and the divisor of every axis; so a control is met to a few
-units.
+then again at what they lead to. The units are those of the highest combined score over marginal cost, as many as are
+within the limit, of equal ones some (as in ``ranked``), with the floor and the divisor of every axis; so a control is
+met to a few units.
 """
 
 from collections.abc import Mapping

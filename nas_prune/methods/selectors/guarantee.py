@@ -4,7 +4,9 @@ Errors are shares of the magnitudes that are summed, |z' - z| / (|W| |x|), of ev
 the dense network. For units that are drawn it is eps (arXiv 1911.07412), as each of the sums of one sign is within that
 share of itself. For units that are closed and no more it is ours: an entry has no larger share than its sensitivity s
 in any sum, so without the closed ones a sum is off by at most their s together, once per tap of the kernel, and never
-by more than all of it. That holds for certain, on the images that the sensitivities are of.
+by more than all of it. That holds for certain, on the images that the sensitivities are of. Where a layer reads several
+axes (a concatenation), each is drawn for itself, and may be off by eps of the whole sum: their errors add up (ours, as
+the paper's layers read one axis), and so does that of what is closed there.
 """
 
 from collections.abc import Mapping
@@ -17,6 +19,7 @@ from nas_prune.methods.reading import Reader, axes_of, mixing, read, weight_of
 from nas_prune.methods.scores import Batches, Scores
 from nas_prune.methods.selectors.selector import Decision, Question
 from nas_prune.tracing.arch import Arch
+from nas_prune.tracing.terms import Term
 
 IMAGES = 32  # of the first batch, on which the error is measured
 
@@ -32,22 +35,20 @@ def said(question: Question, gated: GatedModel, decision: Decision, drawn: Mappi
 def promised(gated: GatedModel, scores: Scores, arch: Arch, drawn: Mapping[str, float]) -> float:
     """The largest error that the theory allows in any layer; ``drawn``: eps of the axes whose units are drawn."""
     exact = {name: scores[name].detach().double().cpu().clamp(min=0) for name in gated.space.free}
-    keep = {name: arch.keep(axis) for name, axis in gated.space.free.items()}
+    keep = {name: arch.keep(axis) for name, axis in gated.space.free.items() if name not in drawn}
     worst = 0.0
     for reader in mixing(gated).values():
         names = axes_of(gated, reader.term)
-        worst = max([worst, *(drawn[name] for name in names if name in drawn)])
-        closed = {name: exact[name] * (1 - keep[name]) * (name not in drawn) for name in names}
-        if closed:
-            taps = weight_of(gated, reader)[0, 0].numel()
-            worst = max(worst, min(1.0, taps * float(_sum(gated, reader, closed, keep))))
+        taps = weight_of(gated, reader)[0, 0].numel()
+        closed = min(1.0, taps * _closed(gated, reader.term, exact, keep)) if names else 0.0
+        worst = max(worst, closed + sum(drawn[name] for name in names if name in drawn))
     return worst
 
 
-def _sum(gated: GatedModel, reader: Reader, closed: Scores, keep: Scores) -> Tensor:
-    """The sensitivities of the closed entries of a layer, together, ()."""
-    stays = gated.axes.mask(reader.term, keep)
-    return gated.axes.mask(reader.term, closed)[stays == 0].sum()
+def _closed(gated: GatedModel, term: Term, exact: Scores, keep: Scores) -> float:
+    """The sensitivities of the closed entries of a layer, together: none has more than any unit that it belongs to."""
+    of_units = [gated.axes.mask(term, {name: exact[name]}) for name in axes_of(gated, term)]
+    return float(torch.stack(of_units).amin(0)[gated.axes.mask(term, keep) == 0].sum())
 
 
 def measured(gated: GatedModel, batches: Batches, decision: Decision) -> float | None:

@@ -8,10 +8,9 @@ not count, as in the paper. Branches are such groups, too. Which share is kept f
 
 from collections.abc import Mapping
 
-import torch
-
 from nas_prune.base.axis import Axis
-from nas_prune.methods.selectors.ranked import best_units, width_above
+from nas_prune.methods.scores import finite
+from nas_prune.methods.selectors.ranked import best_first, best_units, widths_of
 from nas_prune.methods.selectors.selector import Decision, Question, selectors
 from nas_prune.methods.selectors.uniform import STEPS, largest
 
@@ -20,25 +19,27 @@ Group = tuple[str, ...]
 
 @selectors.register("isomorphic")
 def isomorphic(question: Question) -> Decision:
-    """The widest architecture of one share for all groups within the limit. Raises BudgetError where none is."""
+    """The widest architecture of one share for all groups within the limit.
+
+    Raises BudgetError where none is, DivergedError where a score is not a finite number.
+    """
     space, groups = question.space, groups_of(question)
-    chosen = {name: float(each) for name, each in space.chosen(question.scores).items()}
-    ranked = {group: torch.cat([question.scores[name] for name in names]).sort().values for group, names in groups}
+    scores = finite({name: question.scores[name] for name in space.free})
+    chosen = {name: float(each) for name, each in space.chosen(scores).items()}
+    axes = [{name: space.free[name] for name in names} for _, names in groups]
+    orders = [best_first(scores, each)[0] for each in axes]
 
     def sizes(step: int) -> dict[str, float]:
         found = dict(chosen)
-        for group, names in groups:
-            gone = round((1 - step / STEPS) * len(ranked[group]))
-            threshold = float(ranked[group][gone]) if gone < len(ranked[group]) else float("inf")
-            for name in names:
-                width = width_above(question.scores, threshold, space.free[name], space.minimum[name])
-                found[name] = float(width)
+        for order, each in zip(orders, axes, strict=True):
+            gone = round((1 - step / STEPS) * len(order))
+            found |= widths_of(order[: len(order) - gone], each, space.minimum)
         return found
 
     if question.spent(sizes(0)) > question.limit:
         raise question.out_of_reach(question.spent(sizes(0)))
     step = largest(STEPS, lambda step: question.spent(sizes(step)) <= question.limit)
-    return Decision(best_units(question.scores, sizes(step)))
+    return Decision(best_units(scores, sizes(step)))
 
 
 def groups_of(question: Question) -> list[tuple[Group, list[str]]]:

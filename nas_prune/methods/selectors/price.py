@@ -97,13 +97,18 @@ def _costs_of(names: Sequence[str], cost: CostModel, own: Mapping[str, float]) -
 
 
 def _filled(sizes: FloatSizes, worth: Scores, question: Question) -> FloatSizes:
-    """Sizes after the best unit that still fits was added, with as many as its axis needs, until they are close."""
+    """Sizes after the best unit that still fits was added, with as many as its axis needs, until they are close; of
+    equal ones that of whose axis the smallest share stays.
+    """
     space = question.space
     best = {name: worth[name].sort(descending=True).values for name in space.alone}
     allowed = {name: widths(axis, space.minimum[name]) for name, axis in space.alone.items()}
     while question.spent(sizes) < CLOSE * question.limit:
         wider = {name: [width for width in each if width > sizes[name]] for name, each in allowed.items()}
-        order = sorted((name for name in wider if wider[name]), key=lambda name: -best[name][int(sizes[name])])
+        order = sorted(
+            (name for name in wider if wider[name]),
+            key=lambda name: (-float(best[name][int(sizes[name])]), sizes[name] / len(best[name])),
+        )
         trials = (sizes | {name: float(wider[name][0])} for name in order)
         fitting = next((trial for trial in trials if question.spent(trial) <= question.limit), None)
         if fitting is None:

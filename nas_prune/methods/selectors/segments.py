@@ -7,10 +7,11 @@ the cost; what goes is decided inside each segment. Meant for the criterion ``gr
 
 Ours: how many blocks of a segment stay is not set by hand. A block of rank r among the n of its segment, the lowest
 first, has its turn at (r + 1) / n; blocks go in that order, the lower score first among equals, until the limit is met.
-So all segments lose about the same share, and none its last block. A block with several branches goes as a whole and
-scores their sum; one that changes shape always stays. The 5 % are of the cost of one segment, as of the cost before
-it any last drop is all. Where a limit is out of reach otherwise, there are fewer segments. Widths, if they may change,
-are narrowed to one share for what the blocks leave above the limit.
+So all segments lose about the same share, and none its last block; and a block of a larger segment may go before one
+that does nothing in a smaller one: scores compare the blocks of a segment, not segments. A block with several branches
+goes as a whole and scores their sum; one that changes shape always stays. The 5 % are of the cost of one segment, as of
+the cost before it any last drop is all. Where a limit is out of reach otherwise, there are fewer segments. Widths, if
+they may change, are narrowed to one share for what the blocks leave above the limit.
 """
 
 from collections.abc import Iterator, Sequence

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_prune.base.axis import BITS
+from nas_prune.base.errors import DataError
 from nas_prune.methods.criteria.criterion import at_least_one, criteria, with_the_rest
 from nas_prune.methods.criteria.of_loss.weights import added, learning, share_of_loss, slopes, sums_of_units, weights_of
 from nas_prune.methods.gated import GatedModel
@@ -36,8 +37,9 @@ Pairs = Sequence[tuple[Tensor, Tensor]]
 def gradient_norm(gated: GatedModel, batches: Batches, *, draws: PositiveInt = 3) -> dict[str, Tensor]:
     """Scores (c) per free axis: a norm of the gradient of the mean cross-entropy.
 
-    ``draws``: networks that each branch is put into. Raises DataError without a batch, SpaceError where there is
-    neither a branch nor a weight to judge, DivergedError where a gradient is not a number.
+    ``draws``: networks that each branch is put into. Raises DataError without a batch, or with one of a single image of
+    which a BatchNorm sees one value per channel, SpaceError where there is neither a branch nor a weight to judge,
+    DivergedError where a gradient is not a number.
     """
     fixed, parts = at_least_one(batches, "the norm of the gradient"), _branches(gated)
     found = _among_others(gated.plain(), parts, fixed, draws)
@@ -83,9 +85,23 @@ def _norm(model: nn.Module, fixed: Pairs) -> Tensor:
     total: dict[str, Tensor] | None = None
     with learning(weights):
         for x, labels in fixed:
-            loss = F.cross_entropy(model(x), labels, reduction="sum") / images
+            loss = F.cross_entropy(_said(model, x), labels, reduction="sum") / images
             total = added(total, slopes(loss, weights))
     return torch.stack([each.square().sum() for each in (total or {}).values()]).sum().sqrt()
+
+
+def _said(model: nn.Module, x: Tensor) -> Tensor:
+    """What the model says, its BatchNorm looking at the batch. Raises DataError where there is nothing to look at."""
+    try:
+        said: Tensor = model(x)
+    except ValueError as error:
+        if len(x) > 1:
+            raise
+        raise DataError(
+            f"gradient_norm: a BatchNorm has no statistics of a batch of one image ({error}); leave that batch out "
+            f"(drop_last of a DataLoader), or take larger ones"
+        ) from error
+    return said
 
 
 def _of_units(gated: GatedModel, fixed: Pairs) -> dict[str, Tensor]:

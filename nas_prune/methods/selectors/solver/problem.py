@@ -23,6 +23,7 @@ from nas_prune.costs import CostModel
 from nas_prune.costs.batched import batched
 from nas_prune.costs.limits import Limits
 from nas_prune.methods.scores import Scores, finite
+from nas_prune.methods.selectors.ranked import best_units
 from nas_prune.methods.selectors.selector import Question
 from nas_prune.tracing.arch import Arch
 
@@ -82,9 +83,7 @@ class Problem:
 
     def arch(self, choice: Tensor, scores: Scores) -> Arch:
         """The architecture of a choice (n): the units of the best scores."""
-        return Arch(
-            {name: scores[name].topk(int(width)).indices.tolist() for name, width in self.sizes(choice).items()}
-        )
+        return best_units(scores, self.sizes(choice))
 
 
 def pose(question: Question) -> Problem:
