@@ -117,8 +117,7 @@ def searched(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSet
         if settings.learns:
             learn(learner, training, parts, each, run=run)
         if learner.mover is not None and settings.rounds > 1:
-            _change(learner, parts, left := learner.mover.left(), {})
-            learner.remove(left)
+            learner.remove(learner.mover.left())  # no gate lets anything of the others pass: nothing to make up for
         scores = parts.score(learner.gated, each)
         if learner.mover is None and not each.last:
             learner.remove(_closed(learner, parts, scores, each, run.seed))
@@ -177,6 +176,8 @@ def learn(learner: Learner, data: Data, parts: Parts, each: Round, *, run: Run) 
     objective = learner.objective(penalties, _sliding(learner, each.sliding(parts.joint)))
     watch = _watching(learner.alive, parts.budget, data, run)
     fit(run, stage, learner.gated, data, objective, learner.optimizers, watch=watch, mover=learner.mover)
+    for remark in filter(None, (penalty.remark() for penalty in penalties)):
+        run.bars.say(remark)
     if each.epochs:  # whether they have passed just now, or before this run was stopped
         learner.advance(each.first + each.epochs)
     if each.last and learner.mover is not None:
