@@ -58,11 +58,7 @@ def check(recipe: Recipe) -> None:
             f"gate.name: what a gate called {recipe.gate.name} keeps of each image is released as it was trained; set "
             "search.rounds: 1 and search.freeze: 0"
         )
-    for number, penalty in enumerate(recipe.search.penalties):
-        with blaming(f"search.penalties.{number}.options"):  # whether it fits the model is seen when there is one
-            bound(f"search.penalties.{number}", penalties, penalty, 1)(Budget("0.5x", _OneAxis()))
-        if penalties[penalty.name].to_scale:
-            _check_scale(penalty.name, recipe.search)
+    _check_penalties(recipe.search)
     epochs = {"dense": recipe.dense.epochs, "search": recipe.search.epochs, "finetune": recipe.finetune.epochs}
     for section, settings in {"dense": recipe.dense, "search": recipe.search, "finetune": recipe.finetune}.items():
         _check_training(section, settings, epochs[section] or 1)
@@ -83,6 +79,15 @@ def check(recipe: Recipe) -> None:
             "search.distill imitates the network that the search begins with, and that has learnt nothing: set "
             "model.pretrained, model.checkpoint or dense.epochs, or search.distill to 0"
         )
+
+
+def _check_penalties(search: SearchSettings) -> None:
+    """Each can be made, and its gradient is what moves weights."""
+    for number, penalty in enumerate(search.penalties):
+        with blaming(f"search.penalties.{number}.options"):  # whether it fits the model is seen when there is one
+            bound(f"search.penalties.{number}", penalties, penalty, 1)(Budget("0.5x", _OneAxis()))
+        if penalties[penalty.name].to_scale:
+            _check_scale(penalty.name, search)
 
 
 def _check_scale(name: str, search: SearchSettings) -> None:
