@@ -33,8 +33,8 @@ from nas_prune.methods.selectors import selectors
 from nas_prune.run.recipe.recipe import Recipe
 from nas_prune.run.recipe.settings import ModelSettings
 from nas_prune.train.data.order import drawing
-from nas_prune.train.optimizers import SCHEDULES, optimizer_of, schedule_of
-from nas_prune.train.settings import CriterionSettings, OptimSettings
+from nas_prune.train.optimizers import SCHEDULES, TO_SCALE, optimizer_of, schedule_of
+from nas_prune.train.settings import CriterionSettings, OptimSettings, SearchSettings
 from nas_prune.train.stage import Stage
 
 OVERLAY = "pretrained_cfg_overlay"
@@ -58,9 +58,7 @@ def check(recipe: Recipe) -> None:
             f"gate.name: what a gate called {recipe.gate.name} keeps of each image is released as it was trained; set "
             "search.rounds: 1 and search.freeze: 0"
         )
-    for number, penalty in enumerate(recipe.search.penalties):
-        with blaming(f"search.penalties.{number}.options"):  # whether it fits the model is seen when there is one
-            bound(f"search.penalties.{number}", penalties, penalty, 1)(Budget("0.5x", _OneAxis()))
+    _check_penalties(recipe.search)
     epochs = {"dense": recipe.dense.epochs, "search": recipe.search.epochs, "finetune": recipe.finetune.epochs}
     for section, settings in {"dense": recipe.dense, "search": recipe.search, "finetune": recipe.finetune}.items():
         _check_training(section, settings, epochs[section] or 1)
@@ -81,6 +79,24 @@ def check(recipe: Recipe) -> None:
             "search.distill imitates the network that the search begins with, and that has learnt nothing: set "
             "model.pretrained, model.checkpoint or dense.epochs, or search.distill to 0"
         )
+
+
+def _check_penalties(search: SearchSettings) -> None:
+    """Each can be made, and its gradient is what moves weights."""
+    for number, penalty in enumerate(search.penalties):
+        with blaming(f"search.penalties.{number}.options"):  # whether it fits the model is seen when there is one
+            bound(f"search.penalties.{number}", penalties, penalty, 1)(Budget("0.5x", _OneAxis()))
+        if penalties[penalty.name].to_scale:
+            _check_scale(penalty.name, search)
+
+
+def _check_scale(name: str, search: SearchSettings) -> None:
+    """Nothing that changes how long a gradient is."""
+    why = f"steps have to be in proportion to the gradient of the penalty {name}"
+    if search.optimizer.lower() not in TO_SCALE:
+        raise RecipeError(f"search.optimizer: {why}, those of {shown(search.optimizer)} are not; set sgd, or momentum")
+    if search.clip_grad is not None:
+        raise RecipeError(f"search.clip_grad: {why}, and what is clipped is not; leave it out")
 
 
 def _check_bilevel(recipe: Recipe) -> None:

@@ -1,9 +1,9 @@
 """What learns in a search, from round to round: the model, and what optimizers, averages and movers know about it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -13,6 +13,7 @@ from nas_prune.methods.movers import Mover
 from nas_prune.methods.penalties import Penalty
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.roles.outputs import output_dims
+from nas_prune.train.average import Average, set_alike
 from nas_prune.train.objective import Objective, Teacher, task_loss
 from nas_prune.train.optimizers import carry, optimizer_of
 from nas_prune.train.rounds import Alive
@@ -38,6 +39,22 @@ class Learner:
     def gated(self) -> GatedModel:
         """The model that learns."""
         return self.alive.gated
+
+    @property
+    def models(self) -> list[GatedModel]:
+        """The model that learns, and its average, if there is one."""
+        average = None if self.chain.average is None else self.chain.average.module
+        return [self.gated, average] if isinstance(average, GatedModel) else [self.gated]
+
+    def advance(self, epochs: float) -> None:
+        """Tell the gates that so many epochs of the joint training have passed."""
+        for model in self.models:
+            for name in model.deciders:
+                model.gate(name).advance(epochs / self.settings.joint)
+
+    def setting(self) -> AbstractContextManager[None]:
+        """In the block, what is set in the model is set in its average, too."""
+        return set_alike(self.gated, self.chain.average)
 
     def objective(self, penalties: Sequence[Penalty] = (), slide: Callable[[float], None] | None = None) -> Objective:
         """What it descends: the loss, its teacher's share in it, and penalties; see ``Objective``."""
@@ -127,9 +144,9 @@ def adam(learning: Sequence[nn.Parameter], settings: SearchSettings) -> torch.op
     return torch.optim.Adam(learning, settings.gate_lr, settings.gate_betas, weight_decay=settings.gate_weight_decay)
 
 
-def _average(former: nn.Module, model: nn.Module, places: Places, decay: float) -> ModelEmaV3:
+def _average(former: nn.Module, model: nn.Module, places: Places, decay: float) -> Average:
     """An average of a smaller model, of what the average of the former one has of it."""
-    average, known = ModelEmaV3(model, decay=decay), former.state_dict()
+    average, known = Average(model, decay=decay), former.state_dict()
     state: Mapping[str, Tensor] = average.module.state_dict()
     with torch.no_grad():
         for name, value in state.items():

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, skip_first_batches
-from timm.utils import ModelEmaV3, distribute_bn
+from timm.utils import distribute_bn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nas_prune.base.errors import DivergedError, InterruptedRunError
 from nas_prune.methods.movers.mover import Mover, Still
+from nas_prune.train.average import Average, set_alike
 from nas_prune.train.data.loaders import Data, check_labels, mixer, set_epoch
 from nas_prune.train.data.order import drawing
 from nas_prune.train.descent import Pace, descend, ready
@@ -89,7 +90,7 @@ def fit(
     bar = run.bars.bar(stage.name, stage.epochs * steps, position.epoch * steps + position.step, lines=stage.epochs)
     with stop_signals() as stop:
         while position.epoch < stage.epochs:
-            _open_epoch(model, stage, position, memory.mover)
+            memory.open_epoch(position)
             for number, images, labels in _batches(loader, stage, position, data):
                 _open_step(schedule, objective, stage.first * steps + number, steps)
                 with drawing(run.seed, stage.name, number):
@@ -106,13 +107,6 @@ def _begin(run: Run, stage: Stage, model: nn.Module, data: Data, objective: Obje
     """What comes before a stage, and before its checkpoint is put back."""
     with drawing(run.seed, stage.name, "loss"):
         objective.begin(model, lambda: next(iter(data.evaluation))[0][:2].to(run.accelerator.device))
-
-
-def _open_epoch(model: nn.Module, stage: Stage, position: Position, mover: Still) -> None:
-    """What comes before the first step of an epoch; then the model is in training mode."""
-    if position.step == 0:
-        mover.begin_epoch(stage.first + position.epoch)
-    model.train()
 
 
 def _open_step(schedule: Any, objective: Objective, number: int, steps: int) -> None:
@@ -176,10 +170,17 @@ class _Memory:
         self.beside, self.optimizers = beside, optimizers
         self.mover: Still = beside.get_submodule("mover")  # type: ignore[assignment]
         decay, known = stage.settings.ema_decay, stage.chain.average if stage.chain else None
-        self.average = known if known or decay is None else ModelEmaV3(model, decay=decay)
+        self.average = known if known or decay is None else Average(model, decay=decay)
         if stage.chain is not None:
             stage.chain.average = self.average
         self.path = None if run.folder is None else run.folder / "checkpoints" / f"{stage.name}.ckpt"
+
+    def open_epoch(self, position: Position) -> None:
+        """Move, before the first step of an epoch; then the model is in training mode."""
+        if position.step == 0:
+            with set_alike(self.model, self.average):
+                self.mover.begin_epoch(self.stage.first + position.epoch)
+        self.model.train()
 
     def close_step(self, position: Position, stop: StopRequest) -> None:
         """Move, average the weights; if a signal has asked to stop, save and stop."""
@@ -210,7 +211,8 @@ class _Memory:
     def close_epoch(self, position: Position, watch: Watch, data: Data) -> Position:
         """Move, evaluate, write the row to the journal, save; returns where the next epoch begins."""
         with drawing(self.run.seed, self.stage.name, "end of epoch", position.epoch):
-            self.mover.after_epoch(self.stage.first + position.epoch)
+            with set_alike(self.model, self.average):
+                self.mover.after_epoch(self.stage.first + position.epoch)
             self._journal(position, watch, data)
         following = Position(position.epoch + 1)
         self.keep(following)
@@ -233,6 +235,7 @@ class _Memory:
         """Save everything that the next step depends on; of a finished stage what it has learnt."""
         done = position.epoch == self.stage.epochs and not self.stage.goes_on
         if done and self.average is not None:
+            self.average.follow(self.model)
             self.model.load_state_dict(self.average.module.state_dict())
         if self.path is None or not self.run.accelerator.is_main_process:
             return

@@ -14,6 +14,8 @@ from nas_prune.train.stage import Stage
 
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant")  # timm's that go step by step
 
+TO_SCALE = ("sgd", "sgdw", "momentum", "nesterov", "nesterovw")  # timm's whose steps are in proportion to gradients
+
 
 def optimizer_of(model: nn.Module, settings: OptimSettings) -> Optimizer:
     """timm's optimizer by name; no weight decay on biases and norms."""

@@ -117,12 +117,12 @@ def searched(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSet
         if settings.learns:
             learn(learner, training, parts, each, run=run)
         if learner.mover is not None and settings.rounds > 1:
-            _change(learner, parts, left := learner.mover.left(), {})
-            learner.remove(left)
+            learner.remove(learner.mover.left())  # no gate lets anything of the others pass: nothing to make up for
         scores = parts.score(learner.gated, each)
         if learner.mover is None and not each.last:
             learner.remove(_closed(learner, parts, scores, each, run.seed))
-    learner.gated.fold()
+    with learner.setting():
+        learner.gated.fold()
     met = parts.meet(learner.alive, scores)
     _change(learner, parts, met.arch, met.edits)
     with learner.gated.fixed(met.arch) as closed:
@@ -143,10 +143,11 @@ def _closed(learner: Learner, parts: Parts, scores: Scores, each: Round, seed: i
 
 def _change(learner: Learner, parts: Parts, arch: Arch, edits: Mapping[str, Tensor]) -> None:
     """Edit weights as a selector has decided, and let what stays make up for what goes, where the settings say so."""
-    edit(learner.gated.backbone, edits)
-    if learner.settings.compensation.name is not None:
-        compensate = bound("search.compensation", compensations, learner.settings.compensation, 3)
-        edit(learner.gated.backbone, compensate(learner.gated, arch, parts.batches))
+    with learner.setting():
+        edit(learner.gated.backbone, edits)
+        if learner.settings.compensation.name is not None:
+            compensate = bound("search.compensation", compensations, learner.settings.compensation, 3)
+            edit(learner.gated.backbone, compensate(learner.gated, arch, parts.batches))
 
 
 def _classes(gated: GatedModel) -> int:
@@ -175,18 +176,21 @@ def learn(learner: Learner, data: Data, parts: Parts, each: Round, *, run: Run) 
     objective = learner.objective(penalties, _sliding(learner, each.sliding(parts.joint)))
     watch = _watching(learner.alive, parts.budget, data, run)
     fit(run, stage, learner.gated, data, objective, learner.optimizers, watch=watch, mover=learner.mover)
+    for remark in filter(None, (penalty.remark() for penalty in penalties)):
+        run.bars.say(remark)
+    if each.epochs:  # whether they have passed just now, or before this run was stopped
+        learner.advance(each.first + each.epochs)
     if each.last and learner.mover is not None:
-        learner.mover.finished()
+        with learner.setting():
+            learner.mover.finished()
 
 
 def _sliding(learner: Learner, limit: Callable[[float], float]) -> Callable[[float], None]:
     """Tells gates and penalties how much of the joint training has passed, and penalties, where all is one training,
     what the network may cost by now, by ``limit``."""
-    gates = [learner.gated.gate(name) for name in learner.gated.deciders]
 
     def slide(epochs: float) -> None:
-        for gate in gates:
-            gate.advance(epochs / learner.settings.joint)
+        learner.advance(epochs)
         for penalty in learner.penalties:
             penalty.advance(epochs)
             if learner.settings.once:

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from timm.utils import ModelEmaV3
-
+from nas_prune.train.average import Average
 from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.settings import OptimSettings
 
@@ -13,7 +12,7 @@ class Chain:
     """Stages that are one training of so many ``epochs``: one schedule, one optimizer, one average of the weights."""
 
     epochs: int
-    average: ModelEmaV3 | None = None
+    average: Average | None = None
 
 
 @dataclass(frozen=True)

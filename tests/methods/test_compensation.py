@@ -106,6 +106,18 @@ def test_what_a_constant_unit_said_goes_on_and_only_borders_see_it_go(name: str)
         assert (float(error.max()) > 0.1) == bool(padding)
 
 
+@pytest.mark.parametrize("name", compensations)
+def test_what_gates_had_closed_leaves_nothing_to_make_up_for(name: str) -> None:
+    gated, batches = net()
+    arch = Arch({"first": [0, 1, 3, 4]})
+    gated.gate("first").keep[2] = 0
+    with torch.no_grad():
+        expected = gated(batches[0][0])
+    small = small_of(gated, arch, compensations[name](gated, arch, batches))
+    with torch.no_grad():
+        assert torch.allclose(small(batches[0][0]), expected, atol=1e-9)
+
+
 def test_ridge_is_the_least_squares_of_what_is_missing() -> None:
     gated, batches = net()
     arch, images = Arch({"second": [0, 2]}), torch.cat([x for x, _ in batches])

@@ -2,15 +2,17 @@
 
 import copy
 import math
+import re
 
 import pytest
 import torch
+from accelerate import Accelerator
 from asked import ask
 from torch import Tensor, nn
 from torch.nn import functional as F
-from zoo import User
+from zoo import User, traced
 
-from nas_prune.base.errors import SpaceError, UnknownNameError
+from nas_prune.base.errors import RecipeError, SpaceError, UnknownNameError
 from nas_prune.base.files.tensors import misfit
 from nas_prune.costs import Budget, Macs
 from nas_prune.derivation.trace import trace
@@ -19,8 +21,13 @@ from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.penalties.growing import APART, Growing
 from nas_prune.methods.selectors import selectors
 from nas_prune.methods.selectors.uniform import uniform_widths
+from nas_prune.run.checks import check
+from nas_prune.run.recipe.recipe import read
 from nas_prune.tracing.space import SearchSpace
+from nas_prune.train.loop import Run
 from nas_prune.train.objective import Objective, task_loss
+from nas_prune.train.record.progress import Bars
+from nas_prune.train.search import search
 from nas_prune.train.settings import SearchSettings
 
 IMAGES = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -202,6 +209,69 @@ def test_a_round_begins_anew_and_an_objective_tells_the_model_before_a_state_is_
     assert objective.state_dict()["penalties.0.going"].shape == (10,)
     untouched = after.eval()(gated).detach()
     assert (float(untouched), after.steps) == (0.0, 0)
+
+
+def test_a_weight_of_two_axes_has_the_larger_of_their_lambdas() -> None:
+    net = traced("test_vit")
+    gated = GatedModel(net.double(), net.axes, "mask")
+    penalty, generator = growing(gated, step=0.25, kept=-0.5), torch.Generator().manual_seed(0)
+    penalty.grown, penalty.settled = 3, True
+    penalty.going = torch.rand(len(penalty.going), generator=generator) < 0.5
+    penalty(gated).backward()
+    written = [name for name in gated.space.free if gated.writers[name]]
+    rates = dict(zip(written, penalty.factor().split([net.axes[name].size for name in written]), strict=True))
+    for number, block in enumerate(gated.backbone.blocks):
+        name, attention = f"blocks.{number}.attn.qkv", block.attn
+        heads, dims = rates[f"{name}.head"], rates[f"{name}.head_dim"]
+        for row, (weight, gradient) in enumerate(zip(attention.qkv.weight, attention.qkv.weight.grad, strict=True)):
+            rate = max(heads[row // len(dims) % len(heads)], dims[row % len(dims)])
+            torch.testing.assert_close(gradient, rate * weight.detach(), rtol=1e-12, atol=1e-15)
+        for unit, rate in enumerate(rates[f"blocks.{number}.mlp.fc1"]):
+            weight = block.mlp.fc1.weight
+            torch.testing.assert_close(weight.grad[unit], rate * weight[unit].detach(), rtol=1e-12, atol=0)
+
+
+def test_growth_that_is_cut_short_is_told(gated: GatedModel) -> None:
+    penalty = growing(gated, interval=3, step=0.2, pick_step=0.05, pick_ceiling=0.1)
+    assert penalty.remark() == "", "nothing has been trained"
+    said = []
+    for _ in range(30):
+        penalty(gated)
+        said.append(penalty.remark())
+    ended = said.index("")  # 2 + 5 updates, the last of them in step 19
+    assert ended == 18
+    assert set(said[ended:]) == {""}
+    assert re.match(r"growing: .* 13 steps, .* lambda is 0.7 of 1.1, .*up to 6 steps more.*search.joint", said[12])
+
+
+def test_what_is_to_be_said_of_a_penalty_is_said_when_the_training_ends(gated: GatedModel) -> None:
+    told: list[str] = []
+
+    class Listening(Bars):
+        def say(self, text: str) -> None:
+            told.append(text)
+
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(IMAGES, torch.arange(6)), batch_size=3)
+    for step in (0.1, 1.0):
+        budget = Budget("0.6x", Macs(gated.axes))
+        how = {"criterion": "magnitude", "penalties": ["growing"], "warmup": 0, "joint": 1, "freeze": 0, "lr": 0.01}
+        run = Run(Accelerator(cpu=True), bars=Listening())
+        penalties, settings = [Growing(budget, interval=1, step=step)], SearchSettings.model_validate(how)
+        search(gated, loader, budget=budget, penalties=penalties, settings=settings, run=run)
+    assert ["growing" in each for each in told] == [True], "once, of the one that did not come to its end"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("search.optimizer=adamw", "search.optimizer: .* growing"),
+        ("search.clip_grad=1.0", "search.clip_grad: .* growing"),
+    ],
+)
+def test_steps_that_are_out_of_proportion_are_refused(change: str, message: str) -> None:
+    check(read("smoke/fashion_mnist_resnet18_greg1", ["--search.optimizer=momentum"]))
+    with pytest.raises(RecipeError, match=message):
+        check(read("smoke/fashion_mnist_resnet18_greg1", [f"--{change}"]))
 
 
 def test_a_penalty_on_weights_asks_for_joint_training_under_a_criterion() -> None:

@@ -156,6 +156,17 @@ def test_the_share_falls_as_a_cosine_and_the_first_epoch_closes_nothing() -> Non
         assert not gate.images
 
 
+def test_of_every_width_as_many_units_stay_open_as_are_asked_for() -> None:
+    for size in range(1, 129):
+        gate = Dynamic(size, [9])
+        gate.face(1)
+        for left in range(1, size + 1):
+            gate.total.copy_(torch.arange(size, 0, -1))
+            gate.images.fill_(1)
+            gate.turn(1 - (1 - left / size) * 1.0)  # as the mover has it, of an epoch that has closed all that goes
+            assert float(gate.branch.threshold) == size - left + 1, (left, size)
+
+
 def test_thresholds_follow_the_budget_where_no_ratio_is_given() -> None:
     gated = row()
     mover = SaliencyThresholds(gated, Aim(Budget("0.5x", Macs(gated.axes)), 2, schedules["cosine"]))

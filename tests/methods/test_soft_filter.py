@@ -7,15 +7,20 @@ from math import floor
 import pytest
 import torch
 from accelerate import Accelerator
+from asked import ask
 from torch import Tensor, nn
 from torch.nn import functional as F
-from zoo import Traced, traced_model
+from zoo import Traced, apart, traced_model
 
 from nas_prune.costs import Budget, Macs
+from nas_prune.derivation.derive import derive
+from nas_prune.methods.compensations import compensations
+from nas_prune.methods.criteria import criteria
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.movers import Aim, movers
 from nas_prune.methods.movers.soft_filter import AWAKE, SoftFilter
 from nas_prune.methods.schedules import Phase, Schedule, schedules
+from nas_prune.methods.selectors import selectors
 from nas_prune.train.loop import Run
 from nas_prune.train.search import search
 from nas_prune.train.settings import SearchSettings
@@ -38,11 +43,11 @@ KIN = {  # of the card's table, and other options
 class Chain(nn.Sequential):
     """Two convolutions with norms, and a classifier."""
 
-    def __init__(self) -> None:
+    def __init__(self, padding: int = 0) -> None:
         first, second = SIZES
         super().__init__(
             *(nn.Conv2d(3, first, 3, bias=False), nn.BatchNorm2d(first), nn.ReLU()),
-            *(nn.Conv2d(first, second, 3, bias=False), nn.BatchNorm2d(second), nn.ReLU()),
+            *(nn.Conv2d(first, second, 3, padding=padding, bias=False), nn.BatchNorm2d(second), nn.ReLU()),
             *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(second, 4)),
         )
 
@@ -199,6 +204,31 @@ def test_what_is_closed_for_good_stays_as_it_is(net: Traced) -> None:
     closed = [gated.gate(axis).keep == 0 for axis in gated.space.free]
     assert [int(each.sum()) for each in closed] == list(GONE)
     assert not any(bool(each[zero].any()) for each, zero in zip(gradients(gated), closed, strict=True))
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_the_constant_of_what_is_zeroed_goes_on_in_what_is_derived(padding: int) -> None:
+    torch.manual_seed(0)
+    model = Chain(padding)
+    gated = GatedModel(model, traced_model(model, IMAGES[:2]).axes, "mask")
+    mover, optimizer = mover_of(gated, schedules["sfp"], wake=True), torch.optim.SGD(gated.parameters(), lr=0.1)
+    for epoch in range(EPOCHS):
+        mover.begin_epoch(epoch)
+        gradients(gated)
+        optimizer.step()
+        mover.after_epoch(epoch)
+    budget = mover.aim.budget
+    arch = ask(selectors["uniform"], criteria["magnitude"](gated, []), budget.cost, budget.limit, gated.space)
+    edits = compensations["mean"](gated.eval(), arch, [(IMAGES, LABELS)])
+    others = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        evaluated = gated(others)
+        plain, made_up = (derive(model, gated.axes, arch, edits=each).eval()(others) for each in ({}, edits))
+    assert apart(evaluated, plain) > 1e-2
+    if padding:  # borders see zeros beyond them, and no constant
+        assert apart(evaluated, made_up) < 0.3 * apart(evaluated, plain)
+    else:
+        assert apart(evaluated, made_up) < 1e-5
 
 
 @pytest.mark.parametrize("rounds", [1, 3])

@@ -9,7 +9,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 from stops import Stop
-from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.nn import functional as F
 from zoo import Traced, apart, few, traced
@@ -30,6 +29,7 @@ from nas_prune.methods.schedules import Phase, schedules
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace
 from nas_prune.train import loop
+from nas_prune.train.average import Average
 from nas_prune.train.data import loaders
 from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.learner import Learner
@@ -106,7 +106,7 @@ class Closable(Sigmoid):
         return super().score(weight).where(self.live > 0, -1e9)
 
 
-def step(learner: Learner, gated: GatedModel, average: ModelEmaV3) -> None:
+def step(learner: Learner, gated: GatedModel, average: Average) -> None:
     """One step of a search, written out: task loss and penalty, all optimizers, the average."""
     gated.train()
     loss = F.cross_entropy(gated(IMAGES), LABELS) + BudgetPenalty(Budget("0.3x", Macs(traced("test_resnet").axes)))(
@@ -127,7 +127,7 @@ def test_a_search_that_removes_ends_as_one_that_only_closes(net: Traced, optimiz
     two = copy.deepcopy(one)
     closing, removing = Learner(one, settings, None), Learner(two, settings, None)
     for learner in (closing, removing):
-        learner.chain.average = ModelEmaV3(learner.gated, decay=0.5)
+        learner.chain.average = Average(learner.gated, decay=0.5)
     kept = Arch()
     for seed in (1, 2):
         for learner in (closing, removing):

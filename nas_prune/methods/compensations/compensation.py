@@ -2,10 +2,10 @@
 
 Ours as a whole; least squares on what a layer reads is known from many papers (Channel Pruning, arXiv 1707.06168, among
 the first). Every convolution and linear layer that misses units is refitted, in the order in which they run: x (n) is
-what it reads in the dense network, z (m) what it reads of the units that stay in the pruned one, all layers before it
-refitted already. Where x is about z, in its place among zeros, plus B z + c, the layer says about the same if W B is
-added to the weight of what stays, tap by tap of its kernel, and the sum over taps of W c to its bias, or taken from the
-mean that the BatchNorm behind it subtracts; where it has neither, c is zero. No labels are looked at.
+what it reads in the network as gates leave it, z (m) what it reads of the units that stay in the pruned one, all
+layers before it refitted already. Where x is about z, in its place among zeros, plus B z + c, the layer says about the
+same if W B is added to the weight of what stays, tap by tap of its kernel, and the sum over taps of W c to its bias, or
+taken from the mean that the BatchNorm behind it subtracts; where it has neither, c is zero. No labels are looked at.
 
 A convolution with zero padding reads zeros beyond the borders of an image, and no c: there the bias says too much, by
 what the taps outside would have added. W B is right there, too.
@@ -30,6 +30,7 @@ from nas_prune.methods.reading import Reader, first_images, mixing, read, weight
 from nas_prune.methods.scores import Batches
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.graph.brought import tensor_of
+from nas_prune.tracing.graph.capture import evaluating
 
 WIDEST = 4096  # entries of a layer of which squares are taken
 IMAGES = 1024  # ours: two forward passes of so many for each layer that is refitted
@@ -66,15 +67,16 @@ def refitted(gated: GatedModel, arch: Arch, batches: Batches, images: int, fit: 
 
     Raises DataError where there are no images.
     """
-    looked_at, dense = first_images(batches, images, "a compensation"), _reference(gated, arch)
+    looked_at, trained = first_images(batches, images, "a compensation"), _reference(gated, arch)
     pruned, edits = copy.deepcopy(gated), dict[str, Tensor]()
     keep = {name: arch.keep(axis) for name, axis in gated.space.free.items()}
     for reader in mixing(gated).values():
         kept = gated.axes.mask(reader.term, keep).nonzero().flatten().to(looked_at[0].device)
-        if not 0 < len(kept) < reader.term.size or _absent(gated, arch, reader):
+        absent = any(_absent(gated, each, reader) for each in (arch, trained))
+        if not 0 < len(kept) < reader.term.size or absent:
             continue
         fits = fit if reader.term.size <= WIDEST else None
-        pairs = (tuple(_read(*each, reader, x) for each in ((gated, dense), (pruned, arch))) for x in looked_at)
+        pairs = (tuple(_read(*each, reader, x) for each in ((gated, trained), (pruned, arch))) for x in looked_at)
         moments = _moments(pairs, kept, centred=_constant(gated, reader) is not None, squares=fits is not None)
         made = _edits(gated, reader, moments, kept, fits)
         with torch.no_grad():
@@ -92,11 +94,14 @@ def _constant(gated: GatedModel, reader: Reader) -> tuple[str, int] | None:
 
 
 def _reference(gated: GatedModel, arch: Arch) -> Arch:
-    """The dense network: all widths and branches, and of every choice the candidate of the architecture."""
+    """What was trained: all units and branches that are open, and of every choice the candidate of the architecture."""
+    with torch.no_grad(), evaluating(gated):
+        values = gated.gate_values()
+    opened = {name: values[name].nonzero().flatten().tolist() for name in gated.space.alone}
     candidates = {
         name: arch.kept[name] for names in gated.space.choices.values() for name in names if name in arch.kept
     }
-    return Arch({**Arch.dense(gated.axes).kept, **candidates})
+    return Arch({**Arch.dense(gated.axes).kept, **opened, **candidates})
 
 
 def _absent(gated: GatedModel, arch: Arch, reader: Reader) -> bool:
@@ -106,8 +111,10 @@ def _absent(gated: GatedModel, arch: Arch, reader: Reader) -> bool:
 
 
 def _read(gated: GatedModel, arch: Arch, reader: Reader, images: Tensor) -> Tensor:
-    """What a layer reads (p n) in the network of an architecture, closed units included."""
-    return reader.entries(read(gated, arch, [reader], images)[reader.path]).double()
+    """What a layer reads (p n) in the network of an architecture; nothing of closed units."""
+    keep = {name: arch.keep(axis) for name, axis in gated.space.free.items()}
+    entries = reader.entries(read(gated, arch, [reader], images)[reader.path]).double()
+    return entries * gated.axes.mask(reader.term, keep).to(entries)
 
 
 def _moments(pairs: Iterable[tuple[Tensor, ...]], kept: Tensor, *, centred: bool, squares: bool) -> Moments:

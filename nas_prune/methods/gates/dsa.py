@@ -33,6 +33,7 @@ class SparsityAllocation(Gate):
     """``init``: r at the start, 5 in the code. ``sharpness``, ``final``: beta2, first and last. What no weight writes
     has units of one length."""
 
+    averaged = ("offset",)
     offset: Tensor
 
     def __init__(

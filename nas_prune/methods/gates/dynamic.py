@@ -27,6 +27,7 @@ from nas_prune.methods.gates.mask import Mask
 from nas_prune.ops.skipping import Saliency
 
 NARROW = 80  # channels below which nothing is squeezed
+ROUNDING = 1e-9  # (1 - (1 - 3 / 10)) * 10 is 3.0000000000000004 units
 
 
 class Looked:
@@ -123,7 +124,7 @@ class Dynamic(Gate):
             return
         if share is not None:
             order = (self.total / self.images).sort(descending=True).values
-            self.branch.threshold.copy_(order[ceil(share * self.size) - 1])
+            self.branch.threshold.copy_(order[max(1, ceil(share * self.size - ROUNDING)) - 1])
         self.frequency.copy_(self.fired / self.images)
         self.level.copy_((self.strength / self.fired.clamp(min=1)).where(self.strength > 0, 1.0))
         for count in (self.total, self.fired, self.strength, self.images):

@@ -25,12 +25,14 @@ class Gate(nn.Module, ABC):
     ``site``: where it acts while it learns: at every reader of the axis, or on what its writers write, before anything
     is added. ``looks``: its keep values (b c) are those of each image, made of what the first writer of the axis reads;
     before anything else it is told how many channels that has (``face``).
+    ``averaged``: buffers that go with its weights, and are averaged where these are; all others are states.
     Whatever a gate does, a chosen architecture is closed where axes are read.
     """
 
     of_stripes = False
     site: ClassVar[Literal["read", "write"]] = "read"
     looks: ClassVar[bool] = False
+    averaged: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, size: int, fan_in: Sequence[int]) -> None:
         super().__init__()

@@ -29,6 +29,7 @@ class WeightGate(Gate):
     ``leak``: gradient that still reaches scores outside the surrogate's window, so that no gate dies (ours).
     """
 
+    averaged = ("offset",)
     offset: Tensor
 
     def __init__(

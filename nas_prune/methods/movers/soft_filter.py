@@ -13,6 +13,11 @@ that it can as well be removed; and that set is kept, so it only grows.
 Ours, too: a zeroed unit may grow back (``wake``). A unit without weights says its shift beta, and behind a ReLU has a
 gradient only where beta > 0 and gamma is not 0: otherwise soft is hard, silently. So the shifts of what is zeroed
 softly are raised to a thousandth where they are not positive, and its scales of exactly zero, too.
+
+What is zeroed softly is not silent: behind a BatchNorm a unit without weights says a constant, act(beta - gamma mu /
+sigma), in the network that is evaluated, in the last epoch, too; and what is derived has no such unit. So set
+``search.compensation: mean``, which moves the constant into the layers that read it: exactly, but for what borders of
+zero padding see of it. What is closed for good says nothing, and leaves nothing behind.
 """
 
 from collections import Counter

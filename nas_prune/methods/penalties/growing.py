@@ -14,13 +14,18 @@ the rest of the joint training is the phase in which weights settle. Weight deca
 
 Ours: a unit is that of an axis, so all convolutions of a residual stage lose the same ones; how many go from each axis
 follows from the budget as predicted, by a selector; growth ends everywhere at once. ``search.criterion: magnitude``
-with that selector then takes the picked units; where the measured cost moves the limit, a few more, or fewer.
+with that selector then takes the picked units; where the measured cost moves the limit, a few more, or fewer. A weight
+that two axes share (a head, and a unit of all heads) has the larger of their lambdas.
+
+BatchNorm undoes a shrinkage, and a unit next to nothing of which is left still says its shift: what is cut off is about
+a constant, act(beta), and no zero. So set ``search.compensation: mean``, which moves it into the layers that read it.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
+from einops import rearrange
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
@@ -30,6 +35,8 @@ from nas_prune.methods.criteria import criteria
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.penalties.penalty import Penalty, penalties
 from nas_prune.methods.selectors import Question, selectors
+from nas_prune.tracing.graph.brought import tensor_of
+from nas_prune.tracing.roles.writers import unit_rows
 
 APART = 1000.0  # kept over picked mean |w| at which a unit has gone: BatchNorm hides a shrinkage until var is eps
 MOMENTUM = 0.9  # of the average of that ratio over updates
@@ -45,6 +52,7 @@ class Growing(Penalty):
     The authors train for 1e4 updates; for shorter training, larger steps.
     """
 
+    to_scale = True
     going: Tensor
     apart: Tensor
 
@@ -67,6 +75,7 @@ class Growing(Penalty):
         self.growths = max(1, math.ceil((ceiling - self.raises * pick_step) / step - ROUNDING))
         self.register_buffer("going", None)
         self.register_buffer("apart", None)
+        self._shared: dict[str, list[tuple[str, Tensor]]] = {}
         self._restart()
 
     def begin(self, gated: GatedModel) -> None:
@@ -77,6 +86,7 @@ class Growing(Penalty):
         like = next(iter(rows.values()))[0].detach()
         self.going = like.new_zeros(sum(len(each[0]) for each in rows.values()), dtype=torch.bool)
         self.apart = like.new_zeros(len(rows))
+        self._shared = _shared(gated, rows)
         self._restart()
 
     def follow(self, before: Penalty) -> None:
@@ -90,8 +100,35 @@ class Growing(Penalty):
             if self.steps % self.interval == 0 and not self.settled:
                 self._update(gated)
             self.steps += 1
-        squares = [torch.stack([each.square().sum(1) for each in rows]).sum(0) for rows in _written(gated).values()]
-        return 0.5 * (self.factor() * torch.cat(squares)).sum()
+        rows, factor = _written(gated), self.factor()
+        squares = [torch.stack([each.square().sum(1) for each in matrices]).sum(0) for matrices in rows.values()]
+        lambdas = dict(zip(rows, torch.split(factor, [len(each) for each in squares]), strict=True))
+        return 0.5 * ((factor * torch.cat(squares)).sum() - self._counted_twice(gated, lambdas))
+
+    def _counted_twice(self, gated: GatedModel, lambdas: Mapping[str, Tensor]) -> Tensor:
+        """What weights of several axes pay over the largest of their lambdas, ()."""
+        total = self.apart.new_zeros(())
+        for name, places in self._shared.items():
+            weight = tensor_of(gated.backbone, name).flatten()
+            paid, largest = torch.zeros_like(weight), torch.full_like(weight, -math.inf)
+            for axis, place in places:
+                each = lambdas[axis][:, None].expand(place.shape)
+                paid[place] += each
+                largest[place] = torch.maximum(largest[place], each)
+            total = total + ((paid - largest).where(largest > -math.inf, 0) * weight.square()).sum()
+        return total
+
+    def remark(self) -> str:
+        """That it has not finished growing, if so."""
+        if self.settled or not self.steps:
+            return ""
+        left = self.raises - self.raised + self.growths - self.grown
+        return (
+            f"growing: joint training ended after {self.steps} steps, before its penalty had grown: lambda is "
+            f"{float(self.factor().max()):.3g} of {self.pick_step * self.raises + self.step * self.growths:.3g}, and "
+            f"units are cut that are not small yet. It grows for up to {left * self.interval} steps more: train for "
+            "longer (search.joint), or set a larger step or a smaller interval in the options of the penalty"
+        )
 
     def factor(self) -> Tensor:
         """Lambda (u) of the units of all axes that weights write, one axis after the other."""
@@ -140,6 +177,26 @@ class Growing(Penalty):
         pairs = [(size[~gone], size[gone]) for size, gone in zip(sizes, going, strict=True)]
         ratios = [kept.mean() / picked.mean() if len(picked) else kept.new_tensor(math.inf) for kept, picked in pairs]
         return torch.stack(ratios)
+
+
+def _shared(gated: GatedModel, names: Iterable[str]) -> dict[str, list[tuple[str, Tensor]]]:
+    """Weight that several axes write -> for each of these, which of its numbers, flattened, belong to a unit (c n)."""
+    found: dict[str, list[tuple[str, Tensor]]] = {}
+    for name in names:
+        axis = gated.axes[name]
+        if axis.kind == "stripe":
+            weight = f"{name.removesuffix('.stripes')}.weight"
+            found.setdefault(weight, []).append((name, rearrange(_numbers(gated, weight), "n c i j -> (n i j) c")))
+        elif not gated.gate(name).of_stripes:
+            for weight, dim, order in gated.writers[name]:
+                found.setdefault(weight, []).append((name, unit_rows(_numbers(gated, weight), dim, order, axis.size)))
+    return {weight: places for weight, places in found.items() if len(places) > 1}
+
+
+def _numbers(gated: GatedModel, name: str) -> Tensor:
+    """The numbers of a weight, counted, in its shape."""
+    weight = tensor_of(gated.backbone, name)
+    return torch.arange(weight.numel()).reshape(weight.shape)
 
 
 def _written(gated: GatedModel) -> Mapping[str, list[Tensor]]:

@@ -7,11 +7,12 @@ Tang et al., "Manifold Regularized Dynamic Network Pruning" (CVPR 2021, arXiv 21
 
 with pi the saliencies before the threshold, F the means of the features that they gate, cos the Gram matrix of rows of
 length one, CE_n the loss of an image, and C its mean in the epoch before. Ours: w_n is a constant (in the public code
-its gradient raises the loss of easy images), and in the first epoch C is the mean so far, where the public code takes
-a pass over all images beforehand.
+its gradient raises the loss of easy images), and in the first epoch C is the mean so far, of each process by itself,
+where the public code takes a pass over all images beforehand. Afterwards it is that of the images of all processes.
 """
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -53,7 +54,10 @@ class ManifoldPenalty(Penalty):
     def advance(self, epochs: float) -> None:
         """With an epoch, its mean loss becomes the usual one."""
         passed = self.epoch < int(epochs)  # all of it in tensors, which wait for no device
-        self.usual.copy_(torch.where(passed, self.total / self.images.clamp(min=1), self.usual))
+        heard = torch.stack([self.total, self.images])
+        if epochs == int(epochs) and dist.is_available() and dist.is_initialized():
+            dist.all_reduce(heard)
+        self.usual.copy_(torch.where(passed, heard[0] / heard[1].clamp(min=1), self.usual))
         self.total *= ~passed
         self.images *= ~passed
         self.epoch.clamp_(min=int(epochs))

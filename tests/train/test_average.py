@@ -1,0 +1,133 @@
+"""Laws of averaged weights: what gates and movers remember is no weight; what is set is set in the average, too."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from nas_prune.costs import Budget, Macs
+from nas_prune.derivation.replace import laid_out
+from nas_prune.methods.gated import GatedModel
+from nas_prune.methods.gates import gates
+from nas_prune.methods.movers import movers
+from nas_prune.methods.penalties.budget import BudgetPenalty
+from nas_prune.methods.selectors import selectors
+from nas_prune.train.average import Average, set_alike
+from nas_prune.train.data import loaders
+from nas_prune.train.data.settings import DataSettings
+from nas_prune.train.learner import Learner
+from nas_prune.train.loop import Run
+from nas_prune.train.rounds import rounds_of
+from nas_prune.train.search import Parts, learn, moved
+from nas_prune.train.settings import SearchSettings
+
+CHOICES = """
+replace:
+  - candidates:
+      dense: {operation: convolution, norm: false}
+      structured: {operation: structured_convolution, kernel: 2}
+rules:
+  - kinds: [operation]
+"""
+GATE_OF = {"soft_filter": "mask", "saliency": "dynamic", "inheriting": "mask"}
+PAIRS = [(gate, None) for gate in gates] + [(gate, mover) for mover, gate in GATE_OF.items()]
+HOW = {
+    "warmup": 0,
+    "joint": 3,
+    "max_steps": 2,
+    "freeze": 0,
+    "lr": 0.05,
+    "gate_lr": 0.2,
+    "holdout": 0.5,
+}
+DATA = DataSettings(name="generated", image_size=8, batch_size=16)
+
+
+def gated_net(gate: str, space: str) -> GatedModel:
+    """Two convolutions with norms, and a classifier."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU()),
+        *(nn.Conv2d(6, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)),
+    )
+    return GatedModel(net, laid_out(net, torch.randn(2, 3, 8, 8), space), gate)
+
+
+def learnt(tmp_path: Path, gate: str, mover: str | None, folder: Path | None = None, **changes: object) -> Learner:
+    """What a joint training of three epochs leaves."""
+    choices = tmp_path / "choices.yaml"
+    choices.write_text(CHOICES)
+    spaces = {"skeleton": "stripes", "softmax": str(choices), "shapley": str(choices)}
+    gated = gated_net(gate, str(choices) if mover == "inheriting" else spaces.get(gate, "single_units"))
+    settings = SearchSettings.model_validate({**HOW, "mover": {"name": mover}, **changes})
+    run, budget = Run(Accelerator(cpu=True), 3, folder, identity="test"), Budget("0.6x", Macs(gated.axes))
+    penalties = [BudgetPenalty(budget)] if any(True for _ in gated.gates.parameters()) else []
+    select = selectors["uniform"]
+    parts = Parts(budget, budget, lambda _: penalties, lambda each, _: each.scores(), select, lambda *_: None)
+    learner = Learner(gated, settings, None)
+    training, learner.mover = moved(learner, loaders.load(DATA, seed=3), parts, run=run)
+    (each,) = rounds_of(1, settings.joint, lambda *_: None)
+    learn(learner, training, parts, each, run=run)
+    return learner
+
+
+def remembered(gated: GatedModel) -> dict[str, Any]:
+    """All that gates know, but for what is averaged."""
+    found: dict[str, Any] = {}
+    for path, module in gated.gates.named_modules():
+        averaged = getattr(module, "averaged", ())
+        found |= {f"{path}.{name}": value for name, value in module._buffers.items() if name not in averaged}
+        numbers = {name: value for name, value in vars(module).items() if isinstance(value, float)}
+        found |= {f"{path}.{name}": torch.tensor(value) for name, value in numbers.items()}
+    return found
+
+
+def test_every_mover_is_tried() -> None:
+    assert set(GATE_OF) == set(movers)
+
+
+@pytest.mark.parametrize(("gate", "mover"), PAIRS)
+def test_what_gates_remember_is_not_averaged(tmp_path: Path, gate: str, mover: str | None) -> None:
+    plain, averaged = (learnt(tmp_path, gate, mover, ema_decay=decay) for decay in (None, 0.9))
+    expected = remembered(plain.gated)
+    assert expected.keys() == remembered(averaged.gated).keys()
+    for model in averaged.models:  # the one that is trained on, and the one that was evaluated
+        for name, value in remembered(model).items():
+            assert torch.equal(value, expected[name]), name
+    weights = [learner.gated.backbone.get_parameter("8.weight") for learner in (plain, averaged)]
+    assert not torch.equal(*weights), "weights are averaged"
+
+
+def test_what_a_mover_has_zeroed_is_zero_in_the_average(tmp_path: Path) -> None:
+    learner = learnt(tmp_path, "mask", "soft_filter", ema_decay=0.9, schedule="sfp")
+    for model in learner.models:
+        gone = {name: int((model.weights(name)[0].norm(dim=1) == 0).sum()) for name in model.space.free}
+        assert gone == learner.mover.gone
+    assert sum(gone.values()) > 0
+
+
+def test_what_is_set_is_set_in_the_average_and_what_is_learnt_is_not() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    average = Average(model, decay=0.5)
+    with torch.no_grad():
+        model[0].weight.add_(1.0)  # learnt
+        with set_alike(model, average):
+            model[0].weight[1] = 7.0
+            model[1].running_mean[0] = 3.0
+        with set_alike(model, None):
+            model[1].running_var.fill_(9.0)
+    torch.testing.assert_close(average.module[0].weight[0], model[0].weight[0] - 1)
+    assert average.module[0].weight[1].tolist() == [7.0] * 3
+    assert average.module[1].running_mean.tolist() == [3.0, 0.0]
+    assert average.module[1].running_var.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("gate", ["sigmoid", "dsa"])
+def test_a_finished_training_that_is_looked_at_again_says_the_same(tmp_path: Path, gate: str) -> None:
+    first, again = (learnt(tmp_path, gate, None, tmp_path) for _ in range(2))
+    expected, found = ({**remembered(each.gated), **each.gated.scores()} for each in (first, again))
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
