@@ -214,7 +214,7 @@ class GatedModel(nn.Module):
         """Multiply the weights that write each unit of an axis by its factor (c), in place."""
         for index, (tensor, dim, order) in enumerate(self.writers[name]):
             rows = tensor_of(self.backbone, tensor).movedim(dim, 0)
-            place = slice(None) if order is None else self.get_buffer(_order(name, index))
+            place = slice(None) if order is None else self.order(name, index)
             each = factor.repeat_interleave(len(rows[place]) // len(factor)).to(rows)
             rows[place] = rows[place] * each.reshape(-1, *[1] * (rows.ndim - 1))
 
@@ -237,9 +237,13 @@ class GatedModel(nn.Module):
             return [rearrange(self._striped(name), "n c i j -> (n i j) c")]
         units, result = self.axes[name].size if name in self.axes else 0, []
         for index, (tensor, dim, order) in enumerate(self.writers.get(name, ())):
-            place = None if order is None else self.get_buffer(_order(name, index))
-            result.append(unit_rows(self._reading(tensor, dim, keep or {}), dim, place, units))
+            read = self._reading(tensor, dim, keep or {})
+            result.append(unit_rows(read, dim, None if order is None else self.order(name, index), units))
         return result
+
+    def order(self, name: str, index: int) -> Tensor:
+        """Which rows of the weight of this number that writes an axis belong to its units, in turn, where the model is."""
+        return self.get_buffer(_order(name, index))
 
     def _reading(self, name: str, written: int, keep: Mapping[str, Tensor]) -> Tensor:
         """A weight, in all dimensions but the one that it writes multiplied with what is kept of them."""

@@ -188,15 +188,16 @@ def _shared(gated: GatedModel, names: Iterable[str]) -> dict[str, list[tuple[str
             weight = f"{name.removesuffix('.stripes')}.weight"
             found.setdefault(weight, []).append((name, rearrange(_numbers(gated, weight), "n c i j -> (n i j) c")))
         elif not gated.gate(name).of_stripes:
-            for weight, dim, order in gated.writers[name]:
-                found.setdefault(weight, []).append((name, unit_rows(_numbers(gated, weight), dim, order, axis.size)))
+            for index, (weight, dim, order) in enumerate(gated.writers[name]):
+                there = None if order is None else gated.order(name, index)
+                found.setdefault(weight, []).append((name, unit_rows(_numbers(gated, weight), dim, there, axis.size)))
     return {weight: places for weight, places in found.items() if len(places) > 1}
 
 
 def _numbers(gated: GatedModel, name: str) -> Tensor:
     """The numbers of a weight, counted, in its shape."""
     weight = tensor_of(gated.backbone, name)
-    return torch.arange(weight.numel()).reshape(weight.shape)
+    return torch.arange(weight.numel(), device=weight.device).reshape(weight.shape)
 
 
 def _written(gated: GatedModel) -> Mapping[str, list[Tensor]]:
