@@ -242,7 +242,7 @@ class GatedModel(nn.Module):
         return result
 
     def order(self, name: str, index: int) -> Tensor:
-        """Which rows of the weight of this number that writes an axis belong to its units, in turn, where the model is."""
+        """Which rows of a weight that writes an axis belong to its units, in turn; on the device of the model."""
         return self.get_buffer(_order(name, index))
 
     def _reading(self, name: str, written: int, keep: Mapping[str, Tensor]) -> Tensor:
