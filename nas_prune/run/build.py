@@ -9,6 +9,7 @@ from typing import Any
 import timm
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, set_seed
 from torch import Tensor, nn
 
@@ -44,8 +45,12 @@ PATIENCE = timedelta(days=1)  # while one process measures, the others wait
 
 
 def accelerator(recipe: Recipe) -> Accelerator:
-    """Device, precision and processes; seeds every generator. Raises RecipeError for what this machine cannot do."""
+    """Device, precision and processes; seeds every generator. Raises RecipeError for what this machine cannot do.
+
+    Accelerate has one precision in a process: a later recipe's takes the place of an earlier one's.
+    """
     set_seed(recipe.seed)
+    AcceleratorState._reset_state()
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True), InitProcessGroupKwargs(timeout=PATIENCE)]
     try:
         made = Accelerator(cpu=recipe.device == "cpu", mixed_precision=recipe.precision, kwargs_handlers=handlers)

@@ -48,6 +48,7 @@ LOOKED_UP = {  # attribute -> (an object that has it, as code; what needs it)
     "_compiled_call_impl": ("torch.nn.Linear(1, 1)._compiled_call_impl", "module.compile() is undone for the export"),
     "_orig_mod": ("torch.compile(torch.nn.Linear(1, 1))._orig_mod", "a model wrapped by torch.compile is taken out"),
     "_qkv_same_embed_dim": ("torch.nn.MultiheadAttention(2, 1)._qkv_same_embed_dim", "attention is written out"),
+    "_reset_state": ("accelerate.state.AcceleratorState._reset_state", "a process runs recipes of other precisions"),
     "_cdata": ("torch.zeros(1).untyped_storage()._cdata", "memory is counted once per storage"),
 }
 FOREIGN = re.compile(r"torch|timm|torchvision|accelerate|wandb")
@@ -91,4 +92,5 @@ def test_a_private_name_is_still_there(name: str) -> None:
 def test_a_private_attribute_is_still_there(attribute: str) -> None:
     code, why = LOOKED_UP[attribute]
     owner, _, name = code.rpartition(".")
-    assert hasattr(eval(owner, {"torch": import_module("torch"), "nn": nn}), name), f"{code} is gone: {why}"
+    known = {package: import_module(package) for package in ("torch", "accelerate")}
+    assert hasattr(eval(owner, {**known, "nn": nn}), name), f"{code} is gone: {why}"

@@ -219,6 +219,12 @@ def test_what_the_machine_cannot_do_is_refused(keys: list[str], text: str) -> No
     AcceleratorState._reset_state(True)
 
 
+def test_one_process_trains_in_one_precision_after_another() -> None:
+    for precision in ("no", "bf16", "no"):
+        asked = recipe.read("smoke/quickstart", [f"--precision={precision}"])
+        assert parts.accelerator(asked).mixed_precision == precision
+
+
 def test_the_keys_reach_the_training() -> None:
     asked = recipe.read("smoke/quickstart", ["--compile=true", "--channels_last=true"])
     assert parts.pace(asked) == Pace(compile=True, channels_last=True)
