@@ -125,10 +125,20 @@ def _raw(folder: Path) -> dict[str, Any]:
 def _parsed(folder: Path) -> Any:
     path = folder / CONFIG
     if not path.is_file():
-        rescue = previous(folder.resolve())
-        advice = f"an interrupted save left the old one in {rescue}, rename it" if rescue.exists() else "check the path"
-        raise ArtifactError(f"there is no artefact in {folder} (no {CONFIG}); {advice}")
+        raise ArtifactError(f"there is no artefact in {folder} (no {CONFIG}); {_instead(folder)}")
     return read_json(path, ArtifactError)
+
+
+def _instead(folder: Path) -> str:
+    """What to do about a folder that is no artefact: that of a run holds some, and a save may have been interrupted."""
+    rescue = previous(folder.resolve())
+    if rescue.exists():
+        return f"an interrupted save left the old one in {rescue}, rename it"
+    inside = [folder / name for name in ("finetuned", "derived") if (folder / name / CONFIG).is_file()]
+    if inside:
+        return f"it is the folder of a run, whose model is in {inside[0]}"
+    begun = (folder / "recipe.yaml").is_file()
+    return "it is the folder of a run that has no model yet" if begun else "nor is a run there; check the path"
 
 
 def _check_file(path: Path, expected: str | None) -> None:

@@ -335,6 +335,8 @@ def test_weights_that_are_no_safetensors_are_refused(folder: Path) -> None:
 def test_no_artefact_and_an_interrupted_save_are_told_apart(folder: Path) -> None:
     with pytest.raises(ArtifactError, match=r"there is no artefact in .*check the path"):
         load(folder / "elsewhere")
+    with pytest.raises(ArtifactError, match=r"it is the folder of a run, whose model is in .*derived"):
+        load(folder.parent)
     folder.rename(folder.with_name(".derived.previous"))
     with pytest.raises(ArtifactError, match=r"left the old one in .*\.derived\.previous"):
         load(folder)

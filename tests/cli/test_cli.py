@@ -15,6 +15,8 @@ from nas_prune.cli import program as cli
 from nas_prune.run.recipe.recipe import json_schema, recipe_keys
 
 ROOT = Path(__file__).resolve().parents[2]
+OF_A_RUN = (["report", "docs"], ["derive", "docs"], ["finetune", "docs"], ["derive", "docs", "--targets", "0.5x"])
+OF_A_RUN += (["doctor", "docs", "--bottlenecks"],)
 COMMANDS = ("run", "search", "derive", "finetune", "evaluate", "calibrate", "report", "list", "schema")
 COMMANDS += ("doctor", "export", "timm", "coverage", "sweep")
 
@@ -92,14 +94,20 @@ def test_help_and_recipes_need_no_torch() -> None:
         (["calibrate", "--out", "x", "lost.yaml"], ["no recipe file lost.yaml"]),
         (["derive", "no/such/run"], ["no/such/run", "does not exist"]),
         (["report", "--loud", "."], ["No such option", "--loud"]),
+        *((words, ["no run in docs (no recipe.yaml)"]) for words in OF_A_RUN),
+        (["evaluate", "docs"], ["no artefact in docs (no config.json); nor is a run there"]),
+        (["sweep", "best", "docs", "--out", "x"], ["docs is no sweep folder", "no sweep.jsonl", "sweep local"]),
         (["list", "gate"], ["did you mean 'gates'?"]),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(
-    here: Callable[..., Ended], words: list[str], parts: list[str]
+    here: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, words: list[str], parts: list[str]
 ) -> None:
+    before = sorted(ROOT.rglob("docs/*"))
+    monkeypatch.chdir(ROOT)
     done = here(*words)
     assert done.returncode == 2
+    assert sorted(ROOT.rglob("docs/*")) == before
     assert [part for part in parts if part not in done.stderr] == [], done.stderr
     assert "Traceback" not in done.stderr
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from nas_prune.base.errors import ArtifactError
+from nas_prune.base.errors import ArtifactError, RecipeError
 from nas_prune.base.files.whole import append_line, read_json, write_json
 from nas_prune.run.report.curves import MOST_BARS, falls, scatter, waterfall
 from nas_prune.run.report.page import report, table, targets_table
@@ -173,7 +173,7 @@ def test_the_same_folder_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "missing", ["results.json", "metrics.jsonl", "arch.json", "axes.json", "calibration", "recipe.yaml"]
+    "missing", ["results.json", "metrics.jsonl", "arch.json", "axes.json", "calibration"]
 )
 def test_a_run_that_has_not_gone_that_far_says_so(tmp_path: Path, missing: str) -> None:
     folder = finished_run(tmp_path / "run")
@@ -182,7 +182,8 @@ def test_a_run_that_has_not_gone_that_far_says_so(tmp_path: Path, missing: str) 
     assert re.search(r"not (yet|chosen|been)|has no", report(folder).read_text(), re.IGNORECASE)
 
 
-def test_an_empty_folder_is_a_page_of_what_is_to_come(tmp_path: Path) -> None:
+def test_a_run_that_has_just_begun_is_a_page_of_what_is_to_come(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").touch()
     page = report(tmp_path).read_text()
     assert page.count("Not yet run") == 12
     assert page.count('<td class="absent">not yet run</td>') == 20
@@ -190,9 +191,13 @@ def test_an_empty_folder_is_a_page_of_what_is_to_come(tmp_path: Path) -> None:
 
 def test_a_broken_file_and_a_missing_folder_are_errors_that_name_it(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("{")
+    with pytest.raises(RecipeError, match=r"no run in .* \(no recipe\.yaml\)"):
+        report(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    (tmp_path / "recipe.yaml").touch()
     with pytest.raises(ArtifactError, match=r"results\.json"):
         report(tmp_path)
-    with pytest.raises(ArtifactError, match="nowhere"):
+    with pytest.raises(RecipeError, match="nowhere"):
         report(tmp_path / "nowhere")
 
 
@@ -309,6 +314,7 @@ def test_new_sections_appear_with_their_data_only(tmp_path: Path) -> None:
 
 
 def test_targets_alone_are_a_page_that_leads_with_them(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").touch()
     write_json(tmp_path / "targets.json", targets())
     page = report(tmp_path).read_text()
     assert f"<h1>{targets_headline(targets())}</h1>" in page

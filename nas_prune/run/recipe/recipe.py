@@ -66,6 +66,17 @@ def read(name_or_path: str | Path, tokens: Sequence[str] = ()) -> Recipe:
     return _validated(overrides.apply(yaml_text.read_mapping(path, RecipeError), changes, Recipe), path, changes)
 
 
+def of_run(folder: Path) -> Path:
+    """The file of the recipe that a run folder holds. Raises RecipeError for any other folder."""
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        raise RecipeError(
+            f"no run in {folder} (no recipe.yaml); correct the path, or start one with "
+            f"`nas-prune run RECIPE --out {folder}`"
+        )
+    return path
+
+
 def changed(recipe: Recipe, tokens: Sequence[str]) -> Recipe:
     """A recipe with overrides."""
     changes, _ = overrides.parse(tokens, Recipe)
