@@ -15,6 +15,7 @@ from timm.optim import list_optimizers
 from torch import Tensor, nn
 
 from nas_prune.artifact.origin import SOURCES
+from nas_prune.artifact.timm_models import check_name
 from nas_prune.base.errors import BudgetError, NasPruneError, RecipeError, first_line, shown
 from nas_prune.base.parts import bound, import_parts
 from nas_prune.base.registry import hint
@@ -32,6 +33,8 @@ from nas_prune.methods.schedules import schedules
 from nas_prune.methods.selectors import selectors
 from nas_prune.run.recipe.recipe import Recipe
 from nas_prune.run.recipe.settings import ModelSettings
+from nas_prune.tracing.space import read_file
+from nas_prune.train.data import loaders as datasets
 from nas_prune.train.data.order import drawing
 from nas_prune.train.optimizers import SCHEDULES, optimizer_of, schedule_of
 from nas_prune.train.settings import CriterionSettings, OptimSettings
@@ -81,6 +84,13 @@ def check(recipe: Recipe) -> None:
             "search.distill imitates the network that the search begins with, and that has learnt nothing: set "
             "model.pretrained, model.checkpoint or dense.epochs, or search.distill to 0"
         )
+
+
+def check_names(recipe: Recipe) -> None:
+    """Raise UnknownNameError, DataError or SpaceError for a model, a dataset or a search space that there is not."""
+    check_name(recipe.model.name)
+    datasets.check_name(recipe.data.name)
+    read_file(recipe.space)
 
 
 def _check_bilevel(recipe: Recipe) -> None:
