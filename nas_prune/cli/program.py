@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from nas_prune.base.errors import CLOSED, FULL, InterruptedRunError, NasPruneError, RecipeError, StorageError
-from nas_prune.base.interrupts import INTERRUPTED, Terminated, terminate
+from nas_prune.base.interrupts import Terminated, interrupted, terminate
 from nas_prune.base.launched import is_first
 from nas_prune.cli import agent
 from nas_prune.cli import compare as cli_compare
@@ -46,7 +46,7 @@ class Interruptible(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             number = error.number if isinstance(error, Terminated) else signal.SIGINT
-            raise InterruptedRunError(INTERRUPTED, number) from None
+            raise InterruptedRunError(interrupted(ctx.obj or ()), number) from None
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_DFL if former is None else former)
 
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with _one_of_several():
-            app(args=[word for word in words if word != "--debug"], prog_name="nas-prune")
+            app(args=[word for word in words if word != "--debug"], prog_name="nas-prune", obj=words)
     except NasPruneError as error:
         if "--debug" in words:
             traceback.print_exception(error)
@@ -176,7 +176,7 @@ def finetune(folder: RunFolderPath) -> None:
 @app.command()
 def evaluate(
     folder: Artefact,
-    again: Annotated[bool, typer.Option("--again", help="time the models of the run anew, and write its report")] = False,
+    again: Annotated[bool, typer.Option("--again", help="time the models of a run anew, and report that")] = False,
 ) -> None:
     """Accuracy, size and measured latency of a run's derived model, or of any derived model."""
     from nas_prune.run import pipeline
