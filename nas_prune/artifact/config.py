@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from nas_prune.artifact.difference import Difference
 from nas_prune.artifact.origin import Origin
 from nas_prune.base.errors import ArtifactError, shown
-from nas_prune.base.files.documents import explained
 from nas_prune.base.files.folders import previous
+from nas_prune.base.files.mistakes import explained
 from nas_prune.base.files.whole import finite, read_json, write_json
 
 FileName = Literal["config.json", "model.safetensors", "buffers.safetensors", "arch.json"]
@@ -92,7 +92,7 @@ def read(folder: Path) -> Config:
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
-        raise ArtifactError(f"{folder / CONFIG}: {explained(error)}; {AGAIN}") from None
+        raise ArtifactError(f"{folder / CONFIG}: {explained(error, Config)}; {AGAIN}") from None
     if not {CONFIG, WEIGHTS} <= config.sha256.keys() or sum_of_config(raw) != config.sha256[CONFIG]:
         raise ArtifactError(f"{folder / CONFIG} was changed after it was saved (its SHA-256 does not match); {AGAIN}")
     for name in FILES[1:]:

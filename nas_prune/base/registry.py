@@ -47,6 +47,7 @@ class Registry(Mapping[str, Part]):
 
     def __init__(self, kind: str, package: str | None) -> None:
         self.kind = kind
+        self.listed_by = f"nas-prune list {(package or kind).rpartition('.')[2]}"
         self._parts: dict[str, Part] = {}
         self._package = package
 

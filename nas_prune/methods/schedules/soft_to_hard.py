@@ -1,7 +1,7 @@
 """From soft to hard: pruned filters that may come back, ever more of them, ever fewer of which may.
 
-Formulas and constants as in the public code of SFP and of the first author of GHFP; of GHFP's own text only the abstract
-was at hand. Each schedule names its paper.
+Formulas and constants as in the public code of SFP and of the first author of GHFP; of GHFP's own text only the
+abstract was at hand. Each schedule names its paper.
 
     closed (rising)   1 - (1 - (t + 1) / E)^3, or 1 - exp(-t ln 4 / (D E)) with D = 1/8, or 1; 1 from 0.95 E on
     hard (GHFP)       1 - (1 - (t + 1) / E)^3
@@ -39,7 +39,7 @@ def asfp(epoch: float, epochs: int, *, rise: Rise = "exponential") -> Phase:
 
 @schedules.register("srfp")
 def srfp(epoch: float, epochs: int, *, start: float = 0.5) -> Phase:
-    """SRFP (Cai et al., arXiv 2010.09498): all is closed, at first shrunk to ``start`` of its weight, at last zeroed."""
+    """SRFP (Cai et al., arXiv 2010.09498): all is closed, at first shrunk to ``start``, at last zeroed."""
     return Phase(1.0, 0.0, softness(epoch, epochs, start))
 
 

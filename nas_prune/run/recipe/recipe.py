@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from nas_prune.base.errors import RecipeError, one_line, shown
 from nas_prune.base.files import yaml_text
+from nas_prune.base.files.mistakes import worded
 from nas_prune.base.files.shipped import shipped
 from nas_prune.base.files.whole import atomic_write
 from nas_prune.base.registry import hint
@@ -154,5 +155,4 @@ def _mistake(detail: ErrorDetails, location: tuple[str, ...]) -> str:
     allowed = str(detail.get("ctx", {}).get("expected", "")).replace(" or ", ", ").replace("'", "").split(", ")
     near = hint(shown(detail["input"]).strip("'"), allowed) if detail["type"] == "literal_error" else ""
     near = near if "did you mean" in near else ""
-    message = one_line(detail["msg"].removeprefix("Input ").removeprefix("String "), 200)
-    return one_line(f"{one_line(dotted)} {message}, not {shown(detail['input'])}{near}{about}", LONGEST)
+    return one_line(f"{one_line(dotted)} {worded(detail)}, not {shown(detail['input'])}{near}{about}", LONGEST)
