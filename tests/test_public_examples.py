@@ -1,13 +1,18 @@
 """The examples of the public face run: those of the package, and those of its names, which go on from there."""
 
 import doctest
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import nas_prune
 
+README = re.findall(
+    r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text().split("## From Python")[1], re.DOTALL
+)
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 SHOWN_AS = {"Axes": "axes.free", "Gate": "gated.gate("}  # what nobody makes by hand: what an example does with it
 
@@ -33,6 +38,17 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str
 def test_the_examples_of_the_package_run(package: tuple[dict[str, Any], str]) -> None:
     assert package[1] == ""
     assert {"axes", "arch", "small"} <= package[0].keys()
+
+
+@pytest.mark.usefixtures("recorded_timings")
+@pytest.mark.parametrize("example", README)
+def test_the_examples_of_the_readme_run(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(example.replace('"resnet50", pretrained=True', '"test_resnet"').replace("224, 224", "32, 32"), names)
+    assert nas_prune.load("small").state_dict().keys() == names["model"].state_dict().keys()
+    budget = names.get("budget")
+    assert budget is None or names["milliseconds"](names["arch"]) <= 1.03 * budget.limit
 
 
 @pytest.mark.parametrize("name", nas_prune.__all__)

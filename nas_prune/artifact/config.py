@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from nas_prune.artifact.difference import Difference
 from nas_prune.artifact.origin import Origin
 from nas_prune.base.errors import ArtifactError, shown
-from nas_prune.base.files.documents import explained
 from nas_prune.base.files.folders import previous
+from nas_prune.base.files.mistakes import explained
 from nas_prune.base.files.whole import finite, read_json, write_json
 
 FileName = Literal["config.json", "model.safetensors", "buffers.safetensors", "arch.json"]
@@ -92,7 +92,7 @@ def read(folder: Path) -> Config:
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
-        raise ArtifactError(f"{folder / CONFIG}: {explained(error)}; {AGAIN}") from None
+        raise ArtifactError(f"{folder / CONFIG}: {explained(error, Config)}; {AGAIN}") from None
     if not {CONFIG, WEIGHTS} <= config.sha256.keys() or sum_of_config(raw) != config.sha256[CONFIG]:
         raise ArtifactError(f"{folder / CONFIG} was changed after it was saved (its SHA-256 does not match); {AGAIN}")
     for name in FILES[1:]:
@@ -125,10 +125,20 @@ def _raw(folder: Path) -> dict[str, Any]:
 def _parsed(folder: Path) -> Any:
     path = folder / CONFIG
     if not path.is_file():
-        rescue = previous(folder.resolve())
-        advice = f"an interrupted save left the old one in {rescue}, rename it" if rescue.exists() else "check the path"
-        raise ArtifactError(f"there is no artefact in {folder} (no {CONFIG}); {advice}")
+        raise ArtifactError(f"there is no artefact in {folder} (no {CONFIG}); {_instead(folder)}")
     return read_json(path, ArtifactError)
+
+
+def _instead(folder: Path) -> str:
+    """What to do about a folder that is no artefact: that of a run holds some, and a save may have been interrupted."""
+    rescue = previous(folder.resolve())
+    if rescue.exists():
+        return f"an interrupted save left the old one in {rescue}, rename it"
+    inside = [folder / name for name in ("finetuned", "derived") if (folder / name / CONFIG).is_file()]
+    if inside:
+        return f"it is the folder of a run, whose model is in {inside[0]}"
+    begun = (folder / "recipe.yaml").is_file()
+    return "it is the folder of a run that has no model yet" if begun else "nor is a run there; check the path"
 
 
 def _check_file(path: Path, expected: str | None) -> None:

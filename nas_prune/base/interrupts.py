@@ -12,9 +12,19 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import FrameType
 
-INTERRUPTED = "interrupted; the same command resumes the run from its last checkpoint"
+INTERRUPTED = "interrupted"
+RESUMED = f"{INTERRUPTED}; the same command resumes the run from its last checkpoint"
+RESUMING = {"run", "calibrate", "search", "derive", "finetune", "evaluate", "compare", "coverage-names"}
+RESUMING |= {"sweep local", "timm train"}  # commands that go on where they were stopped
+
+
+def interrupted(words: Sequence[str]) -> str:
+    """What a command line that is interrupted says: how to go on, where it can."""
+    named = [word for word in words if not word.startswith("-")]
+    return RESUMED if {named[0] if named else "", " ".join(named[:2])} & RESUMING else INTERRUPTED
 
 
 class Interruptible:
@@ -47,5 +57,5 @@ def _end_imports(number: int, frame: FrameType | None) -> None:
     if here is None:
         raise KeyboardInterrupt
     sys.stdout.flush()
-    os.write(2, f"error: {INTERRUPTED}\n".encode())
+    os.write(2, f"error: {interrupted(sys.argv[1:])}\n".encode())
     os._exit(128 + number)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -12,9 +12,11 @@ from zlib import crc32
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from nas_prune.base.errors import RecipeError, first_line, shown
+from nas_prune.base.files.mistakes import worded
 from nas_prune.base.registry import Registry, hint
 from nas_prune.base.settings import PartSettings
 
+VARIABLE = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 OUTSIDE = "nas_prune_parts_"  # how the names of modules begin that are files which a recipe names
 
 
@@ -26,28 +28,32 @@ def bound(key: str, registry: Registry[Any], settings: PartSettings, given: int)
     name = str(settings.name)
     if name not in registry:
         raise RecipeError(f"{key}.name: no {registry.kind} {shown(name)}{hint(name, registry)}")
-    part = registry[name]
-    return partial(part, **typed(f"{key}.options", part, given, settings.options))
+    return partial(registry[name], **typed(f"{key}.options", registry, name, given, settings.options))
 
 
-def typed(key: str, part: Callable[..., object], given: int, options: Mapping[str, Any]) -> dict[str, Any]:
+def typed(key: str, registry: Registry[Any], name: str, given: int, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a part as it types them (YAML's 3 is a number, too), after so many arguments.
 
-    Raises RecipeError for those that it does not take.
+    Raises RecipeError for those that it does not take, and for one that it cannot do without.
     """
-    takes = signature(part, eval_str=True)
+    takes = signature(registry[name], eval_str=True)
+    known = [each.name for each in list(takes.parameters.values())[given:] if each.kind not in VARIABLE]
+    whose, listed = f"{key}: {registry.kind} {name}", f"`{registry.listed_by}` shows all options"
+    for option in options:
+        if option not in known:
+            raise RecipeError(f"{whose} has no option {shown(option)}{hint(option, known)}; {listed}")
     try:
         takes.bind(*(None,) * given, **options)
     except TypeError as error:
-        raise RecipeError(f"{key} do not fit: {first_line(error)}; `nas-prune list` shows what there is") from error
+        raise RecipeError(f"{whose}: {first_line(error)}; {listed}") from error
     found: dict[str, Any] = {}
-    for name, value in options.items():
-        kind = TypeAdapter(takes.parameters[name].annotation, config=ConfigDict(strict=True))
+    for option, value in options.items():
+        kind = TypeAdapter(takes.parameters[option].annotation, config=ConfigDict(strict=True))
         try:
-            found[name] = kind.validate_python(value)
+            found[option] = kind.validate_python(value)
         except ValidationError as error:
-            message = error.errors(include_url=False)[0]["msg"].removeprefix("Input ")
-            raise RecipeError(f"{key}.{name} {message}, not {shown(value)}") from error
+            what = worded(error.errors(include_url=False)[0])
+            raise RecipeError(f"{key}.{option} {what}, not {shown(value)}") from error
     return found
 
 

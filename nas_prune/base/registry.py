@@ -22,17 +22,18 @@ MOST_LISTED = 30  # names that a message may list
 GROUP = "nas_prune.parts"  # entry points: modules that register parts as they are imported
 
 
-def hint(name: str, known: Mapping[str, object] | Sequence[str], listed_by: str = "") -> str:
+def hint(name: str, known: Mapping[str, object] | Sequence[str], *listed_by: str) -> str:
     """``; did you mean 'magnitude'?`` for a near miss, otherwise the list of what there is.
 
-    Of many names, only the nearest five, and ``listed_by``, the command that lists them all.
+    Of many names, only the nearest five, and ``listed_by``, the commands that together list them all.
     """
     names, asked = sorted(known), name[:100]
     near = get_close_matches(asked, names, n=1)
     if len(names) <= MOST_LISTED:
         return f"; did you mean '{near[0]}'?" if near else f"; there is: {', '.join(names) or 'nothing'}"
     nearest = get_close_matches(asked, names, n=5, cutoff=0.0)
-    command = f"; `{listed_by}` lists all {len(names)}" if listed_by else f" (of {len(names)})"
+    commands = " and ".join(f"`{each}`" for each in listed_by)
+    command = f"; {commands} list{'s' * (len(listed_by) == 1)} all" if listed_by else f" (of {len(names)})"
     if near:
         return f"; did you mean '{near[0]}'? Near it: {', '.join(nearest[1:])}{command}"
     return f"; the nearest names are {', '.join(nearest)}{command}"
@@ -46,6 +47,7 @@ class Registry(Mapping[str, Part]):
 
     def __init__(self, kind: str, package: str | None) -> None:
         self.kind = kind
+        self.listed_by = f"nas-prune list {(package or kind).rpartition('.')[2]}"
         self._parts: dict[str, Part] = {}
         self._package = package
 

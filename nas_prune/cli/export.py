@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nas_prune.base.errors import ArtifactError, NasPruneError, UnknownNameError
+from nas_prune.base.errors import NasPruneError, UnknownNameError
 from nas_prune.base.registry import hint
 
 if TYPE_CHECKING:
@@ -86,9 +86,6 @@ def _artefact(folder: Path) -> "tuple[nn.Module, dict[str, Any]]":
     """A derived model and what its config tells."""
     from nas_prune.artifact.folder import describe, load
 
-    inside = [name for name in ("finetuned", "derived") if (folder / name).is_dir()]
-    if (folder / "recipe.yaml").is_file() and inside:
-        raise ArtifactError(f"{folder} is the folder of a run; export one of its models: {folder / inside[0]}")
     return load(folder), describe(folder)
 
 

@@ -34,6 +34,17 @@ class RecipeCommand(TyperCommand):
         table((key.name, f"{key.description} ({key.kind}; {key.default})") for key in recipe_keys())
 
 
+class ListCommand(TyperCommand):
+    """The command that lists what there is: its help shows the kinds, too."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The usual help, then the kinds."""
+        from nas_prune.cli.list import listings
+
+        super().format_help(ctx, formatter)
+        _console().print(f"Kinds: {', '.join(listings())}", markup=False, highlight=False)
+
+
 def table(rows: Iterable[tuple[str, str]]) -> None:
     """Two columns on standard output; the second one wraps at the width of a terminal, and never in a pipe."""
     grid = Table.grid(padding=(0, 2))

@@ -55,7 +55,9 @@ def listing(kind: str, pattern: str | None = None) -> NamedRows:
 def _parts(kind: str, package: str) -> NamedRows:
     """The registry of a kind of part: each part with its idea, its options, what it costs, and its paper."""
     found: Registry[Any] = getattr(import_module(f"nas_prune.{package}"), kind)
-    return [(name, f"{_idea(part)}{_options(part)}{_cost(part)}{_paper(part)}") for name, part in found.items()]
+    told = {name: _told(name, part) for name, part in found.items()}
+    options = {name: _options(part) if kind != "costs" else "" for name, part in found.items()}  # a budget has none
+    return [(name, f"{_idea(text)}{options[name]}{_cost(text)}{_paper(text)}") for name, text in told.items()]
 
 
 def _options(part: Callable[..., object]) -> str:
@@ -64,27 +66,30 @@ def _options(part: Callable[..., object]) -> str:
     return f" Options: {', '.join(told)}." if keyword else ""
 
 
-def _idea(part: object) -> str:
-    """The first line of the docstring of the part's file, which states its idea."""
-    return _told(part).split("\n")[0]
+def _told(name: str, part: object) -> str:
+    """What says what a part is: its own docstring, where that begins with its name, or that of its file."""
+    own = inspect.getdoc(part) or ""
+    if re.match(rf"{re.escape(name)}( \(.*?\))?: ", own, re.IGNORECASE):
+        return own
+    module = inspect.getmodule(part)
+    return (inspect.getdoc(module) or "") if module else ""
 
 
-def _cost(part: object) -> str:
-    """What the docstring of the part's file says of its cost."""
-    found = re.search(r"^Cost: .*?\.$", _told(part), re.MULTILINE | re.DOTALL)
+def _idea(told: str) -> str:
+    """The first line, which states the idea."""
+    return told.split("\n")[0]
+
+
+def _cost(told: str) -> str:
+    """What is said of the cost."""
+    found = re.search(r"^Cost: .*?\.$", told, re.MULTILINE | re.DOTALL)
     return f" {' '.join(found[0].split())}" if found else ""
 
 
-def _paper(part: object) -> str:
-    """The first paper that the docstring of the part's file names, unless its first line does."""
-    told = _told(part)
+def _paper(told: str) -> str:
+    """The first paper that is named, unless the first line does."""
     found = re.search(r"arXiv\s*(\d{4}\.\d{4,5})", told)
     return f" arXiv {found[1]}." if found and found[0] not in told.split("\n")[0] else ""
-
-
-def _told(part: object) -> str:
-    module = inspect.getmodule(part)
-    return (inspect.getdoc(module) or "") if module else ""
 
 
 def _first_comment(path: Path) -> str:

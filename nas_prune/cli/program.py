@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from nas_prune.base.errors import CLOSED, FULL, InterruptedRunError, NasPruneError, RecipeError, StorageError
-from nas_prune.base.interrupts import INTERRUPTED, Terminated, terminate
+from nas_prune.base.interrupts import Terminated, interrupted, terminate
 from nas_prune.base.launched import is_first
 from nas_prune.cli import agent
 from nas_prune.cli import compare as cli_compare
@@ -26,7 +26,7 @@ from nas_prune.cli import export as cli_export
 from nas_prune.cli.asked import asked
 from nas_prune.cli.coverage import command as cli_coverage
 from nas_prune.cli.doctor import command as cli_doctor
-from nas_prune.cli.help import RecipeCommand, figures, table
+from nas_prune.cli.help import ListCommand, RecipeCommand, figures, table
 from nas_prune.cli.show import end, show
 from nas_prune.cli.sweep import command as cli_sweep
 from nas_prune.cli.timm import command as cli_timm
@@ -46,7 +46,7 @@ class Interruptible(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             number = error.number if isinstance(error, Terminated) else signal.SIGINT
-            raise InterruptedRunError(INTERRUPTED, number) from None
+            raise InterruptedRunError(interrupted(ctx.obj or ()), number) from None
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_DFL if former is None else former)
 
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with _one_of_several():
-            app(args=[word for word in words if word != "--debug"], prog_name="nas-prune")
+            app(args=[word for word in words if word != "--debug"], prog_name="nas-prune", obj=words)
     except NasPruneError as error:
         if "--debug" in words:
             traceback.print_exception(error)
@@ -174,11 +174,14 @@ def finetune(folder: RunFolderPath) -> None:
 
 
 @app.command()
-def evaluate(folder: Artefact) -> None:
+def evaluate(
+    folder: Artefact,
+    again: Annotated[bool, typer.Option("--again", help="time the models of a run anew, and report that")] = False,
+) -> None:
     """Accuracy, size and measured latency of a run's derived model, or of any derived model."""
     from nas_prune.run import pipeline
 
-    results = pipeline.evaluate(folder)
+    results = pipeline.evaluate(folder, again=again)
     show(results)
     end([results])
 
@@ -191,14 +194,9 @@ def report(folder: RunFolderPath) -> None:
     typer.echo(pipeline.report(folder))
 
 
-@app.command("list")
+@app.command("list", cls=ListCommand)
 def list_what(
-    what: Annotated[
-        str | None,
-        typer.Argument(
-            help="recipes, sweeps, spaces, gates, penalties, criteria, selectors, costs, predictors, datasets, models"
-        ),
-    ] = None,
+    what: Annotated[str | None, typer.Argument(metavar="[KIND]", help="one of the kinds below")] = None,
     pattern: Annotated[str | None, typer.Argument(help="only models that match, e.g. 'resnet*'")] = None,
 ) -> None:
     """List what a recipe can name."""

@@ -19,11 +19,8 @@ def show(results: Mapping[str, Any]) -> None:
     from rich.console import Console
 
     from nas_prune.run.report.page import table
-    from nas_prune.run.report.summary import headline, verdict
 
-    console = Console()
-    console.print(table(results))
-    console.print(headline(results), verdict(results))
+    Console().print(table(results))
 
 
 def end(results: Sequence[Mapping[str, Any]]) -> None:

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
-from nas_prune.base.errors import BudgetError
+from nas_prune.base.errors import BudgetError, shown
 from nas_prune.costs.cost import CostModel
 
 SCALE = {"k": 1e3, "M": 1e6, "G": 1e9, "": 1.0}
@@ -26,8 +26,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         number, unit = parse_target(self.target)
-        if unit != "x" and (unit == "ms") != (self.cost.unit == "ms"):
-            raise BudgetError(f"the budget {self.target!r} is not in {self.cost.unit}; {_FORMS}")
+        timed = self.cost.unit == "ms"
+        if unit != "x" and (unit == "ms") != timed:
+            raise BudgetError(f"the budget {self.target!r} is not in {self.cost.unit}; {_forms(timed)}")
         scale = float(self.cost({}).detach()) if unit == "x" else SCALE.get(unit, 1.0)
         if not number * scale > 0:
             raise BudgetError(f"the budget {self.target!r} must be above zero")
@@ -40,22 +41,35 @@ class Budget:
         return Budget(f"{limit!r}{'ms' if cost.unit == 'ms' else ''}", cost)
 
 
-_FORMS = "write 0.5x (of the dense model), 4.0ms for latency, or 2G, 300M, 25k for MACs and parameters"
+def _forms(timed: bool) -> str:
+    """How a target can be written, of latency or of what is counted."""
+    return f"write 0.5x (of the dense model), or {'4.0ms' if timed else '2G, 300M, 25k'}"
 
 
 def parse_target(target: str) -> tuple[float, str]:
     """Number and unit of a target; BudgetError says which forms there are."""
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*(x|ms|k|M|G|)\s*", target)
-    if match is None:
-        raise BudgetError(f"cannot read the budget {target!r}; {_FORMS}")
-    return float(match[1]), match[2]
+    parsed = _parsed(target)
+    if parsed is None:
+        raise BudgetError(f"cannot read the budget {target!r}; {_forms(True)}, or 2G, 300M, 25k of what is counted")
+    return parsed
+
+
+def _parsed(target: str) -> tuple[float, str] | None:
+    match = re.fullmatch(r"\s*(-?[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*(x|ms|k|M|G|)\s*", target)
+    return None if match is None else (float(match[1]), match[2])
 
 
 def checked_target(key: str, target: str, cost: str) -> tuple[float, str]:
-    """``parse_target`` of a key of a recipe; BudgetError, too, for nothing at all, or another cost's unit."""
-    number, unit = parse_target(target)
+    """Number and unit of the target of a cost, under a key of a recipe.
+
+    Raises BudgetError, naming the key, for what is no target, nothing at all, or of another cost's unit.
+    """
+    parsed, forms = _parsed(target), _forms(cost == "latency")
+    if parsed is None:
+        raise BudgetError(f"{key}: cannot read {shown(target)}; {forms}")
+    number, unit = parsed
     if not 0 < number < float("inf"):
-        raise BudgetError(f"{key} {target!r} must be above zero and finite; {_FORMS}")
+        raise BudgetError(f"{key} {shown(target)} must be above zero and finite; {forms}")
     if unit != "x" and (unit == "ms") != (cost == "latency"):
-        raise BudgetError(f"{key} {target!r} is no figure of {cost}; {_FORMS}")
+        raise BudgetError(f"{key} {shown(target)} is no figure of {cost}; {forms}")
     return number, unit

@@ -57,7 +57,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 @costs.register("params")
 class Params:
-    """Number of parameters of the derived model."""
+    """Params: how many numbers the derived model has to keep, its parameters; counted exactly from the graph."""
 
     unit = "parameters"
 
@@ -76,7 +76,7 @@ class Params:
 
 @costs.register("macs")
 class Macs:
-    """Multiply-adds of the derived model for the example inputs of the trace."""
+    """MACs: multiply-adds of the derived model for the example inputs of the trace; counted exactly from the graph."""
 
     unit = "MACs"
 

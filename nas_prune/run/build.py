@@ -126,9 +126,9 @@ def resolved(recipe: Recipe) -> Recipe:
 
 def gated(recipe: Recipe, backbone: nn.Module, space: SearchSpace) -> GatedModel:
     """The backbone with the recipe's gates."""
-    options = typed("gate.options", gates[recipe.gate.name], 2, recipe.gate.options)
+    options = typed("gate.options", gates, recipe.gate.name, 2, recipe.gate.options)
     kinds = {
-        kind: (own.name, typed(f"gate.kinds.{kind}.options", gates[own.name], 2, own.options))
+        kind: (own.name, typed(f"gate.kinds.{kind}.options", gates, own.name, 2, own.options))
         for kind, own in recipe.gate.kinds.items()
     }
     with drawing(recipe.seed, "gates"):  # the same ones, whether the backbone was trained just now or long ago

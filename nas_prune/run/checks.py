@@ -15,6 +15,7 @@ from timm.optim import list_optimizers
 from torch import Tensor, nn
 
 from nas_prune.artifact.origin import SOURCES
+from nas_prune.artifact.timm_models import check_name
 from nas_prune.base.errors import BudgetError, NasPruneError, RecipeError, first_line, shown
 from nas_prune.base.parts import bound, import_parts
 from nas_prune.base.registry import hint
@@ -32,6 +33,8 @@ from nas_prune.methods.schedules import schedules
 from nas_prune.methods.selectors import selectors
 from nas_prune.run.recipe.recipe import Recipe
 from nas_prune.run.recipe.settings import ModelSettings
+from nas_prune.tracing.space import read_file
+from nas_prune.train.data import loaders as datasets
 from nas_prune.train.data.order import drawing
 from nas_prune.train.optimizers import SCHEDULES, TO_SCALE, optimizer_of, schedule_of
 from nas_prune.train.settings import CriterionSettings, OptimSettings, SearchSettings
@@ -97,6 +100,13 @@ def _check_scale(name: str, search: SearchSettings) -> None:
         raise RecipeError(f"search.optimizer: {why}, those of {shown(search.optimizer)} are not; set sgd, or momentum")
     if search.clip_grad is not None:
         raise RecipeError(f"search.clip_grad: {why}, and what is clipped is not; leave it out")
+
+
+def check_names(recipe: Recipe) -> None:
+    """Raise UnknownNameError, DataError or SpaceError for a model, a dataset or a search space that there is not."""
+    check_name(recipe.model.name)
+    datasets.check_name(recipe.data.name)
+    read_file(recipe.space)
 
 
 def _check_bilevel(recipe: Recipe) -> None:

@@ -136,13 +136,8 @@ def _empty(folder: Path) -> None:
 
 
 def open_run(folder: Path) -> Recipe:
-    """The recipe of a run folder."""
-    path = folder / "recipe.yaml"
-    if not path.is_file():
-        raise RecipeError(
-            f"{folder} is not a run folder: it has no recipe.yaml. Start one with `nas-prune run RECIPE --out {folder}`"
-        )
-    return build.resolved(recipes.read(str(path), []))
+    """The recipe of a run folder. Raises RecipeError where no run is."""
+    return build.resolved(recipes.read(recipes.of_run(folder)))
 
 
 def identity(recipe: Recipe) -> str:

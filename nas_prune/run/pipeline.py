@@ -20,7 +20,7 @@ from nas_prune.base.company import before_others, in_company
 from nas_prune.base.errors import BudgetError, CheckpointError
 from nas_prune.base.files.documents import read_document
 from nas_prune.base.files.lock import clear
-from nas_prune.base.files.whole import write_json
+from nas_prune.base.files.whole import write_json, writing
 from nas_prune.base.random_images import random_images
 from nas_prune.costs import count, measure
 from nas_prune.costs.timing.runtimes import refuse_conditions
@@ -31,7 +31,7 @@ from nas_prune.run.calibration import file as calibration_file
 from nas_prune.run.calibration.bench import conditions
 from nas_prune.run.calibration.calibrate import FILE
 from nas_prune.run.calibration.calibrated import OTHERWISE, calibrated, refuse
-from nas_prune.run.checks import check
+from nas_prune.run.checks import check, check_names
 from nas_prune.run.files import Seconds
 from nas_prune.run.job import Job, check_folder, difference, held, identity, open_folder, open_run
 from nas_prune.run.promise import UNTRAINED
@@ -54,6 +54,7 @@ from nas_prune.train.record.track import track_of_first
 
 __all__ = ["evaluate", "open_run", "report", "run"]
 
+TIMED_ONCE = ("results.json", "timings.json", "stages.json")  # what is measured of a run at its end, and then kept
 Until = Literal["calibrate", "search", "derive", "finetune", "evaluate", "report"]
 
 
@@ -116,6 +117,7 @@ def opened(recipe: Recipe, folder: Path, *, resume: bool = True, force: bool = F
     """A job at work in its run folder: data, backbone, axes, bars and journal."""
     recipe = build.resolved(recipe)
     check(recipe)
+    check_names(recipe)
     accelerator = build.accelerator(recipe)
     first, pace = accelerator.is_main_process, build.pace(recipe)
     with in_company(accelerator), Bars(Console(stderr=True, quiet=not first)) as bars:
@@ -169,10 +171,18 @@ def derive_many(folder: Path, targets: list[str], *, tune: bool) -> dict[str, An
     return content
 
 
-def evaluate(folder: Path) -> dict[str, Any]:
-    """Results of a run as far as it has gone; of an artefact, its counts and its latency here."""
+def evaluate(folder: Path, *, again: bool = False) -> dict[str, Any]:
+    """Results of a run as far as it has gone; of an artefact, its counts and its latency here.
+
+    ``again``: the models of a run are timed anew, and its report is written anew.
+    """
     if (folder / "recipe.yaml").is_file():
-        return run(open_run(folder), folder, until="evaluate")
+        recipe = open_run(folder)
+        if again:
+            with held(folder), writing(folder):
+                for name in TIMED_ONCE:
+                    (folder / name).unlink(missing_ok=True)
+        return run(recipe, folder, until="report" if again else "evaluate")
     facts = artifact.describe(folder)
     model = artifact.load(folder)
     inputs = random_images(1, *image_shape(facts))

@@ -6,9 +6,10 @@ other duration is a share of it, as timed in turn, so that figures of one run ca
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from nas_prune.costs import Budget
+if TYPE_CHECKING:
+    from nas_prune.costs import Budget
 
 Status = Literal["met", "missed", "infeasible"]
 NOISE = 1.03  # a timing repeats to a few percent
@@ -17,6 +18,7 @@ CHANCE = 1.5  # times the accuracy of guessing: no better than that is said befo
 LEFT = 1.05  # times the limit at which gates may end: the selection closes what is left, and that is not trained for
 BETTER = 0.5  # points of top-1 by which a pupil must be better than its teacher before that is said
 DISTURBED = 0.05  # spread of a timing as a share of its median, beyond which a machine was disturbed
+TIMED = ("dense", "derived", "finetuned")  # the models of a run that are timed
 UNTRAINED = "what is kept is chosen by random weights: dense.epochs is 0, and the model starts from no trained ones"
 
 
@@ -34,7 +36,7 @@ class Promise:
         return "met" if self.reached <= self.limit * (NOISE if self.unit == "ms" else 1.0) else "missed"
 
 
-def promised(budget: Budget, counted: float, dense_ms: float, share: float) -> Promise:
+def promised(budget: "Budget", counted: float, dense_ms: float, share: float) -> Promise:
     """What was reached against the budget. ``counted``: the exact cost in the unit of the budget, where it is not time;
     ``share``: of ``dense_ms``, which a relative latency target is relative to as well."""
     if budget.cost.unit != "ms":
@@ -86,12 +88,23 @@ def _taught(results: Mapping[str, Any]) -> str:
 
 
 def _disturbed(results: Mapping[str, Any]) -> str:
-    models = {name: results[name] for name in ("dense", "derived", "finetuned")}
-    shares = {name: model["measured_ms_spread"] / model["measured_ms"] for name, model in models.items()}
-    worst = max(shares, key=lambda name: shares[name])
-    if shares[worst] <= DISTURBED:
+    models = {name: results[name] for name in TIMED}
+    worst = max(models, key=lambda name: spread(models[name]))
+    far = 100 * spread(models[worst])
+    if not disturbed(models[worst]):
         return ""
     return (
-        f"the machine was disturbed while the models were timed: calls of the {worst} model spread by "
-        f"±{100 * shares[worst]:.0f} %. Stop what else runs, delete timings.json and results.json, and run it again"
+        f"the machine was disturbed while the models were timed: calls of the {worst} model spread by ±{far:.0f} %. "
+        "Stop what else runs, and time them again: `nas-prune evaluate RUN --again`"
     )
+
+
+def disturbed(*models: Mapping[str, Any]) -> bool:
+    """Whether the machine was disturbed while one of these models was timed."""
+    return any(spread(model) > DISTURBED for model in models)
+
+
+def spread(model: Mapping[str, Any]) -> float:
+    """How far calls of a model spread, as a share of their median; zero for one that was not timed."""
+    median = model.get("measured_ms")
+    return float(model.get("measured_ms_spread") or 0.0) / median if median else 0.0

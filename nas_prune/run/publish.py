@@ -12,6 +12,7 @@ from typing import Any
 
 from nas_prune.run.calibration.calibrate import FILE
 from nas_prune.run.job import Job
+from nas_prune.run.promise import TIMED, disturbed
 from nas_prune.tracing.arch import Arch
 from nas_prune.train.record.track import Track, present
 from nas_prune.train.score import SCORE, score
@@ -40,6 +41,7 @@ def final(results: Mapping[str, Any]) -> dict[str, Any]:
         **{f"final/{name}": tuned[key] for name, key in FINAL.items()},
         "final/speedup": 1 / results["measured_share"],
         "status": results["status"],
+        "disturbed": disturbed(*(results[name] for name in TIMED)),
         SCORE: score(tuned["top1"], budget["reached"], budget["limit"]),
     }
 

@@ -58,7 +58,7 @@ def kept(job: Job) -> Scores:
 def _by_criterion(job: Job, gated: GatedModel, criterion: CriterionSettings) -> Scores:
     """What a criterion says, from training batches. A bar counts the forward passes that it makes."""
     batches = FirstBatches(job.data, job.recipe.search.criterion_batches, job.run.accelerator.device)
-    bar = job.run.bars.bar(str(criterion.name), None)
+    bar = job.run.bars.bar(f"forward passes of {criterion.name}", None)
     counting = gated.register_forward_hook(lambda *_: bar.advance())
     try:
         with job.timed("scores"):

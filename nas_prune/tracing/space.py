@@ -34,7 +34,7 @@ from torch import Tensor
 
 from nas_prune.base.axis import BITS, Axis, Kind
 from nas_prune.base.errors import SpaceError, shown
-from nas_prune.base.files.documents import explained
+from nas_prune.base.files.mistakes import explained
 from nas_prune.base.files.shipped import shipped
 from nas_prune.base.files.yaml_text import read_mapping
 from nas_prune.base.registry import hint
@@ -217,4 +217,4 @@ def read_file(name: str | os.PathLike[str]) -> SpaceFile:
     try:
         return SpaceFile.model_validate(content)
     except ValidationError as error:
-        raise SpaceError(f"{path} is not a search space: {explained(error)}") from None
+        raise SpaceError(f"{path} is not a search space: {explained(error, SpaceFile)}") from None

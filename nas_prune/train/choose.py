@@ -146,7 +146,7 @@ def meet(
         if high < low * FINE or (measured <= target and arch == Arch.dense(space.free)):
             break
         asked = _next(asked, target / measured, (low, high), again=again)
-    return _best(list(tried.values()), question)
+    return _best(list(tried.values()), question, rounds)
 
 
 def _next(asked: float, wanted: float, between: tuple[float, float], *, again: bool) -> float:
@@ -187,14 +187,17 @@ def _smallest(question: Question) -> Arch:
     return Arch(kept | {name: range(chosen) for name, chosen in space.chosen(scores).items()})
 
 
-def _best(tried: list[tuple[Round, Decision]], question: Question) -> Met:
-    """The slowest architecture within the target."""
+def _best(tried: list[tuple[Round, Decision]], question: Question, most: int) -> Met:
+    """The slowest architecture within the target. ``most``: so many rounds were allowed."""
     within = [(step, decision) for step, decision in tried if step.measured <= step.target]
     if not within:
         closest = min(step.measured for step, _ in tried)
+        smallest = min((step for step, _ in tried), key=lambda step: step.predicted).measured
+        unit, keys = question.cost.unit, ["budget.rounds"] * (len(tried) == most) + ["budget.target"]
         raise BudgetError(
-            f"after {len(tried)} rounds of derive and measure the closest is {closest:.4g} {question.cost.unit}, "
-            f"the target is {question.limit:.4g}; raise budget.rounds or budget.target, or allow smaller widths"
+            f"networks derived and measured: {len(tried)}; the closest is {closest:.4g} {unit}, the smallest "
+            f"{smallest:.4g} {unit}; the target is {question.limit:.4g} {unit}: raise {' or '.join(keys)}, or allow "
+            "smaller widths"
         )
     step, decision = max(within, key=lambda pair: pair[0].measured)
     rounds = [each for each, _ in tried]

@@ -226,8 +226,8 @@ def of(key: str, value: object) -> Change:
 HOSTILE: dict[str, tuple[Change, str]] = {
     "version": (of("format_version", 3), "format version 3"),
     "format": (of("format", "something"), "not the config of a nas_prune artefact"),
-    "unknown key": (of("__reduce__", "os.system"), "__reduce__: Extra inputs"),
-    "wrong type": (of("shapes", 3), "shapes: Input should be a valid dictionary"),
+    "unknown key": (of("__reduce__", "os.system"), "unknown key '__reduce__'"),
+    "wrong type": (of("shapes", 3), "shapes should be a mapping"),
     "no sums": (lambda config: config.pop("sha256"), "SHA-256 does not match"),
     "traversal": (within("sha256", {"../../secret": "0"}), r"sha256\.\.\./\.\./secret"),
     "absolute path": (within("sha256", {"/etc/passwd": "0"}), "sha256./etc/passwd"),
@@ -235,7 +235,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "remote": (of("backbone", "hf-hub:timm/resnet18"), "knows no architecture"),
     "local": (of("backbone", "local-dir:/tmp"), "knows no architecture"),
     "itself": (of("backbone", "nas_prune_derived"), "no folder is named"),
-    "other architecture": (of("architecture", "test_vit"), "architecture: Input should be 'nas_prune_derived'"),
+    "other architecture": (of("architecture", "test_vit"), "architecture should be 'nas_prune_derived'"),
     "other model": (of("backbone", "test_resnet"), "cannot create test_resnet|not those of the origin"),
     "reads a file": (within("model_args", {"checkpoint_path": "x.pth"}), "'checkpoint_path'.*may not be part"),
     "downloads": (within("model_args", {"pretrained": True}), "'pretrained'.*may not be part"),
@@ -335,6 +335,8 @@ def test_weights_that_are_no_safetensors_are_refused(folder: Path) -> None:
 def test_no_artefact_and_an_interrupted_save_are_told_apart(folder: Path) -> None:
     with pytest.raises(ArtifactError, match=r"there is no artefact in .*check the path"):
         load(folder / "elsewhere")
+    with pytest.raises(ArtifactError, match=r"it is the folder of a run, whose model is in .*derived"):
+        load(folder.parent)
     folder.rename(folder.with_name(".derived.previous"))
     with pytest.raises(ArtifactError, match=r"left the old one in .*\.derived\.previous"):
         load(folder)

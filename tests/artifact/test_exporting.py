@@ -268,6 +268,6 @@ def test_a_mistake_is_one_message(
 
 def test_the_folder_of_a_run_is_told_from_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "finetuned").mkdir()
-    (tmp_path / "recipe.yaml").touch()
+    (tmp_path / "finetuned" / "config.json").touch()
     assert run(str(tmp_path), "--to", "torch-export") == 2
     assert str(tmp_path / "finetuned") in capsys.readouterr().err

@@ -269,7 +269,7 @@ HOSTILE: dict[str, tuple[Mapping[str, Any], str]] = {
     "place": ({"layer2.0.act9": SKIP}, r"no module 'layer2\.0\.act9' .*did you mean 'layer2\.0\.act\d'"),
     "method": ({"layer2.0.forward": SKIP}, r"no module 'layer2\.0\.forward'"),
     "everything": ({"": SKIP}, "no module '' that an operation could replace"),
-    "type": ({PLACE: "skip"}, r"swaps\.layer2\.0\.conv2: Input should be a valid dictionary"),
+    "type": ({PLACE: "skip"}, r"swaps\.layer2\.0\.conv2 should be a mapping"),
 }
 
 

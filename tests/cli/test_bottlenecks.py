@@ -107,4 +107,4 @@ def test_what_cannot_be_reported_is_an_error_that_says_why(
     assert run(folder, "--bottlenecks") == 2
     assert "no arch.json" in capsys.readouterr().err
     assert run(tmp_path / "nowhere", "--bottlenecks") == 2
-    assert "no run folder" in capsys.readouterr().err
+    assert "no run in" in capsys.readouterr().err

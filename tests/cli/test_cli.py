@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,9 +13,12 @@ from pathlib import Path
 import pytest
 
 from nas_prune.cli import program as cli
+from nas_prune.cli.list import listing, listings
 from nas_prune.run.recipe.recipe import json_schema, recipe_keys
 
 ROOT = Path(__file__).resolve().parents[2]
+OF_A_RUN = (["report", "docs"], ["derive", "docs"], ["finetune", "docs"], ["derive", "docs", "--targets", "0.5x"])
+OF_A_RUN += (["doctor", "docs", "--bottlenecks"],)
 COMMANDS = ("run", "search", "derive", "finetune", "evaluate", "calibrate", "report", "list", "schema")
 COMMANDS += ("doctor", "export", "timm", "coverage", "sweep")
 
@@ -92,14 +96,20 @@ def test_help_and_recipes_need_no_torch() -> None:
         (["calibrate", "--out", "x", "lost.yaml"], ["no recipe file lost.yaml"]),
         (["derive", "no/such/run"], ["no/such/run", "does not exist"]),
         (["report", "--loud", "."], ["No such option", "--loud"]),
+        *((words, ["no run in docs (no recipe.yaml)"]) for words in OF_A_RUN),
+        (["evaluate", "docs"], ["no artefact in docs (no config.json); nor is a run there"]),
+        (["sweep", "best", "docs", "--out", "x"], ["docs is no sweep folder", "no sweep.jsonl", "sweep local"]),
         (["list", "gate"], ["did you mean 'gates'?"]),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(
-    here: Callable[..., Ended], words: list[str], parts: list[str]
+    here: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, words: list[str], parts: list[str]
 ) -> None:
+    before = sorted(ROOT.rglob("docs/*"))
+    monkeypatch.chdir(ROOT)
     done = here(*words)
     assert done.returncode == 2
+    assert sorted(ROOT.rglob("docs/*")) == before
     assert [part for part in parts if part not in done.stderr] == [], done.stderr
     assert "Traceback" not in done.stderr
 
@@ -132,6 +142,36 @@ def test_list_shows_what_a_recipe_can_name(here: Callable[..., Ended], kind: str
     done = here("list", kind, *(["resnet1*"] if kind == "models" else []))
     assert done.returncode == 0, done.stderr
     assert [name for name in names if name not in done.stdout.split()] == []
+
+
+@pytest.mark.parametrize("kind", [kind for kind in listings() if kind != "models"])
+def test_no_two_names_of_a_kind_have_the_same_line(kind: str) -> None:
+    lines = [line for _, line in listing(kind)]
+    assert all(lines)
+    assert len(set(lines)) == len(lines)
+
+
+def test_the_line_of_a_part_that_shares_its_file_is_about_itself() -> None:
+    papers = {"sfp": "1808.06866", "asfp": "1808.07471", "srfp": "2010.09498", "asrfp": "2010.09498"}
+    papers |= {"hfp": "2011.03170", "ghfp": "2011.03170"}
+    schedules, costs = dict(listing("schedules")), dict(listing("costs"))
+    assert {name: re.findall(r"\d{4}\.\d{5}", schedules[name]) for name in papers} == {
+        name: [paper] for name, paper in papers.items()
+    }
+    assert all(costs[name].lower().startswith(f"{name}:") for name in ("params", "macs", "latency"))
+    assert "latency.predictor" in costs["latency"]
+    assert "Options" not in " ".join(costs.values())
+
+
+def test_help_of_list_names_every_kind(here: Callable[..., Ended]) -> None:
+    shown = here("list", "--help").stdout.split("Kinds: ")[1]
+    assert shown.replace("\n", " ").strip().split(", ") == list(listings())
+
+
+def test_a_message_counts_no_names_that_its_command_does_not_list(here: Callable[..., Ended]) -> None:
+    said = here("doctor", "resnet19").stderr
+    assert "`nas-prune list models` and `nas-prune list recipes` list all" in said
+    assert not re.search(r"\d{4}", said)
 
 
 def test_schema_is_printed() -> None:

@@ -101,7 +101,7 @@ def test_of_two_processes_one_keeps_the_record(folder: Path, tmp_path: Path) -> 
         (["validate", "--model", "{}", "--dataset", "digit"], "unknown dataset 'digit'; did you mean 'digits'?"),
         (["validate", "--model", "{}", "--dataset", "digits", "data.hfilp=1"], "did you mean 'hflip'?"),
         (["benchmark", "--model", "{}", "fast"], "cannot read 'fast'"),
-        (["benchmark", "--model", "{}", "--device", "gpu"], "device: Input should be 'auto', 'cpu', 'cuda' or 'mps'"),
+        (["benchmark", "--model", "{}", "--device", "gpu"], "device should be 'auto', 'cpu', 'cuda' or 'mps'"),
         (["benchmark", "--model", "local-dir:/lost"], "there is no artefact in /lost"),
         (["benchmark", "--model", "resnet81"], "timm has no model 'resnet81'; did you mean 'resnet18"),
         (["benchmark", "--model", "."], "write --model local-dir:."),

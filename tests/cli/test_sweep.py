@@ -441,6 +441,9 @@ def test_the_score_is_the_last_one_and_missed_budgets_are_not_the_best(tmp_path:
     chosen = outcome.best(found)
     assert chosen is not None
     assert chosen.run == "three"
+    (tmp_path / "one" / "recipe.yaml").touch()
+    with pytest.raises(NasPruneError, match=r"one is no sweep folder: .* one run, whose model is in .*finetuned"):
+        best.find(str(tmp_path / "one"))
 
 
 def test_a_sweep_of_wandb_that_cannot_be_read_is_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

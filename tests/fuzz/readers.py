@@ -121,7 +121,10 @@ def _in_a_report(name: str, part: str, holds: Callable[[Any], None]) -> Kind:
 
 
 def _run_folder(path: Path, name: str) -> Path:
-    return path.parents[len(Path(name).parts) - 1]
+    """The folder of a run in which a file of this name is."""
+    folder = path.parents[len(Path(name).parts) - 1]
+    (folder / "recipe.yaml").touch()
+    return folder
 
 
 def _metrics(rows: list[dict[str, Any]]) -> None:

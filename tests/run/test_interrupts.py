@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nas_prune.base.interrupts import INTERRUPTED, Interruptible
+from nas_prune.base.interrupts import INTERRUPTED, RESUMED, RESUMING, Interruptible, interrupted
 
 ROOT = Path(__file__).resolve().parents[2]
 STRIKES = "import os, signal, sys\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException as error:\n"
@@ -21,7 +21,7 @@ def test_an_import_that_is_interrupted_ends_in_one_message(module: str, tmp_path
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-m", "nas_prune", "run", "smoke/quickstart", "--out", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
-    assert done.stderr == f"error: {INTERRUPTED}\n"
+    assert done.stderr == f"error: {RESUMED}\n"
     assert done.returncode == 130
     assert not (tmp_path / "run").exists()
 
@@ -45,7 +45,36 @@ def test_a_command_that_is_interrupted_says_how_to_go_on(
     with pytest.raises(SystemExit) as left:
         cli.main(["run", "quickstart"])
     assert left.value.code == 130
+    assert capsys.readouterr().err == f"error: {RESUMED}\n"
+
+
+@pytest.mark.parametrize("words", [["list", "gates"], ["list"], ["schema"]])
+def test_a_command_without_checkpoints_promises_none(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from nas_prune.cli import program as cli
+
+    def strike(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "table", strike)
+    monkeypatch.setattr(cli.typer, "secho", strike)
+    monkeypatch.setattr(cli.json, "dumps", strike)
+    with pytest.raises(SystemExit):
+        cli.main(words)
     assert capsys.readouterr().err == f"error: {INTERRUPTED}\n"
+    assert interrupted(words) == interrupted([]) == interrupted(["sweep", "best", "x"]) == INTERRUPTED
+
+
+def test_commands_that_go_on_are_commands_and_say_so() -> None:
+    from typer.main import get_command
+
+    from nas_prune.cli.program import app
+
+    known = get_command(app).commands  # type: ignore[attr-defined]
+    for words in map(str.split, RESUMING):
+        assert words[-1] in (known[words[0]].commands if len(words) > 1 else known)
+        assert interrupted([*words, "x", "--out", "y"]) == interrupted(["--debug", *words]) == RESUMED
 
 
 def test_a_command_that_is_terminated_anywhere_says_so_and_dies_by_the_signal(tmp_path: Path) -> None:
@@ -59,5 +88,5 @@ def test_a_command_that_is_terminated_anywhere_says_so_and_dies_by_the_signal(tm
         command, capture_output=True, text=True, env=environment, timeout=120, cwd=tmp_path, check=False
     )
     assert done.returncode == -signal.SIGTERM
-    assert done.stderr == f"error: {INTERRUPTED}\n"
+    assert done.stderr == f"error: {RESUMED}\n"
     assert list(tmp_path.iterdir()) == []

@@ -140,7 +140,15 @@ def test_the_page_names_every_kind_of_part() -> None:
     [
         (["search.criterion=tailor"], r"search.criterion.name: no criterion 'tailor'.*'taylor'"),
         (["search.criterion={name: taylor, options: {power: 3}}"], r"search.criterion.options.power"),
-        (["search.criterion={name: taylor, options: {pover: 1}}"], r"search.criterion.options do not fit.*pover"),
+        (["search.criterion={name: taylor, options: {pover: 1}}"], r"criterion taylor has no option 'pover'.*'power'"),
+        (
+            ["gate.options={'bogus': 1}"],
+            r"gate.options: gate weight has no option 'bogus'; there is: detach_weights, init, leak; .*list gates`",
+        ),
+        (
+            ["search.penalties=[{name: structural}]"],
+            r"penalty structural: missing a required .*layers.*list penalties`",
+        ),
         (["search.compensation=rigde"], r"search.compensation.name: no compensation 'rigde'.*'ridge'"),
         (["search.selector={name: milp, options: {seconds: soon}}"], r"search.selector.options.seconds"),
         (["dense.loss=crossentropy"], r"dense.loss.name: no loss 'crossentropy'.*'cross_entropy'"),

@@ -16,12 +16,15 @@ from zoo import few
 
 from nas_prune.artifact import folder as artifact
 from nas_prune.base.errors import BudgetError, CheckpointError, DivergedError, NasPruneError, RecipeError
+from nas_prune.base.files.whole import read_json, write_json
 from nas_prune.costs import count
 from nas_prune.run import build, pipeline
+from nas_prune.run.publish import final
 from nas_prune.run.recipe import recipe
 from nas_prune.train.data import loaders as data
 from nas_prune.train.record import checkpoint
 
+ROOT = Path(__file__).resolve().parents[2]
 SMOKE = sorted(name for name in recipe.recipes() if name.startswith("smoke/"))
 
 
@@ -63,6 +66,31 @@ def test_a_finished_run_is_not_repeated(finished):
     results = pipeline.run(recipe.read("smoke/quickstart"), finished)
     assert results == json.loads((finished / "results.json").read_text())
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_the_models_of_a_run_are_timed_again_when_that_is_asked(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    timings = read_json(folder / "timings.json")
+    timings["derived"]["spread_ms"] = timings["derived"]["median_ms"]
+    write_json(folder / "timings.json", timings)
+    (folder / "results.json").unlink()
+    disturbed = pipeline.run(recipe.read("smoke/quickstart"), folder)
+    assert "`nas-prune evaluate RUN --again`" in disturbed["cautions"][-1]
+    assert final(disturbed)["disturbed"]
+    assert "on a disturbed machine" in (folder / "report.html").read_text()
+    again = pipeline.evaluate(folder, again=True)
+    assert again == read_json(folder / "results.json")
+    assert not final(again)["disturbed"]
+    assert "disturbed" not in (folder / "report.html").read_text()
+    for path in finished.glob("finetuned/*"):
+        assert (folder / path.relative_to(finished)).read_bytes() == path.read_bytes()
+
+
+def test_the_readme_names_everything_that_a_run_leaves(finished):
+    told = (ROOT / "README.md").read_text().split("A run folder holds")[1].split("Exit codes")[0]
+    hidden = {"wandb", "wandb.json"}  # W&B's own
+    assert [path.name for path in finished.iterdir() if path.name not in hidden and path.name not in told] == []
 
 
 @pytest.mark.parametrize("lost", ["derived", "derived/model.safetensors", "finetuned/config.json"])

@@ -130,10 +130,12 @@ def table_text(content: dict[str, Any]) -> str:
 
 
 @pytest.mark.usefixtures("recorded_timings")
-def test_a_budget_that_nothing_meets_is_infeasible_for_scripts_too(tmp_path) -> None:
-    asked = recipe.read("smoke/quickstart", [*SMOKE, "budget.target=0.001x"])
-    with pytest.raises(BudgetError) as told:
+@pytest.mark.parametrize("cost", ["latency", "macs"])
+def test_a_budget_that_nothing_meets_is_infeasible_for_scripts_too(tmp_path: Path, cost: str) -> None:
+    asked = recipe.read("smoke/quickstart", [*SMOKE, "budget.target=0.001x", f"budget.cost={cost}"])
+    with pytest.raises(BudgetError, match=r"smallest network of search space .* Ask for at least 0\.\d+x") as told:
         pipeline.run(asked, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
     known = json.loads((tmp_path / "run" / "results.json").read_text())
     assert known == {"status": "infeasible", "target": "0.001x", "why": str(told.value)}
     assert "infeasible" in pipeline.report(tmp_path / "run").read_text()

@@ -1,6 +1,7 @@
 """Laws of recipes: what is written is read back, three spellings are one, and every mistake says where it is."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,14 @@ def test_an_override_changes_nothing_else(tiny: Path) -> None:
         (MINIMAL, ["--search.jont", "3"], ["override --search.jont", "did you mean 'joint'"]),
         (MINIMAL, ["--search.joint=x"], ["override --search.joint=x", "integer"]),
         (MINIMAL, ["--gate={'nam': 'mask'}"], ["override --gate=", "'gate.nam'", "did you mean 'name'"]),
+        (MINIMAL + "5: 3", [], ["tiny.yaml: the key 5 is not text", "write it in quotes"]),
+        (MINIMAL + "data: {5: 3}", [], ["names are text"]),
+        (MINIMAL + "data: {name: {a: 1}}", [], ["data.name should be text"]),
+        (MINIMAL + "search: {penalties: 3}", [], ["search.penalties should be a list, not 3"]),
+        (MINIMAL + "# " + "x" * 70_000, [], ["larger than any file of its kind", "is it the file that you meant?"]),
+        (MINIMAL, ["--gate.options={"], ["override --gate.options={: its brackets do not close", "{name: value}"]),
+        (MINIMAL, ["--gate={'name': 'mask'"], ["its brackets do not close"]),
+        (MINIMAL, ["--search.penalties=[a"], ["its brackets do not close"]),
         (MINIMAL, ["--search.joint"], ["needs a value"]),
         (MINIMAL, ["--no-search.joint"], ["not a switch"]),
         (MINIMAL, ["--search.penalties.7.name=x"], ["no item '7'"]),
@@ -118,6 +127,7 @@ def test_a_mistake_is_named(text: str, tokens: list[str], parts: list[str], tiny
     with pytest.raises(RecipeError) as caught:
         read(tiny, tokens)
     assert [part for part in parts if part not in str(caught.value)] == [], str(caught.value)
+    assert not re.search(r"Input|valid dictionary|instance of|not permitted|delete", str(caught.value))
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from nas_prune.base.errors import ArtifactError
+from nas_prune.base.errors import ArtifactError, RecipeError
 from nas_prune.base.files.whole import append_line, read_json, write_json
+from nas_prune.cli.show import show
 from nas_prune.run.report.curves import MOST_BARS, falls, scatter, waterfall
 from nas_prune.run.report.page import report, table, targets_table
 from nas_prune.run.report.pictures import write_pictures
@@ -167,14 +168,20 @@ def test_the_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
     assert "note: &lt;b&gt;&amp;&lt;/b&gt;" in page
 
 
+@pytest.mark.parametrize(("threads", "said"), [(1, "1 thread"), (2, "2 threads")])
+def test_one_thread_is_one_thread(tmp_path: Path, threads: int, said: str) -> None:
+    folder = finished_run(tmp_path / "run")
+    calibration = folder / "calibration" / "calibration.json"
+    write_json(calibration, read_json(calibration, ArtifactError) | {"threads": threads})
+    assert f"batch size 32, {said}</dd>" in report(folder).read_text()
+
+
 def test_the_same_folder_gives_the_same_bytes(tmp_path: Path) -> None:
     folder = finished_run(tmp_path / "run")
     assert report(folder).read_bytes() == report(folder).read_bytes()
 
 
-@pytest.mark.parametrize(
-    "missing", ["results.json", "metrics.jsonl", "arch.json", "axes.json", "calibration", "recipe.yaml"]
-)
+@pytest.mark.parametrize("missing", ["results.json", "metrics.jsonl", "arch.json", "axes.json", "calibration"])
 def test_a_run_that_has_not_gone_that_far_says_so(tmp_path: Path, missing: str) -> None:
     folder = finished_run(tmp_path / "run")
     path = folder / missing
@@ -182,7 +189,8 @@ def test_a_run_that_has_not_gone_that_far_says_so(tmp_path: Path, missing: str) 
     assert re.search(r"not (yet|chosen|been)|has no", report(folder).read_text(), re.IGNORECASE)
 
 
-def test_an_empty_folder_is_a_page_of_what_is_to_come(tmp_path: Path) -> None:
+def test_a_run_that_has_just_begun_is_a_page_of_what_is_to_come(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").touch()
     page = report(tmp_path).read_text()
     assert page.count("Not yet run") == 12
     assert page.count('<td class="absent">not yet run</td>') == 20
@@ -190,9 +198,13 @@ def test_an_empty_folder_is_a_page_of_what_is_to_come(tmp_path: Path) -> None:
 
 def test_a_broken_file_and_a_missing_folder_are_errors_that_name_it(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("{")
+    with pytest.raises(RecipeError, match=r"no run in .* \(no recipe\.yaml\)"):
+        report(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    (tmp_path / "recipe.yaml").touch()
     with pytest.raises(ArtifactError, match=r"results\.json"):
         report(tmp_path)
-    with pytest.raises(ArtifactError, match="nowhere"):
+    with pytest.raises(RecipeError, match="nowhere"):
         report(tmp_path / "nowhere")
 
 
@@ -217,6 +229,25 @@ def test_the_terminal_has_the_rows_of_the_page() -> None:
 )
 def test_the_headline_says_what_was_measured(change: dict[str, Any], sentence: str) -> None:
     assert re.search(sentence, headline(results() | change))
+
+
+def test_what_was_timed_on_a_disturbed_machine_is_said_to_be() -> None:
+    disturbed = results()
+    disturbed["derived"] |= {"measured_ms_spread": 5.0}
+    assert headline(disturbed).startswith("2.1x faster (measured on a disturbed machine: 42.0 → 20.4 ms)")
+    assert verdict(disturbed) == "Target of 21.0 ms met: 20.4 ms measured on a disturbed machine."
+    counted = {"cost": "macs", "limit": 18_600_000, "reached": 18_200_000, "unit": "MACs"}
+    assert verdict(disturbed | {"budget": counted}).endswith("18.20 M MACs counted.")
+    many = targets()
+    many["targets"][0]["measured_ms_spread"] = 5.0
+    assert "(measured on a disturbed machine)" in targets_headline(many)
+    assert "disturbed" not in headline(results()) + verdict(results()) + targets_headline(targets())
+
+
+def test_a_run_ends_with_its_result_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    show(results())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count("x faster (measured") == shown.count("Target of") == 1
 
 
 def test_nothing_is_said_of_the_accuracy_of_a_dense_model_that_was_never_trained() -> None:
@@ -309,6 +340,7 @@ def test_new_sections_appear_with_their_data_only(tmp_path: Path) -> None:
 
 
 def test_targets_alone_are_a_page_that_leads_with_them(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").touch()
     write_json(tmp_path / "targets.json", targets())
     page = report(tmp_path).read_text()
     assert f"<h1>{targets_headline(targets())}</h1>" in page

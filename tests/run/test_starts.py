@@ -39,11 +39,17 @@ NEEDS_NO_MODEL = {
     "search.penalties.0.options={alpha: much}": "search.penalties.0.options.alpha should be a valid number",
     "search.penalties=[{name: structural, options: {layers: {a: {kernel: x}}}}]": "layers",
     "budget.target=0x": "budget.target '0x' must be above zero",
+    "budget.target=-1": "budget.target '-1' must be above zero",
+    "budget.target=fast": "budget.target: cannot read 'fast'; write 0.5x (of the dense model), or 4.0ms",
+    "budget.limits={params: abc}": "budget.limits.params: cannot read 'abc'; write 0.5x (of the dense model), or 2G",
     "budget.target=1e999x": "above zero and finite",
     "budget.target=1x": "within budget.target 1x already",
     "budget.target=2G": "budget.target '2G' is no figure of latency",
     "budget.limits={params: 0x}": "budget.limits.params '0x' must be above zero",
     "budget.limits={macs: 4ms}": "budget.limits.macs '4ms' is no figure of macs",
+    "space=/lost/space.yaml": "no search space '/lost/space.yaml'",
+    "model.name=resnet19": "timm has no model 'resnet19'; did you mean",
+    "data.name=digit": "unknown dataset 'digit'; did you mean 'digits'?",
     "latency.calibration=/lost/file": "there is no calibration /lost/file",
     "latency.runtime=tensorrt": "tensorrt needs",
     "data.image_size=100000": "no room for the images of data.batch_size 16 at data.image_size 100000",
@@ -72,7 +78,6 @@ NEEDS_THE_MODEL = {
     "search.penalties.0.name=skeleton": "`skeleton` needs gates of that name",
     "search.penalties=[{name: structural, options: {layers: {lost: {kernel: 2}}}}]": "'lost' is no convolution",
     "search.selector=genotype": "has no `cell:`",
-    "space=/lost/space.yaml": "space",
 }
 
 
@@ -100,6 +105,13 @@ def test_a_model_that_cannot_start_from_scratch_is_told_before_it_is_searched(tm
     with pytest.raises(RecipeError, match="does not say how"), pipeline.opened(asked, tmp_path / "run"):
         pytest.fail("it began")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_value_that_cannot_be_is_told_before_the_folder_is_found_to_hold_another_recipe(tmp_path: Path) -> None:
+    recipe.write(recipe.read(SMOKE), tmp_path / "recipe.yaml")
+    (tmp_path / "checkpoints").mkdir()
+    assert "a run of another recipe" in refused("search.joint=7", tmp_path)
+    assert "no search space 'nope'" in refused("space=nope", tmp_path)
 
 
 def test_a_start_that_fails_leaves_a_folder_as_it_was(tmp_path: Path) -> None:

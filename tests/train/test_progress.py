@@ -55,12 +55,12 @@ def test_the_time_that_is_left_is_that_of_the_steps_that_were_done_now(monkeypat
 
 def test_work_of_unknown_length_says_how_much_it_was() -> None:
     def work(bars: Bars) -> None:
-        bar = bars.bar("taylor", None)
+        bar = bars.bar("forward passes of taylor", None)
         bar.advance()
         bar.advance()
         bar.end()
 
-    assert told(work) == ["taylor: 2 in 0:00:00"]
+    assert told(work) == ["forward passes of taylor: 2 in 0:00:00"]
 
 
 def test_words_stay_in_one_line_and_as_they_are() -> None:

@@ -1,6 +1,7 @@
 """Laws of the search: selections fit their limit, the budget is met as measured, pressure closes gates."""
 
 import random
+import re
 from itertools import cycle
 
 import pytest
@@ -111,8 +112,12 @@ def test_a_mean_that_just_fits_is_not_believed(space, scores):
 
 def test_a_target_that_no_round_meets_is_an_error_with_the_closest_figure(space, scores):
     budget = Budget("0.5x", Macs(space.axes))
-    with pytest.raises(BudgetError, match="closest"):
-        meet(asked(scores, budget, space), ranked, lambda _: 10 * budget.limit, rounds=3)
+    dense = float(budget.cost({}))
+    said = f"the closest is {5 * dense:.4g} MACs, the smallest {5 * dense:.4g} MACs; the target is {dense / 2:.4g} MACs"
+    with pytest.raises(BudgetError, match=re.escape(f"{said}: raise budget.rounds or budget.target")):
+        meet(asked(scores, budget, space), ranked, lambda _: 10 * budget.limit, rounds=2)
+    with pytest.raises(BudgetError, match=re.escape(f"{said}: raise budget.target, or allow")):
+        meet(asked(scores, budget, space), ranked, lambda _: 10 * budget.limit, rounds=100)
 
 
 def test_the_smallest_is_tried_for_real_where_the_prediction_refuses_it(space, scores):

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from nas_prune.base.errors import NasPruneError, one_line
+from nas_prune.base.errors import NasPruneError
+from nas_prune.base.files.mistakes import explained
 from nas_prune.base.files.whole import read_json, read_lines
 
 REMAKE = "restore it, or delete it to have it made again"
@@ -56,19 +57,9 @@ def validated(value: Any, kind: Any, where: str, error: type[NasPruneError], adv
     try:
         return _adapter(kind).validate_python(value, strict=True)
     except ValidationError as cause:
-        raise error(f"{where}: {explained(cause)}; {advice}") from None
-
-
-def explained(cause: ValidationError, most: int = 3) -> str:
-    """The first few mistakes that pydantic found, in one line, and how many more there are."""
-    found = cause.errors(include_url=False, include_input=False, include_context=False)
-    told = [_told(".".join(map(str, each["loc"])), each["msg"]) for each in found[:most]]
-    return "; ".join(told) + (f"; and {len(found) - most} more" if len(found) > most else "")
-
-
-def _told(where: str, message: str) -> str:
-    message = one_line(message.removeprefix("Value error, "), 160)
-    return f"{one_line(where, 80)}: {message}" if where else message
+        what = explained(cause, kind)
+        told = f"{what} {advice[:1].upper()}{advice[1:]}" if what.endswith("?") else f"{what}; {advice}"
+        raise error(f"{where}: {told}") from None
 
 
 @cache

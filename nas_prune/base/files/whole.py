@@ -62,14 +62,22 @@ def read_json(path: str | os.PathLike[str], error: type[NasPruneError] = NasPrun
         raise error(f"{path} is not valid JSON ({cause}); restore it, or delete it to have it made again") from cause
 
 
-def read_bytes(path: str | os.PathLike[str], error: type[NasPruneError], longest: int = LONGEST) -> bytes:
-    """The content of a regular file of at most so many bytes; whatever else is there raises ``error``."""
+def read_bytes(
+    path: str | os.PathLike[str],
+    error: type[NasPruneError],
+    longest: int = LONGEST,
+    advice: str = "restore it, or delete it",
+) -> bytes:
+    """The content of a regular file of at most so many bytes; whatever else is there raises ``error``.
+
+    ``advice``: what to do about a larger one.
+    """
     file = Path(path)
     try:
         if file.exists() and not file.is_file():
             raise error(f"{path} is not a regular file; put the file that belongs there in its place")
         if file.stat().st_size > longest:
-            raise error(f"{path} is larger than any file of its kind ({longest} bytes); restore it, or delete it")
+            raise error(f"{path} is larger than any file of its kind ({longest} bytes); {advice}")
         return file.read_bytes()
     except OSError as cause:
         raise error(f"cannot read {path}: {cause.strerror or cause}") from cause

@@ -141,16 +141,21 @@ def dump(value: object) -> str:
 def read_mapping(path: Path, error: type[NasPruneError]) -> dict[str, Any]:
     """The mapping that a YAML file holds; whatever is wrong with the file raises ``error``."""
     try:
-        value = parse(read_bytes(path, error, LONGEST).decode())
+        value = parse(read_bytes(path, error, LONGEST, "is it the file that you meant?").decode())
     except (YamlError, UnicodeDecodeError) as cause:
         raise error(f"{path} is not valid YAML: {_one_line(cause)}") from cause
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        found = "empty" if value is None else f"a {type(value).__name__}"
+    if not isinstance(value, dict):
+        found = {type(None): "empty", list: "a list", str: "text", bool: "a truth value"}.get(type(value), "a number")
         raise error(f"{path} must hold a mapping of names to values (key: value), it is {found}")
+    for key in value:
+        if not isinstance(key, str):
+            raise error(f"{path}: the key {shown(key)} is not text, as names are; write it in quotes")
     return value
 
 
 def _one_line(cause: Exception) -> str:
+    if isinstance(cause, UnicodeDecodeError):
+        return f"it is not text (byte {cause.start} is not UTF-8)"
     mark = getattr(cause, "problem_mark", None)
     problem = getattr(cause, "problem", None)
     if mark is None or problem is None:

@@ -70,7 +70,11 @@ def lay(subject: Subject) -> SearchSpace:
     file = read_file(subject.space)
     axes = traced(subject.model, subject.images, file.replace, stripes=file.stripes)
     if not axes.free:
-        reasons = "; ".join(f"{reason} ({len(names)} axes)" for reason, names in frozen(axes.values()).items())
+        counted = {
+            reason: f"{len(names)} ax{'is' if len(names) == 1 else 'es'}"
+            for reason, names in frozen(axes.values()).items()
+        }
+        reasons = "; ".join(f"{reason} ({count})" for reason, count in counted.items())
         raise TraceError(f"nothing of {subject.name} can be pruned: {reasons or 'it has no axis of two units or more'}")
     try:
         space = SearchSpace.read(subject.space, axes)

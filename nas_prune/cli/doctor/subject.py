@@ -61,7 +61,8 @@ def _create(name: str, settings: Mapping[str, Any], img_size: int | None) -> tup
     """A model of timm without its published weights, and its images; one of a fixed size is made for that size."""
     if not timm.is_model(name):
         known = [*timm.list_models(), *recipes.recipes()]
-        raise UnknownNameError(f"{shown(name)} is no model of timm, no recipe and no folder{hint(name, known, MODELS)}")
+        near = hint(name, known, MODELS, "nas-prune list recipes")
+        raise UnknownNameError(f"{shown(name)} is no model of timm, no recipe and no folder{near}")
     fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
     arguments = {**({"img_size": img_size} if img_size and fixed else {}), **settings}
     model = create_model(name, arguments, NasPruneError, "check --set, --img-size")

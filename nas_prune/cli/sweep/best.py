@@ -37,6 +37,12 @@ def find(source: str, runs: Path | None = None) -> Found:
         return Found(journal.sweep, folder, told)
     if folder.is_dir():
         made = sorted(path.parent for path in folder.glob("*/results.json"))
+        if not made:
+            one = f"; it is the folder of one run, whose model is in {folder / 'finetuned'}"
+            raise NasPruneError(
+                f"{folder} is no sweep folder: it has no {FILE}, and no run in it has come to its end"
+                + (one if (folder / "recipe.yaml").is_file() else "; name the --out of `nas-prune sweep local`")
+            )
         told = [Outcome(each.name, {}, "finished", **outcome.figures(each)) for each in made]
         return Found(folder.name, folder, told)
     if source.count("/") != 2:

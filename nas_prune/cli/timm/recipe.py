@@ -12,7 +12,7 @@ from nas_prune.artifact import folder as artifact
 from nas_prune.artifact.export import image_shape
 from nas_prune.artifact.timm_models import check_name
 from nas_prune.base.errors import RecipeError, UnknownNameError
-from nas_prune.base.files.documents import explained
+from nas_prune.base.files.mistakes import explained
 from nas_prune.run.checks import check
 from nas_prune.run.recipe import overrides
 from nas_prune.run.recipe import recipe as recipes
@@ -33,7 +33,7 @@ def recipe_for(name: str, tokens: Sequence[str]) -> Recipe:
     try:
         recipe = Recipe.model_validate(overrides.apply({}, changes, Recipe))
     except ValidationError as error:
-        raise RecipeError(explained(error)) from None
+        raise RecipeError(explained(error, Recipe)) from None
     check(recipe)
     return recipe
 

@@ -19,7 +19,9 @@ from nas_prune.tracing import Axes
 
 @costs.register("latency")
 class LatencyPredictor(Predictor):
-    """Predicted milliseconds of the derived model; the dense model's are ``dense_ms`` exactly.
+    """Latency: milliseconds on this device, predicted by what latency.predictor names, and met as measured.
+
+    This predictor is LPNet; the dense model's milliseconds are ``dense_ms`` exactly.
 
     ``hidden``: units in each of the two hidden layers; the other arguments are those of Predictor.
 

@@ -1,9 +1,7 @@
 """From soft to hard: pruned filters that may come back, ever more of them, ever fewer of which may.
 
-SFP (He et al., IJCAI 2018) closes the whole share from the start and lets all of it come back, ASFP (arXiv 1808.07471)
-closes ever more, SRFP and ASRFP (Cai et al., arXiv 2010.09498) shrink weights before they zero them, HFP lets nothing
-come back, and GHFP (Cai et al., arXiv 2011.03170) turns soft into hard little by little. Formulas and constants as in
-the public code of SFP and of the first author of GHFP; of GHFP's own text only the abstract was at hand.
+Formulas and constants as in the public code of SFP and of the first author of GHFP; of GHFP's own text only the
+abstract was at hand. Each schedule names its paper.
 
     closed (rising)   1 - (1 - (t + 1) / E)^3, or 1 - exp(-t ln 4 / (D E)) with D = 1/8, or 1; 1 from 0.95 E on
     hard (GHFP)       1 - (1 - (t + 1) / E)^3
@@ -23,37 +21,37 @@ LAST, ZEROED, SIGMA, KNEE = 0.95, 0.9, 1e-5, 1 / 8  # shares of the epochs; wher
 
 @schedules.register("sfp")
 def sfp(epoch: float, epochs: int) -> Phase:  # noqa: ARG001
-    """The phase after an epoch: all is closed from the start, and all of it may come back."""
+    """SFP (He et al., IJCAI 2018, arXiv 1808.06866): all is closed from the start, and all of it may come back."""
     return Phase(1.0, 0.0)
 
 
 @schedules.register("hfp")
 def hfp(epoch: float, epochs: int) -> Phase:  # noqa: ARG001
-    """The phase after an epoch: all is closed from the start, for good."""
+    """HFP (Cai et al., arXiv 2011.03170): all is closed from the start, for good."""
     return Phase(1.0, 1.0)
 
 
 @schedules.register("asfp")
 def asfp(epoch: float, epochs: int, *, rise: Rise = "exponential") -> Phase:
-    """The phase after an epoch: more and more is closed, and all of it may come back."""
+    """ASFP (He et al., arXiv 1808.07471): more and more is closed, and all of it may come back."""
     return Phase(risen(epoch, epochs, rise), 0.0)
 
 
 @schedules.register("srfp")
 def srfp(epoch: float, epochs: int, *, start: float = 0.5) -> Phase:
-    """The phase after an epoch: all is closed, at first shrunk to ``start`` of its weight, at last zeroed."""
+    """SRFP (Cai et al., arXiv 2010.09498): all is closed, at first shrunk to ``start``, at last zeroed."""
     return Phase(1.0, 0.0, softness(epoch, epochs, start))
 
 
 @schedules.register("asrfp")
 def asrfp(epoch: float, epochs: int, *, rise: Rise = "exponential", start: float = 0.5) -> Phase:
-    """The phase after an epoch: more and more is closed, at first shrunk to ``start`` of its weight, at last zeroed."""
+    """ASRFP (Cai et al., arXiv 2010.09498): more and more is closed, at first shrunk to ``start``, at last zeroed."""
     return Phase(risen(epoch, epochs, rise), 0.0, softness(epoch, epochs, start))
 
 
 @schedules.register("ghfp")
 def ghfp(epoch: float, epochs: int, *, rise: Rise = "cubic", start: float = 0.0) -> Phase:
-    """The phase after an epoch: more and more is closed, or all ``at_once``, and more and more of that for good."""
+    """GHFP (Cai et al., arXiv 2011.03170): more and more is closed, or all ``at_once``, ever more of that for good."""
     return Phase(risen(epoch, epochs, rise), risen(epoch, epochs, "cubic", last=1.0), softness(epoch, epochs, start))
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from nas_prune.base.errors import SpaceError, shown
-from nas_prune.base.files.documents import explained
+from nas_prune.base.files.mistakes import explained
 from nas_prune.base.files.shipped import shipped
 from nas_prune.base.files.yaml_text import read_mapping
 from nas_prune.base.registry import hint
@@ -74,7 +74,7 @@ class CellSpace(BaseModel):
         try:
             return cls.model_validate(content if name is None else {**known[name], **content})
         except ValidationError as error:
-            raise SpaceError(f"not a space of cells: {explained(error)}") from None
+            raise SpaceError(f"not a space of cells: {explained(error, cls)}") from None
 
     @property
     def pairs(self) -> list[Edge]:

@@ -15,6 +15,7 @@ from nas_prune.run.calibration.calibrate import FILE, Calibration, adopt, calibr
 from nas_prune.run.calibration.sampling import smallest
 from nas_prune.run.calibration.settings import LatencySettings
 from nas_prune.run.job import Job
+from nas_prune.run.report.summary import in_unit
 from nas_prune.tracing.space import SearchSpace
 
 OTHERWISE = "get that file again, name another in latency.calibration, or leave that key out to have one made here"
@@ -44,7 +45,21 @@ def refuse(job: Job, calibration: Calibration, budget: Budget) -> None:
         raise BudgetError(f"the dense model is within budget.target {budget.target} already; there is nothing to prune")
     if budget.cost.unit == "ms":
         refuse_unreachable(calibration, budget.limit, job.space)
+    else:
+        _refuse_uncountable(budget, job.space)
     _refuse_impossible(job.limits(calibration.predictor), job.space)
+
+
+def _refuse_uncountable(budget: Budget, space: SearchSpace) -> None:
+    """Before any training: raise BudgetError if even the smallest network counts more than the limit."""
+    least = float(budget.cost(smallest(space, budget.cost).sizes(space.free)).detach())
+    if least > budget.limit:
+        share = least / float(budget.cost({}).detach())
+        raise BudgetError(
+            f"the budget of {in_unit(budget.limit, budget.cost.unit)} cannot be met: the smallest network of search "
+            f"space {space.name} has {in_unit(least, budget.cost.unit)} ({share:.3g}x of the dense model). Ask for at "
+            f"least {share * 1.05:.3g}x, or lower `minimum` in the search space"
+        )
 
 
 def _refuse_impossible(limits: Sequence[Budget], space: SearchSpace) -> None:

@@ -9,7 +9,7 @@ choice one candidate stays, any of them.
 import torch
 
 from nas_prune.base.axis import BITS, Axis
-from nas_prune.costs import Macs
+from nas_prune.costs import CostModel, Macs
 from nas_prune.tracing import Axes
 from nas_prune.tracing.arch import Arch, allowed_width
 from nas_prune.tracing.space import SearchSpace
@@ -43,16 +43,16 @@ def sample(space: SearchSpace, index: int, *, seed: int, jitter: float) -> Arch:
     return Arch(kept)
 
 
-def smallest(space: SearchSpace) -> Arch:
-    """Every axis at its least width, of every choice the cheapest candidate."""
+def smallest(space: SearchSpace, cost: CostModel | None = None) -> Arch:
+    """Every axis at its least width, of every choice the candidate that costs least, by default in MACs."""
     kept = {name: range(space.minimum[name]) for name in space.free}
-    return Arch(kept | {_cheapest(space, names): range(1) for names in space.choices.values()})
+    counted = cost or Macs(space.axes)
+    return Arch(kept | {_cheapest(counted, names): range(1) for names in space.choices.values()})
 
 
-def _cheapest(space: SearchSpace, names: tuple[str, ...]) -> str:
-    """The candidate of a choice that multiplies and adds least, everything else being dense."""
-    macs = Macs(space.axes)
-    return min(names, key=lambda one: float(macs({name: float(name == one) for name in names})))
+def _cheapest(cost: CostModel, names: tuple[str, ...]) -> str:
+    """The candidate of a choice that costs least, everything else being dense."""
+    return min(names, key=lambda one: float(cost({name: float(name == one) for name in names})))
 
 
 def meeting(axes: Axes) -> list[tuple[str, ...]]:

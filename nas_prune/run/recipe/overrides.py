@@ -111,7 +111,15 @@ def _flag(key: str, waiting: deque[str], section: Section) -> tuple[str, str]:
 
 
 def _override(key: str, text: str, section: Section) -> Override:
-    return Override(f"--{key}={text}", _path(key), _value(text, members(_type(key, section))))
+    kinds = members(_type(key, section))
+    value = _value(text, kinds)
+    if isinstance(value, str) and value.strip()[:1] in ("{", "[") and not kinds & {str, Any}:
+        closed = all(value.count(one) == value.count(other) for one, other in ("{}", "[]"))
+        what = "it is neither YAML nor Python" if closed else "its brackets do not close"
+        raise RecipeError(
+            f'override {one_line(f"--{key}={text}")}: {what}; write --{key}="{{name: value}}", or a [list]'
+        )
+    return Override(f"--{key}={text}", _path(key), value)
 
 
 def _value(text: str, kinds: set[Any]) -> Any:

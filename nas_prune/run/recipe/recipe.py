@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from nas_prune.base.errors import RecipeError, one_line, shown
 from nas_prune.base.files import yaml_text
+from nas_prune.base.files.mistakes import worded
 from nas_prune.base.files.shipped import shipped
 from nas_prune.base.files.whole import atomic_write
 from nas_prune.base.registry import hint
@@ -64,6 +65,17 @@ def read(name_or_path: str | Path, tokens: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"cannot read {rest[0]!r}; an override is written --key=value, for example --search.joint=5")
     path = _locate(name_or_path)
     return _validated(overrides.apply(yaml_text.read_mapping(path, RecipeError), changes, Recipe), path, changes)
+
+
+def of_run(folder: Path) -> Path:
+    """The file of the recipe that a run folder holds. Raises RecipeError for any other folder."""
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        raise RecipeError(
+            f"no run in {folder} (no recipe.yaml); correct the path, or start one with "
+            f"`nas-prune run RECIPE --out {folder}`"
+        )
+    return path
 
 
 def changed(recipe: Recipe, tokens: Sequence[str]) -> Recipe:
@@ -143,5 +155,4 @@ def _mistake(detail: ErrorDetails, location: tuple[str, ...]) -> str:
     allowed = str(detail.get("ctx", {}).get("expected", "")).replace(" or ", ", ").replace("'", "").split(", ")
     near = hint(shown(detail["input"]).strip("'"), allowed) if detail["type"] == "literal_error" else ""
     near = near if "did you mean" in near else ""
-    message = one_line(detail["msg"].removeprefix("Input ").removeprefix("String "), 200)
-    return one_line(f"{one_line(dotted)} {message}, not {shown(detail['input'])}{near}{about}", LONGEST)
+    return one_line(f"{one_line(dotted)} {worded(detail)}, not {shown(detail['input'])}{near}{about}", LONGEST)

@@ -22,6 +22,7 @@ from nas_prune.base.files.documents import read_document, read_journal
 from nas_prune.base.files.whole import atomic_write, read_bytes
 from nas_prune.run import files as run_files
 from nas_prune.run import result_files
+from nas_prune.run.recipe.recipe import of_run
 from nas_prune.run.report import curves
 from nas_prune.run.report.pictures import pictures_section
 from nas_prune.run.report.summary import (
@@ -60,13 +61,11 @@ class RunFolder:
 
     @staticmethod
     def read(folder: Path) -> "RunFolder":
-        """Read the folder of a run, however far it got."""
-        if not folder.is_dir():
-            raise ArtifactError(f"there is no run folder {folder}; name the folder that `nas-prune run` wrote")
-        recipe, arch = folder / "recipe.yaml", folder / "arch.json"
+        """Read the folder of a run, however far it got. Raises RecipeError where no run is."""
+        recipe, arch = of_run(folder), folder / "arch.json"
         return RunFolder(
             name=folder.resolve().name,
-            recipe=_text(recipe) if recipe.exists() else "",
+            recipe=_text(recipe),
             metrics=read_journal(folder / "metrics.jsonl", journals.MetricsRow, ArtifactError),
             arch=Arch.read(arch).kept if arch.exists() else {},
             axes=_document(folder / "axes.json", run_files.AxesFile).get("axes", []),

@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nas_prune.run.promise import TIMED, disturbed
+
+DISTURBED = " on a disturbed machine"
+
 
 @dataclass(frozen=True)
 class TableFigure:
@@ -98,11 +102,11 @@ def headline(results: Mapping[str, Any]) -> str:
     """The result in one sentence, from the dense model to the last one that there is."""
     if results.get("status") == "infeasible":
         return f"No network of the search space meets the target of {results['target']}."
-    dense, derived, tuned = (results.get(key) or {} for key in ("dense", "derived", "finetuned"))
+    dense, derived, tuned = (results.get(key) or {} for key in TIMED)
     after = tuned or derived
     if not dense or not after:
         return "Not yet run to the end: there is no derived model to compare with the dense one."
-    parts = [_speed(dense, after), _accuracy(dense, after, tuned=bool(tuned)), _fewer(dense, after)]
+    parts = [_speed(dense, after, _where(results)), _accuracy(dense, after, tuned=bool(tuned)), _fewer(dense, after)]
     sentence = ", ".join(part for part in parts if part)
     return f"{sentence[:1].upper()}{sentence[1:]}."
 
@@ -115,7 +119,7 @@ def verdict(results: Mapping[str, Any]) -> str:
     if not budget:
         return f"Target {status or 'not yet measured'}."
     how = "measured" if budget["unit"] == "ms" else "counted"
-    reached = f"{in_unit(budget['reached'], budget['unit'])} {how}"
+    reached = f"{in_unit(budget['reached'], budget['unit'])} {how}{_where(results) if how == 'measured' else ''}"
     why = f"; {short}" if short and status == "met" else ""
     closed = results.get("closed_top1")
     then = "" if closed is None else f" Right after closing, before any further training, top-1 was {closed:.2f} %."
@@ -201,9 +205,14 @@ def _signed(value: float, unit: str, digits: int) -> str:
     return f"{value:+.{digits}f} {unit}"
 
 
-def _speed(dense: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Measured where both were measured; otherwise predicted, and called so."""
-    for key, word in (("measured_ms", "measured"), ("predicted_ms", "predicted")):
+def _where(results: Mapping[str, Any]) -> str:
+    """What qualifies all that was timed; empty where nothing disturbed it."""
+    return DISTURBED if disturbed(*(results.get(key) or {} for key in TIMED)) else ""
+
+
+def _speed(dense: Mapping[str, Any], after: Mapping[str, Any], where: str) -> str:
+    """Measured where both were measured, and where; otherwise predicted, and called so."""
+    for key, word in (("measured_ms", f"measured{where}"), ("predicted_ms", "predicted")):
         before, now = dense.get(key), after.get(key)
         if before and now:
             ratio = before / now

@@ -12,8 +12,9 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from nas_prune.base.files.whole import atomic_write
+from nas_prune.run.promise import disturbed
 from nas_prune.run.report.curves import Ink, Rows, blank, legend, style, svg
-from nas_prune.run.report.summary import milliseconds, quantity
+from nas_prune.run.report.summary import DISTURBED, milliseconds, quantity
 
 Content = Mapping[str, Any]
 
@@ -53,7 +54,8 @@ def targets_headline(content: Content) -> str:
         return ""
     met = [row for row in targets if row["status"] == "met"]
     shares = [row["measured_share"] for row in met if row.get("measured_share")]
-    pace = f", the fastest {1 / min(shares):.2g}x faster than the dense model (measured)" if shares else ""
+    how = f"measured{DISTURBED if disturbed(content.get('dense') or {}, *met) else ''}"
+    pace = f", the fastest {1 / min(shares):.2g}x faster than the dense model ({how})" if shares else ""
     cost = content.get("cost") or "latency"
     what = {"macs": "MACs", "params": "parameter"}.get(cost, cost)
     return f"{len(met)} of {len(targets)} {what} {'target' if len(targets) == 1 else 'targets'} met{pace}."

@@ -148,6 +148,13 @@ def datasets() -> dict[str, str]:
     }
 
 
+def check_name(name: str) -> None:
+    """Raise DataError, with the names near it, for a dataset that there is not."""
+    known = datasets()
+    if name not in known and "/" not in name:
+        raise DataError(f"unknown dataset {shown(name)}{hint(name, known)}")
+
+
 def load(settings: DataSettings, *, seed: int, bars: Bars | None = None) -> Data:
     """Open the dataset that ``settings`` name; DataError says what is missing and what to do.
 
@@ -206,9 +213,7 @@ def _from_memory(settings: DataSettings, read: Callable[[DataSettings], tuple[Im
 
 
 def _from_files(settings: DataSettings, seed: int, bars: Bars) -> Data:
-    known = datasets()
-    if settings.name not in known and "/" not in settings.name:
-        raise DataError(f"unknown dataset {shown(settings.name)}{hint(settings.name, known)}")
+    check_name(settings.name)
     train = file_images.open_files(settings, bars, training=True, seed=seed)
     evaluation = file_images.open_files(settings, bars, training=False, seed=seed)
     told = file_images.classes_of(train)
