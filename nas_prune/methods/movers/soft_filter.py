@@ -1,7 +1,7 @@
 """Soft filter pruning: after every epoch the units of least norm are zeroed, and may grow back, or not.
 
-He et al., "Soft Filter Pruning" (IJCAI 2018), and what became of it (see the schedules). One update before training and
-one after each epoch t, of the weights W that write a unit:
+He et al., "Soft Filter Pruning" (arXiv 1808.06866), and what became of it (see the schedules). One update before
+training and one after each epoch t, of the weights W that write a unit:
 
     W <- W (M + alpha (1 - M) H),   M = 0 for the n_t units of least norm, H = 0 for those closed for good
 
