@@ -28,7 +28,7 @@ class CompareOptions:
     words: Annotated[
         list[str], typer.Argument(metavar="RECIPE [KEY=VALUE]...", help="a recipe's name or file, and overrides")
     ]
-    methods: Annotated[str, typer.Option(help="methods, e.g. taylor,w_gates,uniform_from_scratch")]
+    methods: Annotated[str, typer.Option(help="methods, e.g. taylor,w_gates,uniform_from_scratch; or all")]
     out: Annotated[Path, typer.Option("--out", help="folder for all runs, cells.jsonl and comparison.md")]
     targets: Annotated[str, typer.Option(help="targets of the budget, e.g. 0.5x,0.25x")] = "0.5x"
     seeds: Annotated[int, typer.Option(min=1, help="so many seeds: 0, 1, ...")] = 3

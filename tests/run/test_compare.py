@@ -186,6 +186,10 @@ def test_a_method_is_called_as_its_folder_may_be(text: str, message: str, tmp_pa
         methods.methods([tmp_path / "mine.yaml"])
 
 
+def test_all_methods_are_those_that_there_are() -> None:
+    assert set(methods.chosen(["all"], ALL)) == set(ALL)
+
+
 def test_widths_that_are_taken_in_a_circle_are_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("a: {about: x, units_of: b}\nb: {about: x, units_of: a}\n")
     with pytest.raises(RecipeError, match="circle: a takes those of b takes those of a"):

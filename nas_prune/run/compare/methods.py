@@ -40,6 +40,7 @@ BARE: dict[str, Any] = {
     "search.warmup": 0,
     "finetune.from_scratch": False,
 }
+EVERY = "all"
 TRAINING = [name for name in OptimSettings.model_fields if name != "max_steps"]
 
 
@@ -92,23 +93,24 @@ def methods(more: Sequence[Path] = ()) -> dict[str, Method]:
     found: dict[str, Method] = {}
     for path in [shipped("recipes") / "compare" / "methods.yaml", *more]:
         for name, value in read_mapping(path, RecipeError).items():
-            if name == DENSE or not re.fullmatch(r"\w[\w-]*", name):
+            if name in (DENSE, EVERY) or not re.fullmatch(r"\w[\w-]*", name):
                 raise RecipeError(
-                    f"{path}: no method can be called {shown(name)}: its runs lie in a folder of this name, and "
-                    f"{DENSE} is the network that nothing is taken from; use letters, digits, _ and -"
+                    f"{path}: no method can be called {shown(name)}: its runs lie in a folder of this name, "
+                    f"{DENSE} is the network that nothing is taken from, and {EVERY} are all methods; use letters, "
+                    "digits, _ and -"
                 )
             found[name] = validated(value, Method, f"{path}: {name}", RecipeError, "correct it")
     return found
 
 
 def chosen(names: Sequence[str], known: Mapping[str, Method], before: Sequence[str] = ()) -> dict[str, Method]:
-    """The methods of these names, and those whose widths they take, before them.
+    """The methods of these names, ``all`` for every one, and those whose widths they take, before them.
 
     ``before``: those that take the widths of these. Raises RecipeError for an unknown one, and for one that takes its
     own.
     """
     found: dict[str, Method] = {}
-    for name in names:
+    for name in known if EVERY in names else names:
         if name not in known:
             raise RecipeError(f"unknown method {shown(name)}{hint(name, known)}; `nas-prune list methods` shows them")
         if name in before:
