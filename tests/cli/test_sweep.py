@@ -474,7 +474,7 @@ def test_who_measures_measures_alone(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 text=True,
             )
         assert other.stderr is not None
-        waits = other.stderr.readline()
+        waits = next(line for line in other.stderr if "waits" in line)  # of whatever libraries say as well
         released = time.time()
     ended, more = other.communicate(timeout=60)
     assert "waits for its turn" in waits
@@ -501,7 +501,9 @@ def test_the_tutorial_survives_a_kill_and_its_best_model_loads(tmp_path: Path, m
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [row for row in read_lines(out / "sweep.jsonl") if row["kind"] == "suggested"]
-    assert [row for row in before if row["kind"] == "suggested"] == rows[:2]
+    known = [row for row in before if row["kind"] == "suggested"]
+    assert len(known) >= 2
+    assert known == rows[: len(known)]
     assert [row["values"] for row in rows] == suggest.first_runs(sweep, 9, seed=0)
     runs = read_json(out / "sweep.json")["runs"]
     assert [each["state"] for each in runs] == ["finished"] * 4

@@ -105,7 +105,7 @@ def _diverged(*_: object) -> str:
     ("case", "code", "told"),
     [
         ("alone", 1, "process 1 of this run has ended, and this one cannot go on alone: the loss is nan"),
-        ("infeasible", 0, "after 1 rounds of derive and measure"),
+        ("infeasible", 0, "the budget of 4.10 k MACs cannot be met"),
     ],
 )
 def test_what_ends_one_process_ends_all_and_wandb_is_told_once(case: str, code: int, told: str, tmp_path: Path) -> None:
