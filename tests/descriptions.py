@@ -52,3 +52,12 @@ DESCRIPTIONS: dict[str, dict[str, Any]] = {
     },
     "choice": {"operation": "choice", "candidates": SUM},
 }
+
+STRUCTURED_SPACE = """
+replace:
+  - candidates:
+      dense: {operation: convolution, norm: false}
+      structured: {operation: structured_convolution, kernel: 2}
+rules:
+  - kinds: [operation]
+"""

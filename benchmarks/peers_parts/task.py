@@ -155,7 +155,7 @@ class Task:
         return {
             "top1": round(top1(outcome.model, scene.data, scene.run.accelerator), 3),
             "macs": round(macs["pruned"] / macs["dense"], 4),
-            **self.latencies(cell, outcome.model),
+            **self.shares(scene, models),
             "seconds": round(outcome.seconds, 1),
             "epochs": outcome.epochs,
         }
@@ -164,11 +164,14 @@ class Task:
         """The file of the network that came of a cell, so that it can be timed again."""
         return self.cache / "networks" / f"{cell}.pt"
 
-    def latencies(self, cell: Cell, model: nn.Module | None = None) -> dict[str, float]:
-        """By runtime, the latency of a cell's network as a share of the dense one's, timed in turn with it."""
+    def latencies(self, cell: Cell) -> dict[str, float]:
+        """Those of the network that is kept of a cell, timed again."""
         scene = self.scene(cell)
-        pruned = model or torch.load(self.network(cell), weights_only=False)  # a file of our own
-        models = {"dense": scene.backbone().eval(), "pruned": pruned.eval()}
+        pruned: nn.Module = torch.load(self.network(cell), weights_only=False)  # a file of our own
+        return self.shares(scene, {"dense": scene.backbone().eval(), "pruned": pruned.eval()})
+
+    def shares(self, scene: Scene, models: Mapping[str, nn.Module]) -> dict[str, float]:
+        """By runtime, the latency of ``pruned`` as a share of that of ``dense``."""
         return {runtime: round(self.share(scene, models, runtime), 4) for runtime in ("onnxruntime", "eager")}
 
     def share(self, scene: Scene, models: Mapping[str, nn.Module], runtime: str, seconds: float | None = None) -> float:

@@ -114,7 +114,7 @@ def _swap(origin: nn.Module, swaps: Swaps) -> None:
 
 
 def _own(value: Tensor) -> Tensor:
-    return value.detach().cpu().contiguous().clone()
+    return value.detach().cpu().contiguous()
 
 
 def _same_kind(path: str, fresh: nn.Module | None, module: nn.Module | None) -> None:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from nas_prune.derivation.derive import zero_inputs
-from nas_prune.derivation.removal import Places, Removal, numbered
+from nas_prune.derivation.removal import Places, Removal
 from nas_prune.derivation.trace import trace
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.gates import Gate
 from nas_prune.tracing import Axes
-from nas_prune.tracing.roles.writers import unit_rows, writers
+from nas_prune.tracing.roles.writers import numbered, unit_rows, writers
 
 
 def gated_again(gated: GatedModel, removal: Removal) -> tuple[GatedModel, Places]:

@@ -16,6 +16,7 @@ from nas_prune.methods.gated import GatedModel
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.graph.brought import parametrized
 from nas_prune.tracing.graph.multihead import open_up
+from nas_prune.tracing.roles.writers import numbered
 from nas_prune.tracing.space import SearchSpace
 
 Places = Mapping[str, Tensor]  # name of a tensor -> for each of its numbers, where it was in the one before, flattened
@@ -52,11 +53,6 @@ def removed(gated: GatedModel, kept: Arch) -> Removal:
             dims = gated.axes.tensors.get(name, ())
             places[name] = gated.axes.take(numbered(tensor), dims, kept)
     return Removal(small, kept, places)
-
-
-def numbered(tensor: Tensor) -> Tensor:
-    """A tensor of this shape whose numbers say where they are, flattened."""
-    return torch.arange(tensor.numel()).reshape(tensor.shape)
 
 
 @torch.no_grad()

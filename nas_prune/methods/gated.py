@@ -6,7 +6,7 @@ exactly nothing, and the derived model computes exactly what the gated one compu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,7 @@ from nas_prune.tracing.full_precision import full_precision
 from nas_prune.tracing.graph.brought import tensor_of, unwrapped
 from nas_prune.tracing.graph.multihead import close_up, open_up
 from nas_prune.tracing.roles.outputs import output_sites
-from nas_prune.tracing.roles.writers import unit_rows, writers
+from nas_prune.tracing.roles.writers import striped, unit_rows, writers
 from nas_prune.tracing.space import SearchSpace
 from nas_prune.tracing.terms import Term, leaves
 
@@ -204,7 +204,7 @@ class GatedModel(nn.Module):
         of a gate that looks at images, what it hands over. What stands for a branch or a candidate stays as it is.
         """
         for name in (name for name, axis in self.space.free.items() if axis.kind == "stripe"):
-            weight = self._striped(name)
+            weight = tensor_of(self.backbone, striped(name))
             weight.copy_(self.gate(name).fold(weight))
         self._folded |= fold_widths(self)
         hand_over(self)
@@ -214,7 +214,7 @@ class GatedModel(nn.Module):
         """Multiply the weights that write each unit of an axis by its factor (c), in place."""
         for index, (tensor, dim, order) in enumerate(self.writers[name]):
             rows = tensor_of(self.backbone, tensor).movedim(dim, 0)
-            place = slice(None) if order is None else self.order(name, index)
+            place = slice(None) if order is None else self.get_buffer(_order(name, index))
             each = factor.repeat_interleave(len(rows[place]) // len(factor)).to(rows)
             rows[place] = rows[place] * each.reshape(-1, *[1] * (rows.ndim - 1))
 
@@ -233,17 +233,20 @@ class GatedModel(nn.Module):
         if self._of_stripes(name):
             found = [self.gate(stripes).forward([]) for stripes in self._stripes(name)]
             return [keep.reshape(self.axes[name].size, -1) for keep in found]
-        if name in self.axes and self.axes[name].kind == "stripe":
-            return [rearrange(self._striped(name), "n c i j -> (n i j) c")]
-        units, result = self.axes[name].size if name in self.axes else 0, []
-        for index, (tensor, dim, order) in enumerate(self.writers.get(name, ())):
-            read = self._reading(tensor, dim, keep or {})
-            result.append(unit_rows(read, dim, None if order is None else self.order(name, index), units))
-        return result
+        masks = keep if keep and not (name in self.axes and self.axes[name].kind == "stripe") else {}
+        return [rows for _, rows in self.rows(name, lambda tensor, dim: self._reading(tensor, dim, masks))]
 
-    def order(self, name: str, index: int) -> Tensor:
-        """Which rows of a weight that writes an axis belong to its units, in turn; on the device of the model."""
-        return self.get_buffer(_order(name, index))
+    def rows(self, name: str, of: Callable[[str, int], Tensor]) -> list[tuple[str, Tensor]]:
+        """The name of each weight that writes an axis, and what ``of`` says in its place (of its name, and of the
+        dimension that writes), as a matrix (c n): row u holds all that belongs to unit u."""
+        if name in self.axes and self.axes[name].kind == "stripe":
+            return [(striped(name), rearrange(of(striped(name), 0), "n c i j -> (n i j) c"))]
+        found: list[tuple[str, Tensor]] = []
+        units = self.axes[name].size if name in self.axes else 0
+        for index, (tensor, dim, order) in enumerate(self.writers.get(name, ())):
+            place = None if order is None else self.get_buffer(_order(name, index))
+            found.append((tensor, unit_rows(of(tensor, dim), dim, place, units)))
+        return found
 
     def _reading(self, name: str, written: int, keep: Mapping[str, Tensor]) -> Tensor:
         """A weight, in all dimensions but the one that it writes multiplied with what is kept of them."""
@@ -252,10 +255,6 @@ class GatedModel(nn.Module):
             shape = [-1 if each == dim else 1 for each in range(tensor.ndim)]
             tensor = tensor if dim == written else tensor * self.axes.mask(term, keep).reshape(shape)
         return tensor
-
-    def _striped(self, name: str) -> Tensor:
-        """The weight (n c i j) that an axis of stripes is about."""
-        return tensor_of(self.backbone, f"{name.removesuffix('.stripes')}.weight")
 
     def _stripes(self, name: str) -> list[str]:
         """The stripe axes of the convolutions that write an axis; none, if anything else writes it."""

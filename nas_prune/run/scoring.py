@@ -9,6 +9,7 @@ from nas_prune.methods.scores import Scores
 from nas_prune.methods.scores_file import read_scores
 from nas_prune.run import build
 from nas_prune.run.job import Job
+from nas_prune.tracing.graph.hooks import outputs_of
 from nas_prune.train.data.loaders import FirstBatches
 from nas_prune.train.rounds import Round
 from nas_prune.train.settings import CriterionSettings
@@ -59,10 +60,8 @@ def _by_criterion(job: Job, gated: GatedModel, criterion: CriterionSettings) -> 
     """What a criterion says, from training batches. A bar counts the forward passes that it makes."""
     batches = FirstBatches(job.data, job.recipe.search.criterion_batches, job.run.accelerator.device)
     bar = job.run.bars.bar(f"forward passes of {criterion.name}", None)
-    counting = gated.register_forward_hook(lambda *_: bar.advance())
     try:
-        with job.timed("scores"):
+        with job.timed("scores"), outputs_of({"": gated}, lambda *_: bar.advance()):
             return build.criterion(criterion)(gated, batches)
     finally:
-        counting.remove()
         bar.end()

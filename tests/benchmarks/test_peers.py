@@ -30,7 +30,7 @@ class Known(Task):
     def figures(self, _cell: Cell, _outcome: Outcome) -> dict[str, float | int]:
         return FIGURES
 
-    def latencies(self, _cell: Cell, _model: nn.Module | None = None) -> dict[str, float]:
+    def latencies(self, _cell: Cell) -> dict[str, float]:
         return {"onnxruntime": 0.3, "eager": 0.2}
 
 

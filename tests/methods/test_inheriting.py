@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from descriptions import STRUCTURED_SPACE
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 from torch.utils.data import DataLoader, TensorDataset
@@ -21,14 +22,6 @@ from nas_prune.tracing.arch import Arch
 from nas_prune.train.search import search
 from nas_prune.train.settings import MoverSettings, SearchSettings
 
-SPACE = """
-replace:
-  - candidates:
-      dense: {operation: convolution, norm: false}
-      structured: {operation: structured_convolution, kernel: 2}
-rules:
-  - kinds: [operation]
-"""
 LAYERS = {"*.candidates.dense.convolution": {"kernel": 2}}
 IMAGE, CLASSES = (1, 12, 12), 6
 
@@ -36,7 +29,7 @@ IMAGE, CLASSES = (1, 12, 12), 6
 @pytest.fixture
 def space_file(tmp_path: Path) -> str:
     path = tmp_path / "structured.yaml"
-    path.write_text(SPACE)
+    path.write_text(STRUCTURED_SPACE)
     return str(path)
 
 

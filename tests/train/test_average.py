@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from descriptions import STRUCTURED_SPACE
 from torch import nn
 
 from nas_prune.costs import Budget, Macs
@@ -24,14 +25,6 @@ from nas_prune.train.rounds import rounds_of
 from nas_prune.train.search import Parts, learn, moved
 from nas_prune.train.settings import SearchSettings
 
-CHOICES = """
-replace:
-  - candidates:
-      dense: {operation: convolution, norm: false}
-      structured: {operation: structured_convolution, kernel: 2}
-rules:
-  - kinds: [operation]
-"""
 GATE_OF = {"soft_filter": "mask", "saliency": "dynamic", "inheriting": "mask"}
 PAIRS = [(gate, None) for gate in gates] + [(gate, mover) for mover, gate in GATE_OF.items()]
 HOW = {
@@ -60,7 +53,7 @@ def gated_net(gate: str, space: str) -> GatedModel:
 def learnt(tmp_path: Path, gate: str, mover: str | None, folder: Path | None = None, **changes: object) -> Learner:
     """What a joint training of three epochs leaves."""
     choices = tmp_path / "choices.yaml"
-    choices.write_text(CHOICES)
+    choices.write_text(STRUCTURED_SPACE)
     spaces = {"skeleton": "stripes", "softmax": str(choices), "shapley": str(choices)}
     gated = gated_net(gate, str(choices) if mover == "inheriting" else spaces.get(gate, "single_units"))
     settings = SearchSettings.model_validate({**HOW, "mover": {"name": mover}, **changes})

@@ -70,11 +70,8 @@ def lay(subject: Subject) -> SearchSpace:
     file = read_file(subject.space)
     axes = traced(subject.model, subject.images, file.replace, stripes=file.stripes)
     if not axes.free:
-        counted = {
-            reason: f"{len(names)} ax{'is' if len(names) == 1 else 'es'}"
-            for reason, names in frozen(axes.values()).items()
-        }
-        reasons = "; ".join(f"{reason} ({count})" for reason, count in counted.items())
+        counted = {reason: len(names) for reason, names in frozen(axes.values()).items()}
+        reasons = "; ".join(f"{reason} ({n} ax{'is' if n == 1 else 'es'})" for reason, n in counted.items())
         raise TraceError(f"nothing of {subject.name} can be pruned: {reasons or 'it has no axis of two units or more'}")
     try:
         space = SearchSpace.read(subject.space, axes)

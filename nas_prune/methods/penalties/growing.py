@@ -25,7 +25,6 @@ import math
 from collections.abc import Iterable, Mapping
 
 import torch
-from einops import rearrange
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
@@ -36,7 +35,7 @@ from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.penalties.penalty import Penalty, penalties
 from nas_prune.methods.selectors import Question, selectors
 from nas_prune.tracing.graph.brought import tensor_of
-from nas_prune.tracing.roles.writers import unit_rows
+from nas_prune.tracing.roles.writers import numbered
 
 APART = 1000.0  # kept over picked mean |w| at which a unit has gone: BatchNorm hides a shrinkage until var is eps
 MOMENTUM = 0.9  # of the average of that ratio over updates
@@ -182,22 +181,16 @@ class Growing(Penalty):
 def _shared(gated: GatedModel, names: Iterable[str]) -> dict[str, list[tuple[str, Tensor]]]:
     """Weight that several axes write -> for each of these, which of its numbers, flattened, belong to a unit (c n)."""
     found: dict[str, list[tuple[str, Tensor]]] = {}
+
+    def numbers(weight: str, _: int) -> Tensor:
+        tensor = tensor_of(gated.backbone, weight)
+        return numbered(tensor).to(tensor.device)
+
     for name in names:
-        axis = gated.axes[name]
-        if axis.kind == "stripe":
-            weight = f"{name.removesuffix('.stripes')}.weight"
-            found.setdefault(weight, []).append((name, rearrange(_numbers(gated, weight), "n c i j -> (n i j) c")))
-        elif not gated.gate(name).of_stripes:
-            for index, (weight, dim, order) in enumerate(gated.writers[name]):
-                there = None if order is None else gated.order(name, index)
-                found.setdefault(weight, []).append((name, unit_rows(_numbers(gated, weight), dim, there, axis.size)))
+        if not gated.gate(name).of_stripes:
+            for weight, place in gated.rows(name, numbers):
+                found.setdefault(weight, []).append((name, place))
     return {weight: places for weight, places in found.items() if len(places) > 1}
-
-
-def _numbers(gated: GatedModel, name: str) -> Tensor:
-    """The numbers of a weight, counted, in its shape."""
-    weight = tensor_of(gated.backbone, name)
-    return torch.arange(weight.numel(), device=weight.device).reshape(weight.shape)
 
 
 def _written(gated: GatedModel) -> Mapping[str, list[Tensor]]:

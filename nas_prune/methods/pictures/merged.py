@@ -25,12 +25,13 @@ def merged(gated: GatedModel, moments: Moments, twins: Twins) -> dict[str, Tenso
     state, edits = gated.backbone.state_dict(), dict[str, Tensor]()
     for reader in mixing(gated).values():
         for name, columns in _columns(gated, reader):
+            if not twins.get(name):
+                continue
             weight, moment = edits.get(reader.weight, state[reader.weight].clone()), moments[reader.path][name]
-            for gone, stays in twins.get(name, {}).items():
+            for gone, stays in twins[name].items():
                 factor = moment[gone, stays] / moment[stays, stays] if moment[stays, stays] > 0 else 0.0
                 weight[:, columns[stays]] += (factor * weight[:, columns[gone]]).to(weight)
-            if twins.get(name):
-                edits[reader.weight] = weight
+            edits[reader.weight] = weight
     return edits
 
 

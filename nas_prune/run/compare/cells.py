@@ -8,6 +8,7 @@ from typing import Any, Literal
 from nas_prune.base.errors import CheckpointError, RecipeError
 from nas_prune.base.files.documents import Document, Natural, NotNegative, Positive, Text, read_journal
 from nas_prune.base.files.whole import append_line
+from nas_prune.run.promise import spread
 
 DENSE = "dense"  # the method that prunes nothing
 Status = Literal["met", "missed", "infeasible", "failed"]
@@ -99,7 +100,7 @@ def figures(results: Mapping[str, Any]) -> dict[str, Any]:
         "derived": results["derived"]["top1"],
         "top1": tuned["top1"],
         "latency": tuned["measured_share"],
-        "spread": max(each["measured_ms_spread"] / each["measured_ms"] for each in (tuned, dense)),
+        "spread": max(spread(tuned), spread(dense)),
         "macs": tuned["macs"] / dense["macs"],
         "params": tuned["params"] / dense["params"],
         "scored": spent.get("scores", 0.0),

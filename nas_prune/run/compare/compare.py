@@ -40,13 +40,13 @@ def compare(plan: Plan, say: Callable[[str], None], *, again: bool = False) -> l
         journal, cells = Journal(plan.out / "cells.jsonl"), plan.cells()
         began, ran = time.monotonic(), 0
         for number, cell in enumerate(cells):
-            recipe = plan.recipe(cell)
-            if journal.done(cell, plan.identity(cell), again=again):
+            identity = plan.identity(cell)
+            if journal.done(cell, identity, again=again):
                 continue
             pace = (time.monotonic() - began) / ran if ran else 0.0
             left = f", about {pace * (len(cells) - number) / 60:.0f} min left" if ran else ""
             say(f"[{number + 1}/{len(cells)}] {cell}{left}")
-            journal.add(_tried(plan, cell, recipe))
+            journal.add(_tried(plan, cell, identity))
             say(f"    {told(journal.rows[-1])}")
             ran += 1
     asked = {(cell.method, cell.target, cell.seed) for cell in cells}
@@ -61,10 +61,10 @@ def told(row: Row) -> str:
     return f"{row.status}: top-1 {row.top1:.2f} %, MACs {row.macs:.3f}x{share}, {row.seconds:.0f} s of training"
 
 
-def _tried(plan: Plan, cell: Cell, recipe: Recipe) -> Row:
+def _tried(plan: Plan, cell: Cell, identity: str) -> Row:
     """What came of a cell: figures, or why there are none."""
-    named = {"method": cell.method, "target": cell.target, "seed": cell.seed}
-    kept: dict[str, Any] = {**named, "recipe": plan.identity(cell)}
+    kept: dict[str, Any] = {"method": cell.method, "target": cell.target, "seed": cell.seed, "recipe": identity}
+    recipe = plan.recipe(cell)
     try:
         return Row(**kept, **(_dense if cell.method == DENSE else _run)(plan, cell, recipe))
     except BudgetError as error:

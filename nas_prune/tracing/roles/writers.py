@@ -26,6 +26,16 @@ def writers(axes: Axes, name: str) -> list[tuple[str, int, Tensor | None]]:
     return result
 
 
+def striped(name: str) -> str:
+    """The weight (n c i j) that an axis of stripes is about."""
+    return f"{name.removesuffix('.stripes')}.weight"
+
+
+def numbered(tensor: Tensor) -> Tensor:
+    """A tensor of this shape whose numbers say where they are, flattened; on the CPU."""
+    return torch.arange(tensor.numel()).reshape(tensor.shape)
+
+
 def unit_rows(tensor: Tensor, dim: int, order: Tensor | None, units: int) -> Tensor:
     """A weight as a matrix (c n), row u holding all that belongs to unit u of an axis that it writes."""
     rows = tensor.movedim(dim, 0)

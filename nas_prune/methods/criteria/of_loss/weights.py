@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,7 +15,7 @@ from nas_prune.base.errors import DivergedError, SpaceError
 from nas_prune.methods.criteria.criterion import with_the_rest
 from nas_prune.methods.gated import GatedModel
 from nas_prune.tracing.graph.brought import tensor_of
-from nas_prune.tracing.roles.writers import unit_rows
+from nas_prune.tracing.roles.writers import striped
 
 Weights = Mapping[str, Tensor]
 
@@ -27,7 +26,7 @@ def weights_of(gated: GatedModel) -> dict[str, Tensor]:
     Raises SpaceError where there is none.
     """
     names = dict.fromkeys(tensor for written in gated.writers.values() for tensor, _, _ in written)
-    names |= dict.fromkeys(_striped(name) for name, axis in gated.space.free.items() if axis.kind == "stripe")
+    names |= dict.fromkeys(striped(name) for name, axis in gated.space.free.items() if axis.kind == "stripe")
     found = {name: tensor_of(gated.backbone, name) for name in names}
     weights: dict[str, Tensor] = {name: each for name, each in found.items() if isinstance(each, nn.Parameter)}
     if not weights:
@@ -45,11 +44,9 @@ def sums_of_units(gated: GatedModel, values: Weights) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for name, axis in gated.space.free.items():
-        if axis.kind == "stripe" and _striped(name) in values:
-            found[name] = rearrange(values[_striped(name)], "n c i j -> (n i j) c").sum(1)
-        elif gated.writers[name] and all(tensor in values for tensor, _, _ in gated.writers[name]):
-            rows = [unit_rows(values[tensor], dim, order, axis.size) for tensor, dim, order in gated.writers[name]]
-            found[name] = torch.cat(rows, 1).sum(1)
+        written = [tensor for tensor, _, _ in gated.writers[name]] if axis.kind != "stripe" else [striped(name)]
+        if written and all(tensor in values for tensor in written):
+            found[name] = torch.cat([each for _, each in gated.rows(name, lambda tensor, _: values[tensor])], 1).sum(1)
     return with_the_rest(gated, found)
 
 
@@ -101,8 +98,3 @@ def share_of_loss(gated: GatedModel, batch: tuple[Tensor, Tensor], images: int, 
 def added(found: Weights | None, more: Weights) -> dict[str, Tensor]:
     """The sum, weight by weight."""
     return {name: found[name] + each.detach() if found else each.detach() for name, each in more.items()}
-
-
-def _striped(name: str) -> str:
-    """The weight that an axis of stripes is about."""
-    return f"{name.removesuffix('.stripes')}.weight"
