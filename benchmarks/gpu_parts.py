@@ -137,7 +137,7 @@ def quickstart(tiny: bool) -> Rows:
     if not tiny:
         keys |= {"latency.batch_size": 4096, "latency.samples": 24, "latency.seconds": 0.1, "budget.target": "0.7x"}
     with tempfile.TemporaryDirectory() as folder:
-        yield "run", ran("smoke/quickstart" if tiny else "quickstart", keys, Path(folder) / "run")
+        yield "run", ran("smoke/digits_w_gates" if tiny else "quickstart", keys, Path(folder) / "run")
 
 
 def search_in(precision: str) -> Callable[[bool], Rows]:
@@ -152,7 +152,7 @@ def search_in(precision: str) -> Callable[[bool], Rows]:
             keys |= {"model.name": "resnet50", "data.image_size": 224, "latency.batch_size": 64}
             keys |= {"budget.target": "0.7x", "latency.seconds": 0.1}
         with tempfile.TemporaryDirectory() as folder:
-            yield f"{precision}, channels last", ran("smoke/quickstart", keys, Path(folder) / "run")
+            yield f"{precision}, channels last", ran("smoke/digits_w_gates", keys, Path(folder) / "run")
 
     return search
 
@@ -318,7 +318,7 @@ def scores(tiny: bool) -> Rows:
 def resume(tiny: bool) -> Rows:
     """A run that is killed and goes on, against one that is not, and that against its own repetition."""
     keys = ["--budget.cost=macs", f"--device={device(tiny)}", "--track.wandb=disabled", "--search.joint=4"]
-    words = [sys.executable, "-m", "nas_prune", "run", "smoke/quickstart", *keys, "--out"]
+    words = [sys.executable, "-m", "nas_prune", "run", "smoke/digits_w_gates", *keys, "--out"]
     with tempfile.TemporaryDirectory() as parent:
         folders = {name: Path(parent) / name for name in ("whole", "repeated", "killed and resumed")}
         begun = {name: subprocess.Popen([*words, str(folder)]) for name, folder in folders.items()}
@@ -351,7 +351,7 @@ def processes(tiny: bool) -> Rows:
     where = device(tiny)
     number = min(2, torch.cuda.device_count()) if where == "cuda" else 2
     words = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={number}", "-m", "nas_prune", "run"]
-    keys = ["smoke/quickstart", f"--device={where}", "--track.wandb=disabled", "--budget.cost=macs"]
+    keys = ["smoke/digits_w_gates", f"--device={where}", "--track.wandb=disabled", "--budget.cost=macs"]
     with tempfile.TemporaryDirectory() as folder:
         start = time.monotonic()
         plain = {**os.environ, **({"ACCELERATE_USE_CPU": "true"} if where == "cpu" else {})}

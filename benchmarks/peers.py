@@ -4,7 +4,7 @@ python benchmarks/peers.py --glyphs FOLDER [--settings scratch tuned untouched] 
                            [--costs macs latency] [--targets 0.5x 0.25x 0.1x] [--seeds 0 1 2] [--methods uniform ...]
                            [--minutes 60] [--list]         (cells that are left; each adds a line to --out)
 python benchmarks/peers.py --glyphs FOLDER --time          (all networks once more, when nothing else runs)
-python benchmarks/peers.py --report                        (the tables in docs/benchmarks.md)
+python benchmarks/peers.py --report                        (the tables in docs/benchmarks.md, and the drawings)
 
 A cell is a method in a setting on a backbone at a target with a seed. A run that is stopped loses the cell it was at;
 the same command goes on there. Settings: `scratch`, 8 epochs in all; `tuned`, 2 epochs in all from a dense network that
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from peers_parts.cells import COSTS, SETTINGS, Cell, Results, cells_of
+from peers_parts.chart import write_charts
 from peers_parts.ours import Dense, recipe_methods
 from peers_parts.table import write_tables
 from peers_parts.task import Outcome, Task, backbones
@@ -63,6 +64,7 @@ def main() -> int:
         results, known = Results(arguments.out / "cells.jsonl"), methods()
         if arguments.report:
             write_tables(PAGE, results.rows, known)
+            write_charts(arguments.out, results.rows)
             return 0
         cells = wanted(arguments, known)
         if arguments.list:

@@ -1,6 +1,6 @@
 """Does a solver choose better widths than a plain threshold? The same scores, cut to the same limits by each selector.
 
-python benchmarks/selection.py [--recipe quickstart] [--criterion taylor] [--seeds 3] [--targets 0.7x 0.5x 0.3x]
+python benchmarks/selection.py [--recipe digits/w_gates] [--criterion taylor] [--seeds 3] [--targets 0.7x 0.5x 0.3x]
 
 The recipe is trained once per seed and selector up to its scores (a run is the same whatever its selector is), then
 derived at every target: top-1 as derived, with BatchNorm statistics taken anew, and after the recipe's fine-tuning.
@@ -36,7 +36,7 @@ def figure(values: list[float]) -> str:
 def main() -> None:
     """A line per selector and target."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="quickstart")
+    parser.add_argument("--recipe", default="digits/w_gates")
     parser.add_argument("--criterion", default="taylor", help="or none: the recipe's gates")
     parser.add_argument("--selectors", nargs="+", default=["ranked", "optimal"])
     parser.add_argument("--seeds", type=int, default=3)

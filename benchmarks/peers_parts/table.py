@@ -13,7 +13,8 @@ from nas_prune.run.compare.sections import spread
 from .cells import Cell, cell_of
 
 BEGIN, END = "<!-- peers -->", "<!-- /peers -->"
-CONTROLS = ("uniform", "uniform_fours", "uniform_single")  # the best one of a table is what all are put beside
+# the best one of a table is what all are put beside
+CONTROLS = ("uniform", "uniform_fours", "uniform_single", "uniform_distilled")
 GROUP = ("setting", "backbone", "cost", "target")
 HEAD = (
     "| method | top-1, % | beside uniform | MACs | ONNX Runtime | eager | training, CPU s | epochs | seeds |",
@@ -80,7 +81,7 @@ def _missing(rows: list[Row], methods: Mapping[str, Known]) -> Iterator[str]:
     here, tried = cell_of(rows[0]), {row["method"] for row in rows}
     absent = [name for name, method in methods.items() if name not in tried and method.has(here)]
     if absent:
-        yield f"Not run: {', '.join(absent)}."
+        yield f"Not run: {len(absent)} of {len(absent) + len(tried)} methods."
     for row in rows:
         if row["failed"] is not None:
             yield f"No result of {row['method']}, seed {row['seed']}: {row['failed']}."

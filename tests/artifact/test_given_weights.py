@@ -129,13 +129,15 @@ def test_a_folder_gets_an_answer_of_its_own(tmp_path: Path) -> None:
 def test_a_recipe_says_what_it_started_from(tmp_path: Path) -> None:
     source, said = model(100), []
     torch.save({"state_dict": prefixed(source.state_dict(), "module.")}, tmp_path / "w.pth")
-    asked = recipe.read("smoke/quickstart", [f"model.checkpoint={tmp_path / 'w.pth'}"])
+    asked = recipe.read("smoke/digits_w_gates", [f"model.checkpoint={tmp_path / 'w.pth'}"])
     images = data.load(asked.data, seed=0)
     started = build.model(asked.model, images, said.append)
     assert torch.equal(started.state_dict()["conv1.0.weight"], source.state_dict()["conv1.0.weight"])
     assert len(said) == 1
     assert "under state_dict, without the prefix module." in said[0]
-    strict = recipe.read("smoke/quickstart", [f"model.checkpoint={tmp_path / 'w.pth'}", "model.checkpoint_head=error"])
+    strict = recipe.read(
+        "smoke/digits_w_gates", [f"model.checkpoint={tmp_path / 'w.pth'}", "model.checkpoint_head=error"]
+    )
     with pytest.raises(NasPruneError, match=r"fc\.weight"):
         build.model(strict.model, images)
 

@@ -48,7 +48,7 @@ RECIPE = "name: tiny\nmodel: {name: resnet18, kwargs: {a: 1}}\n"
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A calibration that a run has made."""
     folder = tmp_path_factory.mktemp("calibration")
-    asked = recipe.read("smoke/quickstart", ["--latency.samples=12", "--latency.cache=false"])
+    asked = recipe.read("smoke/digits_w_gates", ["--latency.samples=12", "--latency.cache=false"])
     with recorded():
         return Path(pipeline.run(asked, folder / "run", until="calibrate")["file"])
 
@@ -217,7 +217,7 @@ def test_a_broken_calibration_in_the_cache_is_made_again_and_said_to_be(
     calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("NAS_PRUNE_CACHE", str(tmp_path / "cache"))
-    asked = recipe.read("smoke/quickstart", ["--latency.samples=12"])
+    asked = recipe.read("smoke/digits_w_gates", ["--latency.samples=12"])
     timings = (calibration.parent / "timings.jsonl").read_bytes()
     for number, how in enumerate(["cut", "flipped", "last"]):
         folder = tmp_path / str(number)
@@ -237,7 +237,7 @@ def test_a_broken_calibration_that_a_recipe_names_is_an_error_that_says_what_to_
 ) -> None:
     path = tmp_path / "shared.safetensors"
     path.write_bytes(broken(calibration.read_bytes())[how])
-    asked = recipe.read("smoke/quickstart", [f"--latency.calibration={path}", "--latency.trust_calibration=true"])
+    asked = recipe.read("smoke/digits_w_gates", [f"--latency.calibration={path}", "--latency.trust_calibration=true"])
     with pytest.raises(CalibrationError, match=r"shared\.safetensors.*get that file again, .* leave that key out"):
         pipeline.run(asked, tmp_path / "run", until="calibrate")
 
@@ -247,7 +247,7 @@ def test_timings_of_another_plan_are_refused(change: dict[str, Any], calibration
     folder = tmp_path / "run" / "calibration"
     rows = read_lines(calibration.parent / "timings.jsonl")
     write_lines(folder / "timings.jsonl", [*rows[:2], rows[2] | change, *rows[3:]])
-    asked = recipe.read("smoke/quickstart", ["--latency.samples=12", "--latency.cache=false"])
+    asked = recipe.read("smoke/digits_w_gates", ["--latency.samples=12", "--latency.cache=false"])
     with pytest.raises(CalibrationError, match=r"line 3 of .*timings\.jsonl is not of this calibration; delete it"):
         pipeline.run(asked, tmp_path / "run", until="calibrate")
 

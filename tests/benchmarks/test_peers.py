@@ -8,6 +8,7 @@ from typing import Any
 import peers as command
 import pytest
 from peers_parts.cells import SETTINGS, Cell, Results, cells_of
+from peers_parts.chart import chart, write_charts
 from peers_parts.ours import epochs_of, recipe_methods
 from peers_parts.table import BEGIN, END, tables, write_tables
 from peers_parts.task import Outcome, Task, backbones
@@ -164,11 +165,29 @@ def test_the_table_has_means_spreads_and_differences_to_uniform_of_the_same_seed
         "| uniform | 91.00 ± 1.00 |  | 0.250 | 0.500? | 0.400? | 10 | 8 | 3 |",
         "| short | 80.00 | -11.00 | 0.250 | 0.500? | 0.400? | 10 | 8 | 1 of 3 |",
     ]
-    assert "Not run: absent." in lines
+    assert "Not run: 1 of 5 methods." in lines
     single = [row("uniform_single", seed, 95.0) for seed in range(3)]
     beside = tables([*ROWS, *single], METHODS | {"uniform_single": Stub()}).splitlines()
     assert "| gates | 92.00 ± 1.00 | -3.00 ± 1.00 | 0.250 | 0.500 | 0.400 | 40 | 8 | 3 |" in beside
     assert "No result of broken, seed 0: KeyError: 'qkv'." in lines
+
+
+def test_the_drawing_has_a_mark_for_each_target_and_nothing_where_nothing_was_run(tmp_path: Path) -> None:
+    here = {"backbone": "resnet18_half"}
+    rows = [
+        *(
+            row("uniform", 0, 80.0, target=target, macs=share, **here)
+            for target, share in (("0.25x", 0.24), ("0.1x", 0.09))
+        ),
+        *(row("once_hard_concrete", seed, 85.0 + seed, **here) for seed in (0, 1)),
+        row("dense", 0, 90.0, **here),
+    ]
+    drawing = chart(rows, "macs") or ""
+    assert all(text in drawing for text in ("one training (ours)", "uniform width", "dense"))
+    assert "Torch-Pruning" not in drawing
+    assert chart(rows, "latency") is None
+    write_charts(tmp_path, rows)
+    assert [path.name for path in tmp_path.iterdir()] == ["macs.svg"]
 
 
 def test_the_tables_stand_between_the_marks_and_nothing_else_changes(tmp_path: Path) -> None:

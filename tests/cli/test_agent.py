@@ -41,16 +41,16 @@ def test_every_form_of_the_words_is_one_recipe(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(VALUES))
     nested = {"search": {"lr": 0.02, "joint": 2}, "gate": VALUES["gate"], "compile": False}
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(nested))
-    recipe = asked(["smoke/quickstart", *(f"--{key}={value}" for key, value in VALUES.items())])
+    recipe = asked(["smoke/digits_w_gates", *(f"--{key}={value}" for key, value in VALUES.items())])
     forms = [
-        ["smoke/quickstart", "--args-json", str(tmp_path / "a.json")],
-        ["smoke/quickstart", f"--args_json={tmp_path / 'a.json'}"],
-        ["smoke/quickstart", str(tmp_path / "a.json")],
-        ["smoke/quickstart", json.dumps(VALUES)],
-        ["smoke/quickstart", *(word for key, value in VALUES.items() for word in (f"--{key}", str(value)))],
-        ["smoke/quickstart", "--config", str(tmp_path / "a.yaml")],
-        ["--recipe", "smoke/quickstart", json.dumps(VALUES)],
-        [json.dumps({**VALUES, "recipe": "smoke/quickstart", "_wandb": {"x": 1}})],
+        ["smoke/digits_w_gates", "--args-json", str(tmp_path / "a.json")],
+        ["smoke/digits_w_gates", f"--args_json={tmp_path / 'a.json'}"],
+        ["smoke/digits_w_gates", str(tmp_path / "a.json")],
+        ["smoke/digits_w_gates", json.dumps(VALUES)],
+        ["smoke/digits_w_gates", *(word for key, value in VALUES.items() for word in (f"--{key}", str(value)))],
+        ["smoke/digits_w_gates", "--config", str(tmp_path / "a.yaml")],
+        ["--recipe", "smoke/digits_w_gates", json.dumps(VALUES)],
+        [json.dumps({**VALUES, "recipe": "smoke/digits_w_gates", "_wandb": {"x": 1}})],
     ]
     assert [asked(words) for words in forms] == [recipe] * len(forms)
 
@@ -58,12 +58,12 @@ def test_every_form_of_the_words_is_one_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["smoke/quickstart", "${args}"], r"'\$\{args\}' was left as it stands"),
-        (["smoke/quickstart", "pre-${args_json}"], "was left as it stands"),
-        (["smoke/quickstart", "--args-json"], "wants a value"),
-        (["smoke/quickstart", "--config=nowhere.yaml"], "there is no file 'nowhere.yaml'"),
-        (["smoke/quickstart", "{not json"], "is not JSON"),
-        (["smoke/quickstart", "[1].json"], "there is no file"),
+        (["smoke/digits_w_gates", "${args}"], r"'\$\{args\}' was left as it stands"),
+        (["smoke/digits_w_gates", "pre-${args_json}"], "was left as it stands"),
+        (["smoke/digits_w_gates", "--args-json"], "wants a value"),
+        (["smoke/digits_w_gates", "--config=nowhere.yaml"], "there is no file 'nowhere.yaml'"),
+        (["smoke/digits_w_gates", "{not json"], "is not JSON"),
+        (["smoke/digits_w_gates", "[1].json"], "there is no file"),
     ],
 )
 def test_what_cannot_be_read_is_told(words: list[str], message: str) -> None:
@@ -72,14 +72,14 @@ def test_what_cannot_be_read_is_told(words: list[str], message: str) -> None:
 
 
 def test_the_config_of_a_resumed_run_reads_back_to_itself() -> None:
-    recipe = read("smoke/quickstart")
+    recipe = read("smoke/digits_w_gates")
     words = [f"--{key}={value}" for key, value in flat(recipe).items()]
-    assert asked(["smoke/quickstart", *words, "--_wandb={'desc': None}"]) == recipe
+    assert asked(["smoke/digits_w_gates", *words, "--_wandb={'desc': None}"]) == recipe
 
 
 @pytest.mark.usefixtures("swept")
 def test_the_values_of_the_agent_run_even_where_the_command_forgets_them() -> None:
-    recipe = asked(["smoke/quickstart"])
+    recipe = asked(["smoke/digits_w_gates"])
     assert (recipe.search.lr, recipe.search.joint, recipe.gate.name, recipe.compile) == (0.02, 2, "sigmoid", False)
     assert agent.chosen() == VALUES
 
@@ -88,8 +88,8 @@ def test_the_values_of_the_agent_run_even_where_the_command_forgets_them() -> No
 def test_a_command_line_that_says_otherwise_does_not_run() -> None:
     for word in ("--search.lr=0.5", "--compile", "gate=weight"):
         with pytest.raises(RecipeError, match="W&B would record what did not run"):
-            asked(["smoke/quickstart", word])
-    assert asked(["smoke/quickstart", "--search.lr=0.02", "seed=3"]).seed == 3
+            asked(["smoke/digits_w_gates", word])
+    assert asked(["smoke/digits_w_gates", "--search.lr=0.02", "seed=3"]).seed == 3
 
 
 @pytest.mark.usefixtures("swept")
@@ -152,7 +152,7 @@ def test_readers_of_the_score_choose_the_same_run() -> None:
     ],
 )
 def test_a_share_is_a_target_that_a_sweep_can_draw(words: list[str], target: str) -> None:
-    recipe = asked(["smoke/quickstart", *words])
+    recipe = asked(["smoke/digits_w_gates", *words])
     assert (recipe.budget.target, recipe.budget.share) == (target, None)
     with pytest.raises(RecipeError, match=r"budget\.share"):
-        asked(["smoke/quickstart", "budget.share=1.5"])
+        asked(["smoke/digits_w_gates", "budget.share=1.5"])

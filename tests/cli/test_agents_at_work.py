@@ -20,8 +20,8 @@ from nas_prune.train.score import SCORE
 
 pytestmark = pytest.mark.sweep
 QUICK = ["budget.cost=macs", "track.wandb=offline"]
-COMMAND = ["${env}", "${interpreter}", "-m", "nas_prune", "run", "smoke/quickstart", *QUICK]
-RUNS = Path("runs") / "smoke" / "quickstart"
+COMMAND = ["${env}", "${interpreter}", "-m", "nas_prune", "run", "smoke/digits_w_gates", *QUICK]
+RUNS = Path("runs") / "smoke" / "digits_w_gates"
 HYPERBAND = {"type": "hyperband", "min_iter": 3, "eta": 4}  # by the fourth score, of three runs the best goes on
 RARER = ["args_no_equals", "args_no_hyphens", "args_json", "args_append_hydra"]  # their words are tried without a run
 MACROS = ["args", "args_json_file", *(pytest.param(each, marks=pytest.mark.slow) for each in RARER)]

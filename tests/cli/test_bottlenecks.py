@@ -37,7 +37,7 @@ def folder(space: SearchSpace, tmp_path: Path) -> Path:
     kept |= {name: range(1) for name, axis in space.free.items() if axis.kind == "depth"}
     Arch({**kept, f"{CLOSED}.depth": []}).write(tmp_path / "arch.json")
     _write_axes(space, tmp_path)
-    recipe = (shipped("recipes") / "smoke" / "quickstart.yaml").read_text()
+    recipe = (shipped("recipes") / "smoke" / "digits_w_gates.yaml").read_text()
     (tmp_path / "recipe.yaml").write_text(f"{recipe}\nspace: widths_and_depth\n")
     return tmp_path
 

@@ -123,7 +123,9 @@ def test_options_are_understood_in_any_position() -> None:
 
 def test_a_missing_dataset_is_named(here: Callable[..., Ended], tmp_path: Path) -> None:
     lost = tmp_path / "lost"
-    done = here("run", "smoke/quickstart", "--data.name=folder", f"--data.root={lost}", "--out", str(tmp_path / "run"))
+    done = here(
+        "run", "smoke/digits_w_gates", "--data.name=folder", f"--data.root={lost}", "--out", str(tmp_path / "run")
+    )
     assert done.returncode == 2
     assert f"data.root {lost} is no folder" in done.stderr
     assert "Traceback" not in done.stderr
@@ -201,7 +203,7 @@ def test_a_run_that_cannot_be_says_so_in_one_message(
 ) -> None:
     result = here(
         "run",
-        "smoke/quickstart",
+        "smoke/digits_w_gates",
         "latency.batch_size=2",
         "latency.seconds=0.01",
         *overrides,

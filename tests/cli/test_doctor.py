@@ -187,7 +187,7 @@ def test_a_word_names_a_model_an_artefact_or_a_recipe(tmp_path: Path) -> None:
     save(model.model, tmp_path / "small")
     artefact = find(str(tmp_path / "small"), img_size=None, space="all", settings={})
     assert (artefact.image, artefact.space) == ((3, 64, 64), "all")
-    recipe = find("smoke/quickstart", img_size=None, space=None, settings={})
+    recipe = find("smoke/digits_w_gates", img_size=None, space=None, settings={})
     assert recipe.model(torch.zeros(1, *recipe.image)).ndim == 2
     assert recipe.note is None
     with pytest.raises(NasPruneError, match="leave out --set"):

@@ -138,7 +138,7 @@ PLANTED = {
         command("nas-prune", "run", "quickstart", "${args}", "gate.name=weight"),
         "the sweep has gate.name: 'sigmoid', and the command line says otherwise",
     ),
-    "W&B sees nothing": (command("nas-prune", "run", "smoke/quickstart", "${args}"), "W&B sees no score"),
+    "W&B sees nothing": (command("nas-prune", "run", "smoke/digits_w_gates", "${args}"), "W&B sees no score"),
 }
 
 

@@ -89,10 +89,10 @@ def by_timm(folder: Path) -> nn.Module:
 @pytest.mark.zoo
 def test_a_recipe_that_widens_ends_in_an_artefact_that_loads(space: Path, tmp_path: Path) -> None:
     changes = [f"space={space}", "dense.epochs=0", "budget.cost=macs", "budget.target=0.8x", "latency.samples=12"]
-    results, images = pipeline.run(read("smoke/quickstart", changes), tmp_path / "run"), torch.randn(1, 3, 32, 32)
+    results, images = pipeline.run(read("smoke/digits_w_gates", changes), tmp_path / "run"), torch.randn(1, 3, 32, 32)
     assert results["status"] == "met"
     assert results["dense"]["macs"] == count(timm.create_model("test_resnet", num_classes=10), images).macs
     for small in (artifact.load(tmp_path / "run" / "finetuned"), by_timm(tmp_path / "run" / "finetuned")):
         assert count(small, images).macs == results["finetuned"]["macs"]
     with pytest.raises(RecipeError, match="after dense training"):
-        pipeline.run(read("smoke/quickstart", [f"space={space}"]), tmp_path / "other")
+        pipeline.run(read("smoke/digits_w_gates", [f"space={space}"]), tmp_path / "other")

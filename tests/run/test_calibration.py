@@ -131,13 +131,15 @@ def test_columns_of_sizes_keep_their_names(made, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("recorded_timings")
 def test_the_same_calibration_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NAS_PRUNE_CACHE", str(tmp_path / "cache"))
-    asked = recipe.read("smoke/quickstart", ["--latency.samples=12", SMALL])
+    asked = recipe.read("smoke/digits_w_gates", ["--latency.samples=12", SMALL])
     first = pipeline.run(asked, tmp_path / "first", until="calibrate")
     second = pipeline.run(asked, tmp_path / "second", until="calibrate")
     assert first["error"] == second["error"]
     assert (tmp_path / "first/calibration/timings.jsonl").exists()
     assert not (tmp_path / "second/calibration/timings.jsonl").exists()
-    named = recipe.read("smoke/quickstart", [f"--latency.calibration={first['file']}", "--latency.cache=false", SMALL])
+    named = recipe.read(
+        "smoke/digits_w_gates", [f"--latency.calibration={first['file']}", "--latency.cache=false", SMALL]
+    )
     assert pipeline.run(named, tmp_path / "third", until="calibrate")["error"] == first["error"]
     other = named.model_copy(update={"latency": named.latency.model_copy(update={"batch_size": 3})})
     with pytest.raises(CalibrationError, match="batch_size"):
@@ -165,7 +167,7 @@ def test_samples_reach_corners_and_pairs(made) -> None:
 def test_a_limit_that_nothing_meets_is_named_before_training(tmp_path: Path) -> None:
     tokens = ["--budget.limits={params: 0.9x, macs: 10k}", "--latency.samples=12", SMALL]
     with pytest.raises(BudgetError, match=r"MACs is .*x the limit of 1e[+]04 MACs"):
-        pipeline.run(recipe.read("smoke/quickstart", tokens), tmp_path / "run")
+        pipeline.run(recipe.read("smoke/digits_w_gates", tokens), tmp_path / "run")
     assert not (tmp_path / "run/checkpoints").exists()
 
 
@@ -183,7 +185,7 @@ def test_calibrate_takes_a_model_of_timm(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("recorded_timings")
 def test_operators_and_stairs_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = recipe.read(
-        "smoke/quickstart", ["--latency.operators=true", "--latency.staircase=true", "--latency.cache=false", SMALL]
+        "smoke/digits_w_gates", ["--latency.operators=true", "--latency.staircase=true", "--latency.cache=false", SMALL]
     )
     planted = Counter[str]()
 

@@ -19,7 +19,7 @@ STRIKES += "    raise ImportError('half imported') from error\n"  # as C extensi
 def test_an_import_that_is_interrupted_ends_in_one_message(module: str, tmp_path: Path) -> None:
     (tmp_path / f"{module}.py").write_text(STRIKES)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    command = [sys.executable, "-m", "nas_prune", "run", "smoke/quickstart", "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "nas_prune", "run", "smoke/digits_w_gates", "--out", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
     assert done.stderr == f"error: {RESUMED}\n"
     assert done.returncode == 130

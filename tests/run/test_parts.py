@@ -68,7 +68,7 @@ def test_a_gate_a_penalty_and_a_loss_in_files_are_used(files: dict[str, str], tm
     changes = [f"parts=[{files['ramp.py']}, {files['calm.py']}]", "gate={name: ramp, options: {start: 0.8}}"]
     changes += ["search.penalties=[budget, {name: growing_width, options: {alpha: 1e-4}}]"]
     changes += ["search.loss=calm", "--search.loss.options.weight=0.2", "finetune.loss=binary_cross_entropy"]
-    results = pipeline.run(read("smoke/quickstart", [*changes, *CHEAP]), tmp_path / "run")
+    results = pipeline.run(read("smoke/digits_w_gates", [*changes, *CHEAP]), tmp_path / "run")
     assert results["status"] == "met"
     saved = load(tmp_path / "run" / "checkpoints" / "search-joint.ckpt")["beside"]
     assert float(saved["objective.penalties.1.steps"]) > 0
@@ -78,7 +78,7 @@ def test_a_gate_a_penalty_and_a_loss_in_files_are_used(files: dict[str, str], tm
 def test_a_mover_and_a_schedule_in_a_file_are_used(files: dict[str, str], tmp_path: Path) -> None:
     changes = [f"parts=[{files['shrinking.py']}]", "gate=mask", "search.schedule=at_the_end", "search.selector=uniform"]
     changes += ["search.mover={name: shrinking, options: {rate: 0.1}}", "search.criterion=magnitude"]
-    results = pipeline.run(read("smoke/quickstart", [*changes, *CHEAP]), tmp_path / "run")
+    results = pipeline.run(read("smoke/digits_w_gates", [*changes, *CHEAP]), tmp_path / "run")
     assert results["status"] == "met"
     saved = load(tmp_path / "run" / "checkpoints" / "search-joint.ckpt")["beside"]
     arch = Arch.read(tmp_path / "run" / "arch.json")
@@ -89,7 +89,7 @@ def test_a_mover_and_a_schedule_in_a_file_are_used(files: dict[str, str], tmp_pa
 def test_an_operation_in_a_file_is_searched_and_derived(files: dict[str, str], tmp_path: Path) -> None:
     changes = [f"parts=[{files['blurred.py']}]", f"space={files['blurs.yaml']}", "budget.target=0.4x"]
     changes += ["gate={name: weight, kinds: {operation: softmax}}", "dense.baseline=false", "finetune.epochs=0"]
-    results = pipeline.run(read("smoke/quickstart", [*CHEAP, *changes]), tmp_path / "run")
+    results = pipeline.run(read("smoke/digits_w_gates", [*CHEAP, *changes]), tmp_path / "run")
     assert results["status"] == "met"
     swaps = describe(tmp_path / "run" / "derived")["swaps"]
     kept = Arch.read(tmp_path / "run" / "arch.json").kept
@@ -158,12 +158,12 @@ def test_the_page_names_every_kind_of_part() -> None:
 )
 def test_what_does_not_fit_is_told_with_its_key(changes: list[str], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        check(read("smoke/quickstart", changes))
+        check(read("smoke/digits_w_gates", changes))
 
 
 def test_a_name_alone_stands_for_a_part() -> None:
-    short = read("smoke/quickstart", ["gate=sigmoid", "search.criterion=taylor"])
-    long = read("smoke/quickstart", ["gate={name: sigmoid}", "search.criterion.name=taylor"])
+    short = read("smoke/digits_w_gates", ["gate=sigmoid", "search.criterion=taylor"])
+    long = read("smoke/digits_w_gates", ["gate={name: sigmoid}", "search.criterion.name=taylor"])
     assert short == long
     assert Recipe.model_validate({"name": "x", "model": {"name": "resnet18"}, "gate": "mask"}).gate.name == "mask"
 
@@ -215,7 +215,7 @@ def test_a_package_whose_parts_are_broken_is_named(tmp_path: Path, monkeypatch: 
 def test_a_run_that_learns_moves_and_scores(tmp_path: Path) -> None:
     changes = ["gate=mask", "search.mover=soft_filter", "search.schedule=ghfp", "search.criterion=magnitude"]
     changes += ["search.selector=uniform", "search.warmup=0", "search.joint=3", "search.penalties=[]"]
-    results = pipeline.run(read("smoke/quickstart", [*changes, *CHEAP]), tmp_path / "run")
+    results = pipeline.run(read("smoke/digits_w_gates", [*changes, *CHEAP]), tmp_path / "run")
     assert results["status"] == "met"
     arch, weights = (
         Arch.read(tmp_path / "run" / "arch.json"),

@@ -40,9 +40,9 @@ pytestmark = pytest.mark.usefixtures("recorded_timings")
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """One finished run."""
-    folder = tmp_path_factory.mktemp("runs") / "quickstart"
+    folder = tmp_path_factory.mktemp("runs") / "digits"
     with recorded():
-        pipeline.run(recipe.read("smoke/quickstart"), folder)
+        pipeline.run(recipe.read("smoke/digits_w_gates"), folder)
     return folder
 
 
@@ -63,7 +63,7 @@ def test_a_smoke_recipe_runs_to_the_end_and_its_artefact_reloads(name, tmp_path)
 
 def test_a_finished_run_is_not_repeated(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    results = pipeline.run(recipe.read("smoke/quickstart"), finished)
+    results = pipeline.run(recipe.read("smoke/digits_w_gates"), finished)
     assert results == json.loads((finished / "results.json").read_text())
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
@@ -75,7 +75,7 @@ def test_the_models_of_a_run_are_timed_again_when_that_is_asked(finished, tmp_pa
     timings["derived"]["spread_ms"] = timings["derived"]["median_ms"]
     write_json(folder / "timings.json", timings)
     (folder / "results.json").unlink()
-    disturbed = pipeline.run(recipe.read("smoke/quickstart"), folder)
+    disturbed = pipeline.run(recipe.read("smoke/digits_w_gates"), folder)
     assert "`nas-prune evaluate RUN --again`" in disturbed["cautions"][-1]
     assert final(disturbed)["disturbed"]
     assert "on a disturbed machine" in (folder / "report.html").read_text()
@@ -98,7 +98,7 @@ def test_an_artefact_that_was_deleted_or_changed_is_made_again(finished, lost, t
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     (shutil.rmtree if lost == "derived" else Path.unlink)(folder / lost)
-    pipeline.run(recipe.read("smoke/quickstart"), folder)
+    pipeline.run(recipe.read("smoke/digits_w_gates"), folder)
     for path in (*finished.glob("derived/*"), *finished.glob("finetuned/*")):
         assert (folder / path.relative_to(finished)).read_bytes() == path.read_bytes(), path.name
     assert ("is made again" in capfd.readouterr().err) == (lost == "derived/model.safetensors")
@@ -113,14 +113,14 @@ def test_a_run_that_is_killed_twice_ends_in_the_same_bytes(finished, tmp_path):
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / given)
     stopped = [_killed(folder, "search-joint", signal.SIGTERM), _killed(folder, "baseline", signal.SIGKILL)]
     assert all(code != 0 for code in stopped)
-    pipeline.run(recipe.read("smoke/quickstart"), folder)
+    pipeline.run(recipe.read("smoke/digits_w_gates"), folder)
     for product in ("arch.json", "derived/model.safetensors", "finetuned/model.safetensors"):
         assert (folder / product).read_bytes() == (finished / product).read_bytes(), product
 
 
 def _killed(folder: Path, stage: str, number: signal.Signals) -> int:
     """Exit status of a run that gets a signal as soon as it has written something in a stage."""
-    command = [sys.executable, "-m", "nas_prune", "run", "smoke/quickstart", "--out", str(folder)]
+    command = [sys.executable, "-m", "nas_prune", "run", "smoke/digits_w_gates", "--out", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as process:
         journal = folder / "metrics.jsonl"
@@ -153,10 +153,10 @@ def test_a_stage_that_is_stopped_between_two_steps_goes_on_there(finished, tmp_p
     with monkeypatch.context() as patch:
         patch.setattr(train, "stop_signals", lambda: contextlib.nullcontext(Impatient()))
         with pytest.raises(train.InterruptedRunError):
-            pipeline.run(recipe.read("smoke/quickstart"), folder)
+            pipeline.run(recipe.read("smoke/digits_w_gates"), folder)
     state = checkpoint.load(folder / "checkpoints" / "baseline.ckpt")
     assert (state["epoch"], state["step"]) == (1, 1)
-    pipeline.run(recipe.read("smoke/quickstart"), folder)
+    pipeline.run(recipe.read("smoke/digits_w_gates"), folder)
     product = "finetuned/model.safetensors"
     assert (folder / product).read_bytes() == (finished / product).read_bytes()
 
@@ -164,12 +164,12 @@ def test_a_stage_that_is_stopped_between_two_steps_goes_on_there(finished, tmp_p
 def test_an_unreachable_budget_is_refused_before_training(tmp_path):
     with pytest.raises(BudgetError, match="smallest network"):
         pipeline.run(
-            recipe.read("smoke/quickstart", ["--budget.target=0.001x", "--latency.cache=false"]), tmp_path / "run"
+            recipe.read("smoke/digits_w_gates", ["--budget.target=0.001x", "--latency.cache=false"]), tmp_path / "run"
         )
     assert not (tmp_path / "run" / "checkpoints").exists()
     timings, taken = (tmp_path / "run" / "calibration" / "timings.jsonl").read_bytes(), len(MEASURED)
     pipeline.run(
-        recipe.read("smoke/quickstart", ["--budget.target=0.95x", FRESH]),
+        recipe.read("smoke/digits_w_gates", ["--budget.target=0.95x", FRESH]),
         tmp_path / "run",
         until="calibrate",
     )
@@ -193,14 +193,14 @@ def test_an_unreachable_budget_is_refused_before_training(tmp_path):
 )
 def test_a_wrong_name_or_option_is_told_before_anything_is_trained(override, message, tmp_path):
     with pytest.raises(NasPruneError, match=message) as told:
-        pipeline.run(recipe.read("smoke/quickstart", [override]), tmp_path / "run", until="calibrate")
+        pipeline.run(recipe.read("smoke/digits_w_gates", [override]), tmp_path / "run", until="calibrate")
     assert told.value.exit_code == 2
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
     with pytest.raises(DivergedError, match="dense"):
-        pipeline.run(recipe.read("smoke/quickstart", ["dense.lr=1e30"]), tmp_path / "run")
+        pipeline.run(recipe.read("smoke/digits_w_gates", ["dense.lr=1e30"]), tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints" / "dense.ckpt").exists()
 
 
@@ -211,7 +211,7 @@ def test_a_truncated_checkpoint_is_told_and_left(finished, tmp_path):
     path = folder / "checkpoints" / "dense.ckpt"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"dense\.ckpt"):
-        pipeline.run(recipe.read("smoke/quickstart"), folder)
+        pipeline.run(recipe.read("smoke/digits_w_gates"), folder)
     assert path.stat().st_size == 1000
 
 
@@ -221,20 +221,20 @@ def test_a_checkpoint_of_another_recipe_is_not_believed(finished, tmp_path):
     shutil.copy(finished / "checkpoints" / "dense.ckpt", folder / "checkpoints")
     shutil.copytree(finished / "calibration", folder / "calibration")
     with pytest.raises(CheckpointError, match="another recipe"):
-        pipeline.run(recipe.read("smoke/quickstart", ["dense.lr=0.02"]), folder)
+        pipeline.run(recipe.read("smoke/digits_w_gates", ["dense.lr=0.02"]), folder)
 
 
 def test_a_folder_of_another_recipe_is_not_touched(finished):
     before = (finished / "recipe.yaml").read_bytes()
     with pytest.raises(RecipeError, match="seed"):
-        pipeline.run(recipe.read("smoke/quickstart", ["seed=1"]), finished)
+        pipeline.run(recipe.read("smoke/digits_w_gates", ["seed=1"]), finished)
     with pytest.raises(RecipeError, match="--force"):
-        pipeline.run(recipe.read("smoke/quickstart"), finished, resume=False)
+        pipeline.run(recipe.read("smoke/digits_w_gates"), finished, resume=False)
     assert (finished / "recipe.yaml").read_bytes() == before
 
 
 def test_the_gated_the_derived_and_the_reloaded_model_agree(finished):
-    asked = recipe.read("smoke/quickstart")
+    asked = recipe.read("smoke/digits_w_gates")
     images = build.example(asked, data.load(asked.data, seed=0), batch=4)
     derived = artifact.load(finished / "derived")
     with torch.no_grad():

@@ -30,7 +30,12 @@ from nas_prune.train.evaluate import top1
 from nas_prune.train.finetune import recalibrate
 from nas_prune.train.loop import Run
 
-WORDS = ["run", "smoke/quickstart", "--budget.cost=macs", "--budget.target=0.6x"]  # no timing changes what is decided
+WORDS = [
+    "run",
+    "smoke/digits_w_gates",
+    "--budget.cost=macs",
+    "--budget.target=0.6x",
+]  # no timing changes what is decided
 LONGER = ["--search.joint=6", "--search.max_steps=25", "--latency.batch_size=2", "--latency.seconds=0.001"]
 
 
@@ -42,7 +47,7 @@ def program(processes: int) -> list[str]:
 
 def images() -> data.Data:
     """The data of the run."""
-    asked = recipe.read("smoke/quickstart", [])
+    asked = recipe.read("smoke/digits_w_gates", [])
     return data.load(asked.data, seed=asked.seed)
 
 

@@ -58,7 +58,9 @@ def test_what_misleads_is_said_first(change: dict[str, Any], said: str) -> None:
 @pytest.mark.usefixtures("recorded_timings")
 def test_what_has_learnt_nothing_teaches_nobody(tmp_path: Path) -> None:
     changes = [*SMOKE, "dense.epochs=0", "budget.cost=macs", "latency.samples=12", "finetune.epochs=1"]
-    recipes = {share: recipe.read("smoke/quickstart", [*changes, f"finetune.distill={share}"]) for share in (0.0, 0.5)}
+    recipes = {
+        share: recipe.read("smoke/digits_w_gates", [*changes, f"finetune.distill={share}"]) for share in (0.0, 0.5)
+    }
     assert not any(teaches(each) for each in recipes.values())
     for share, each in recipes.items():
         pipeline.run(each, tmp_path / str(share), until="finetune")
@@ -77,7 +79,7 @@ def test_what_has_learnt_nothing_teaches_nobody(tmp_path: Path) -> None:
     ],
 )
 def test_who_has_a_teacher(changes: list[str], known: bool) -> None:
-    assert teaches(recipe.read("smoke/quickstart", ["finetune.epochs=1", *changes])) == known
+    assert teaches(recipe.read("smoke/digits_w_gates", ["finetune.epochs=1", *changes])) == known
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,7 @@ def test_a_stage_that_became_slower_saves_nothing() -> None:
 
 @pytest.mark.usefixtures("recorded_timings")
 def test_a_run_with_a_budget_of_macs_does_not_speak_of_latency_targets(tmp_path) -> None:
-    asked = recipe.read("smoke/quickstart", [*SMOKE, *TIMED, "budget.cost=macs", "budget.target=0.6x"])
+    asked = recipe.read("smoke/digits_w_gates", [*SMOKE, *TIMED, "budget.cost=macs", "budget.target=0.6x"])
     found = pipeline.run(asked, tmp_path / "run")
     assert (found["status"], found["target_ms"], found["budget"]["unit"]) == ("met", None, "MACs")
     assert found["budget"]["reached"] == found["finetuned"]["macs"] <= found["budget"]["limit"]
@@ -132,14 +134,16 @@ def table_text(content: dict[str, Any]) -> str:
 @pytest.mark.usefixtures("recorded_timings")
 @pytest.mark.parametrize("cost", ["latency", "macs"])
 def test_a_budget_that_nothing_meets_is_infeasible_for_scripts_too(tmp_path: Path, cost: str) -> None:
-    asked = recipe.read("smoke/quickstart", [*SMOKE, "budget.target=0.001x", f"budget.cost={cost}"])
+    asked = recipe.read("smoke/digits_w_gates", [*SMOKE, "budget.target=0.001x", f"budget.cost={cost}"])
     with pytest.raises(BudgetError, match=r"smallest network of search space .* Ask for at least 0\.\d+x") as told:
         pipeline.run(asked, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
     known = json.loads((tmp_path / "run" / "results.json").read_text())
     assert known == {"status": "infeasible", "target": "0.001x", "why": str(told.value)}
     assert "infeasible" in pipeline.report(tmp_path / "run").read_text()
-    pipeline.run(recipe.read("smoke/quickstart", [*SMOKE, "budget.target=0.9x"]), tmp_path / "run", until="calibrate")
+    pipeline.run(
+        recipe.read("smoke/digits_w_gates", [*SMOKE, "budget.target=0.9x"]), tmp_path / "run", until="calibrate"
+    )
     assert not (tmp_path / "run" / "results.json").exists()
 
 

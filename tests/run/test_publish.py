@@ -17,8 +17,8 @@ from nas_prune.run.publish import publish, publish_chart
 from nas_prune.run.recipe import recipe
 from nas_prune.train.record.track import Track
 
-INPUTS = ["smoke-quickstart-calibration", "smoke-quickstart-dense"]
-OUTPUTS = ["smoke-quickstart-derived", "smoke-quickstart-finetuned"]
+INPUTS = ["smoke-digits_w_gates-calibration", "smoke-digits_w_gates-dense"]
+OUTPUTS = ["smoke-digits_w_gates-derived", "smoke-digits_w_gates-finetuned"]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in ("WANDB_MODE", "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_DIR"):
             patch.delenv(name, raising=False)
         patch.setenv("WANDB_SILENT", "true")
-        pipeline.run(recipe.read("smoke/quickstart", ["track.wandb=offline"]), folder)
+        pipeline.run(recipe.read("smoke/digits_w_gates", ["track.wandb=offline"]), folder)
         yield folder
 
 

@@ -20,7 +20,7 @@ from nas_prune.train.data import loaders as data
 from nas_prune.train.data.file_images import transform
 from nas_prune.train.data.settings import DataSettings
 
-SMOKE = "smoke/quickstart"
+SMOKE = "smoke/digits_w_gates"
 
 NEEDS_NO_MODEL = {
     "dense.scheduler=cosin": "dense.scheduler: no 'cosin'; did you mean 'cosine'",

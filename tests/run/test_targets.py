@@ -24,7 +24,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("targets") / "run"
     with recorded():
-        pipeline.run(recipe.read("smoke/quickstart"), folder)
+        pipeline.run(recipe.read("smoke/digits_w_gates"), folder)
     return folder
 
 

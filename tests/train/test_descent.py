@@ -119,7 +119,7 @@ def test_a_compiled_run_ends_like_one_that_is_not(tmp_path: Path, monkeypatch: p
     found = []
     for key in ("compile=false", "compile=true"):
         tokens = [f"--{key}", "--budget.cost=macs", "--search.max_steps=1", "--dense.max_steps=1"]
-        found.append((pipeline.run(recipe.read("smoke/quickstart", tokens), tmp_path / key), tmp_path / key))
+        found.append((pipeline.run(recipe.read("smoke/digits_w_gates", tokens), tmp_path / key), tmp_path / key))
     (plain, one), (fast, other) = found
     assert json.loads((one / "arch.json").read_text()) == json.loads((other / "arch.json").read_text())
     assert plain["finetuned"]["macs"] == fast["finetuned"]["macs"]
@@ -215,17 +215,17 @@ def test_channels_last_trains_alike_and_is_not_timed_by_accident() -> None:
 def test_what_the_machine_cannot_do_is_refused(keys: list[str], text: str) -> None:
     AcceleratorState._reset_state(True)
     with pytest.raises(RecipeError, match=text):
-        parts.accelerator(recipe.read("smoke/quickstart", keys))
+        parts.accelerator(recipe.read("smoke/digits_w_gates", keys))
     AcceleratorState._reset_state(True)
 
 
 def test_one_process_trains_in_one_precision_after_another() -> None:
     for precision in ("no", "bf16", "no"):
-        asked = recipe.read("smoke/quickstart", [f"--precision={precision}"])
+        asked = recipe.read("smoke/digits_w_gates", [f"--precision={precision}"])
         assert parts.accelerator(asked).mixed_precision == precision
 
 
 def test_the_keys_reach_the_training() -> None:
-    asked = recipe.read("smoke/quickstart", ["--compile=true", "--channels_last=true"])
+    asked = recipe.read("smoke/digits_w_gates", ["--compile=true", "--channels_last=true"])
     assert parts.pace(asked) == Pace(compile=True, channels_last=True)
-    assert parts.pace(recipe.read("smoke/quickstart")) == Pace()
+    assert parts.pace(recipe.read("smoke/digits_w_gates")) == Pace()

@@ -47,7 +47,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.usefixtures("recorded_timings")
 def test_plain_timm_sees_what_the_run_saw(root: Path, tmp_path: Path) -> None:
-    asked = recipe.read("smoke/quickstart", [*TOKENS, f"data.root={root}"])
+    asked = recipe.read("smoke/digits_w_gates", [*TOKENS, f"data.root={root}"])
     results = pipeline.run(asked, tmp_path / "run")
     model = timm.create_model(f"local-dir:{tmp_path / 'run' / 'finetuned'}", pretrained=True).eval()
     config = model.pretrained_cfg
@@ -63,11 +63,11 @@ def test_plain_timm_sees_what_the_run_saw(root: Path, tmp_path: Path) -> None:
 
 def test_a_recipe_that_starts_from_trained_weights_takes_their_images() -> None:
     named = ["model.name=vit_tiny_patch16_224", "model.pretrained=true", "data.name=folder", "data.crop_pct=0.5"]
-    found = build.resolved(recipe.read("smoke/quickstart", named)).data
+    found = build.resolved(recipe.read("smoke/digits_w_gates", named)).data
     assert (found.image_size, found.crop_pct) == (32, 0.5)  # the recipe says these
     assert (found.mean, found.std, found.interpolation) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
-    assert build.resolved(build.resolved(recipe.read("smoke/quickstart", named))).data == found
-    fresh = recipe.read("smoke/quickstart", ["data.name=folder"])
+    assert build.resolved(build.resolved(recipe.read("smoke/digits_w_gates", named))).data == found
+    fresh = recipe.read("smoke/digits_w_gates", ["data.name=folder"])
     assert build.resolved(fresh) == fresh
 
 
