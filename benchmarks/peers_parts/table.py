@@ -15,7 +15,13 @@ from .cells import Cell, cell_of
 BEGIN, END = "<!-- peers -->", "<!-- /peers -->"
 # the best one of a table is what all are put beside
 CONTROLS = ("uniform", "uniform_fours", "uniform_single", "uniform_distilled")
+OURS = {"scratch": "once_hard_concrete", "tuned": "taylor_distilled", "untouched": "taylor_compensated"}
+OTHERS = ("tp_", "torch_dag")  # how the names of other packages' methods begin
 GROUP = ("setting", "backbone", "cost", "target")
+SHORT = (
+    "| setting | network | target | ours | the best uniform one | the best of other packages | ours beside uniform |",
+    "|---|---|---|---|---|---|---|",
+)
 HEAD = (
     "| method | top-1, % | beside uniform | MACs | ONNX Runtime | eager | training, CPU s | epochs | seeds |",
     "|---|---|---|---|---|---|---|---|---|",
@@ -41,39 +47,70 @@ def write_tables(page: Path, rows: Sequence[Row], methods: Mapping[str, Known]) 
 
 
 def tables(rows: Sequence[Row], methods: Mapping[str, Known]) -> str:
-    """A table for each setting, backbone, cost and target, and what is missing below it."""
-    ordered = sorted(rows, key=_group)
-    parts = [_section(key, list(group), methods) for key, group in groupby(ordered, _group)]
-    return "\n".join(["", *parts]) if parts else "\nNothing has been run yet.\n"
+    """A short one over all; then one for each setting, backbone, cost and target, and what is missing below it."""
+    groups = {key: list(group) for key, group in groupby(sorted(rows, key=_group), _group)}
+    if not groups:
+        return "\nNothing has been run yet.\n"
+    parts = [_section(key, group, methods) for key, group in groups.items()]
+    return "\n".join(["", *SHORT, *(_summary(key, _made(group)) for key, group in groups.items()), "", *parts])
 
 
 def _group(row: Row) -> tuple[Any, ...]:
     return tuple(-float(row[name][:-1]) if name == "target" else row[name] for name in GROUP)
 
 
+def _made(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each method that came to a result, the most accurate method first."""
+    made: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["top1"] is not None:
+            made.setdefault(row["method"], []).append(row)
+    return dict(sorted(made.items(), key=lambda item: -mean(row["top1"] for row in item[1])))
+
+
+def _control(made: Mapping[str, list[Row]]) -> str:
+    """The best uniform network; empty where none was run."""
+    return next((name for name in made if name in CONTROLS), "")
+
+
+def _beside(rows: Sequence[Row], control: Sequence[Row]) -> str:
+    """The difference to a control, seed by seed; empty where they share none."""
+    known = {row["seed"]: row["top1"] for row in control}
+    paired = [row["top1"] - known[row["seed"]] for row in rows if row["seed"] in known]
+    return spread(paired, sign="+") if paired else ""
+
+
+def _target(key: tuple[Any, ...]) -> str:
+    _, _, cost, target = key
+    return f"{-target:g}x of the {'MACs' if cost == 'macs' else 'latency'}"
+
+
+def _summary(key: tuple[Any, ...], made: Mapping[str, list[Row]]) -> str:
+    """A line of the short table: our method for the setting, the best control, the best of other packages."""
+    names = (OURS[key[0]], _control(made), next((name for name in made if name.startswith(OTHERS)), ""))
+    told = [f"{spread([row['top1'] for row in made[name]])} (`{name}`)" if name in made else "—" for name in names]
+    more = _beside(made.get(names[0], ()), made.get(names[1], ()))
+    return f"| {' | '.join([*key[:2], _target(key), *told, more or '—'])} |"
+
+
 def _section(key: tuple[Any, ...], rows: list[Row], methods: Mapping[str, Known]) -> str:
-    setting, backbone, cost, target = key
-    seeds = sorted({row["seed"] for row in rows})
-    made = {name: [row for row in rows if row["method"] == name and row["top1"] is not None] for name in methods}
-    made = {name: own for name, own in made.items() if own}
-    best_first = sorted(made, key=lambda name: -mean(row["top1"] for row in made[name]))
-    control = next((name for name in best_first if name in CONTROLS), "")
-    beside = {row["seed"]: row["top1"] for row in made.get(control, [])}
-    title = f"**{setting}, {backbone}, {-target:g}x of the {'MACs' if cost == 'macs' else 'latency'}**"
-    lines = [_line(name, made[name], {} if name == control else beside, len(seeds)) for name in best_first]
+    """All that was run, the best one first."""
+    made, seeds = _made(rows), len({row["seed"] for row in rows})
+    control = _control(made)
+    lines = [_line(name, own, () if name == control else made.get(control, ()), seeds) for name, own in made.items()]
+    title = f"**{', '.join([*key[:2], _target(key)])}**"
     return "\n".join([title, "", *HEAD, *lines, "", *_missing(rows, methods), ""])
 
 
-def _line(name: str, rows: list[Row], control: Mapping[int, float], seeds: int) -> str:
-    """A method's row: means over its seeds. ``control``: what it is put beside, by seed."""
+def _line(name: str, rows: Sequence[Row], control: Sequence[Row], seeds: int) -> str:
+    """A method's row: means over its seeds. ``control``: what it is put beside."""
     doubt = "" if all(row.get("timed_alone") for row in rows) else "?"
     shares = [f"{mean(row[cost] for row in rows):.3f}" for cost in ("macs", "onnxruntime", "eager")]
     shares = [shares[0], *(f"{share}{doubt}" for share in shares[1:])]
-    paired = [row["top1"] - control[row["seed"]] for row in rows if row["seed"] in control]
-    beside = spread(paired, sign="+") if paired else ""
     spent, epochs = f"{mean(row['seconds'] for row in rows):.0f}", f"{rows[0]['epochs']}"
     ran = f"{len(rows)}" if len(rows) == seeds else f"{len(rows)} of {seeds}"
-    return f"| {' | '.join([name, spread([row['top1'] for row in rows]), beside, *shares, spent, epochs, ran])} |"
+    accuracy = spread([row["top1"] for row in rows])
+    return f"| {' | '.join([name, accuracy, _beside(rows, control), *shares, spent, epochs, ran])} |"
 
 
 def _missing(rows: list[Row], methods: Mapping[str, Known]) -> Iterator[str]:
