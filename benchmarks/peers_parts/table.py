@@ -15,7 +15,7 @@ from .cells import Cell, cell_of
 BEGIN, END = "<!-- peers -->", "<!-- /peers -->"
 # the best one of a table is what all are put beside
 CONTROLS = ("uniform", "uniform_fours", "uniform_single", "uniform_distilled")
-OURS = {"scratch": "once_hard_concrete", "tuned": "taylor_distilled", "untouched": "taylor_compensated"}
+OURS = {"scratch": "once_hard_concrete", "tuned": "taylor_features", "untouched": "taylor_compensated"}
 OTHERS = ("tp_", "torch_dag")  # how the names of other packages' methods begin
 GROUP = ("setting", "backbone", "cost", "target")
 SHORT = (

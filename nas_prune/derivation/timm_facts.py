@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nas_prune.base.errors import RecipeError
+from nas_prune.tracing.arch import Arch
+from nas_prune.tracing.axes import Axes
 from nas_prune.tracing.graph.brought import untouched
 from nas_prune.tracing.graph.capture import call
 from nas_prune.tracing.graph.hooks import outputs_of
@@ -76,12 +79,24 @@ def channels(features: Tensor) -> int:
     return int(features.shape[1] if channels_first else features.shape[-1])
 
 
+def classifier_of(model: Any) -> nn.Linear | nn.Conv2d | None:
+    """The layer that says the classes, of whose inputs a model's classifier makes logits; None where it has none."""
+    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
+    layers = classifier.modules() if isinstance(classifier, nn.Module) else ()
+    return next((each for each in layers if isinstance(each, nn.Linear | nn.Conv2d)), None)
+
+
+def read_by_classifier(model: nn.Module, axes: Axes, arch: Arch) -> Tensor | None:
+    """Indices of the units that an architecture leaves of those which the classifier of ``model`` reads; None where all
+    stay. Raises RecipeError where no single layer says the classes."""
+    layer = classifier_of(model)
+    name = next((name for name, module in model.named_modules() if layer is not None and module is layer), None)
+    if name is None:
+        raise RecipeError("finetune.distill_features: the model has no layer that says the classes; leave it out")
+    return axes.indices(axes.tensors[f"{name}.weight"][1], arch)
+
+
 def _classifier_width(model: Any) -> int | None:
     """Inputs of the classifier, a linear layer or a 1x1 convolution."""
-    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
-    for module in classifier.modules() if isinstance(classifier, nn.Module) else ():
-        if isinstance(module, nn.Linear):
-            return module.in_features
-        if isinstance(module, nn.Conv2d):
-            return module.in_channels
-    return None
+    classifier = classifier_of(model)
+    return classifier.in_features if isinstance(classifier, nn.Linear) else getattr(classifier, "in_channels", None)

@@ -22,6 +22,7 @@ from nas_prune.base.random_images import random_images
 from nas_prune.costs import Budget, CostModel, Predictor, costs
 from nas_prune.costs.timing.runtimes import missing
 from nas_prune.derivation.removal import irremovable
+from nas_prune.derivation.timm_facts import read_by_classifier
 from nas_prune.methods.criteria import Criterion, criteria
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.gates import gates
@@ -31,6 +32,7 @@ from nas_prune.run.checks import OVERLAY, blaming, check_worth
 from nas_prune.run.recipe.recipe import Recipe
 from nas_prune.run.recipe.settings import ModelSettings
 from nas_prune.tracing import Axes
+from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace
 from nas_prune.train.data.loaders import Data
 from nas_prune.train.data.order import drawing
@@ -190,6 +192,8 @@ def rehearse(recipe: Recipe, backbone: nn.Module, space: SearchSpace, images: Te
     with drawing(recipe.seed, "trial"):
         for stage in (recipe.search, recipe.finetune):
             task_objective(stage).begin(backbone, lambda: images)
+    if recipe.finetune.distill_features:
+        read_by_classifier(backbone, space.axes, Arch())
     if recipe.finetune.from_scratch:
         restart(copy.deepcopy(backbone), recipe.seed)
     for number, term in enumerate(penalty_terms(recipe, limit) if recipe.search.learns else ()):

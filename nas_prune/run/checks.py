@@ -148,7 +148,7 @@ def trains_baseline(recipe: Recipe) -> bool:
 
 def teaches(recipe: Recipe) -> bool:
     """Whether the small network learns from the dense one, in fine-tuning: not from one that has learnt nothing."""
-    tuning = recipe.finetune.epochs and recipe.finetune.distill
+    tuning = recipe.finetune.epochs and (recipe.finetune.distill or recipe.finetune.distill_features)
     return bool(tuning) and (begins_trained(recipe) or trains_baseline(recipe))
 
 

@@ -252,7 +252,7 @@ def _steps(job: Job, until: Until) -> dict[str, Any]:
         teacher = baseline(job, parent)
     tuned = copy.deepcopy(small)
     with job.timed("finetune"):
-        finetuned(job, tuned, teacher, job.run)
+        finetuned(job, tuned, teacher, met.arch, job.run)
         save(job, tuned, "finetuned", met.arch, certificate)
     if until == "finetune":
         return results

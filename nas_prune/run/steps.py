@@ -14,6 +14,7 @@ from nas_prune.base.files.documents import read_document
 from nas_prune.base.files.whole import write_json
 from nas_prune.costs import Budget, CostModel, Limits
 from nas_prune.derivation.derive import derive
+from nas_prune.derivation.timm_facts import read_by_classifier
 from nas_prune.derivation.verify import verify
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.scores import Scores
@@ -35,7 +36,7 @@ from nas_prune.train.choose import Met, meet
 from nas_prune.train.data.loaders import FirstBatches
 from nas_prune.train.finetune import finetune
 from nas_prune.train.loop import Run, fit
-from nas_prune.train.objective import task_objective
+from nas_prune.train.objective import task_objective, teacher_of
 from nas_prune.train.optimizers import optimizer_of
 from nas_prune.train.rounds import Alive, ending
 from nas_prune.train.search import Parts
@@ -68,9 +69,12 @@ def baseline(job: Job, parent: nn.Module) -> nn.Module:
     return parent
 
 
-def finetuned(job: Job, small: nn.Module, dense: nn.Module, run: Run) -> None:
+def finetuned(job: Job, small: nn.Module, dense: nn.Module, arch: Arch, run: Run) -> None:
     """Fine-tune a derived model in place, with the dense one as its teacher where that has anything to teach."""
-    teacher, settings = dense if teaches(job.recipe) else None, job.recipe.finetune
+    settings, teacher = job.recipe.finetune, None
+    if teaches(job.recipe):
+        units = read_by_classifier(dense, job.space.axes, arch) if settings.distill_features else None
+        teacher = teacher_of(dense, run.accelerator, units)
     finetune(small, teacher, job.data, settings=settings, run=run, images=job.recipe.data)
 
 

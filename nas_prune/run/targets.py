@@ -102,7 +102,7 @@ def _one(
     row |= {"top1": top1(small, job.data, job.run.accelerator), "top1_finetuned": None, "folder": name}
     if teacher:
         apart = dataclasses.replace(job.run, folder=job.folder / name, track=None)
-        finetuned(job, small, teacher, apart)
+        finetuned(job, small, teacher, met.arch, apart)
         save(job, small, f"{name}/finetuned", met.arch, certificate)
         row["top1_finetuned"] = top1(small, job.data, job.run.accelerator)
     job.write(done, row)

@@ -1,8 +1,6 @@
 """Fine-tune the derived model: BatchNorm statistics first, then training with the dense parent as teacher.
 
 Or train the derived architecture anew (``from_scratch``), as DARTS and its kin do.
-
-Distillation is Hinton et al. (arXiv 1503.02531): KL divergence of softened outputs, times the temperature squared.
 """
 
 import copy
@@ -19,7 +17,7 @@ from nas_prune.train.data.loaders import Data, set_epoch
 from nas_prune.train.data.order import drawing
 from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.loop import Run, agree, fit
-from nas_prune.train.objective import Objective, task_loss, teacher_of
+from nas_prune.train.objective import Objective, Teacher, task_loss
 from nas_prune.train.optimizers import optimizer_of
 from nas_prune.train.score import SCORE
 from nas_prune.train.settings import FinetuneSettings
@@ -28,21 +26,25 @@ from nas_prune.train.stage import Stage
 
 def finetune(
     model: nn.Module,
-    teacher: nn.Module | None,
+    teacher: Teacher | None,
     data: Data,
     *,
     settings: FinetuneSettings,
     run: Run,
     images: DataSettings | None = None,
 ) -> None:
-    """Train the derived ``model`` in place. Without a teacher, or with ``distill: 0``, on the labels alone."""
+    """Train the derived ``model`` in place. Without a teacher, on the labels alone."""
     if settings.from_scratch:
         restart(model, run.seed)
     recalibrate(model, data, run, settings.recalibrate_batches)
     stage = Stage("finetune", settings.epochs, settings, images or DataSettings())
-    share, temperature = settings.distill, settings.temperature
-    teaching = teacher_of(teacher, run.accelerator) if teacher is not None and share else None
-    objective = Objective(task_loss(settings), teacher=teaching, share=share, temperature=temperature)
+    objective = Objective(
+        task_loss(settings),
+        teacher=teacher,
+        share=settings.distill,
+        features=settings.distill_features,
+        temperature=settings.temperature,
+    )
     fit(run, stage, model, data, objective, [optimizer_of(model, settings)], watch=lambda accuracy: {SCORE: accuracy})
 
 

@@ -5,6 +5,7 @@ All of it is one module, whose parameters the stage trains and whose state is in
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -14,23 +15,49 @@ from torch.optim import Optimizer
 from nas_prune.base.errors import RecipeError
 from nas_prune.base.parts import bound
 from nas_prune.base.registry import hint
+from nas_prune.derivation.timm_facts import classifier_of
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.losses import Loss, Said, losses
-from nas_prune.methods.losses.distillation import Distillation
+from nas_prune.methods.losses.distillation import Distillation, unlikeness
 from nas_prune.methods.movers.mover import Mover, Still
 from nas_prune.methods.penalties import Penalty
 from nas_prune.tracing.graph.capture import evaluating
-from nas_prune.tracing.graph.hooks import outputs_of
+from nas_prune.tracing.graph.hooks import inputs_of, outputs_of
 from nas_prune.train.settings import OptimSettings
 
-Teacher = Callable[[Tensor], Tensor]
+
+@dataclass(frozen=True)
+class Teacher:
+    """A dense parent that is asked without gradients, in the precision of the training; see ``teacher_of``.
+
+    ``units``: which of those that its classifier reads its pupil has; None: all.
+    """
+
+    model: nn.Module
+    accelerator: Accelerator
+    units: Tensor | None = None
+
+    def __call__(self, images: Tensor, *, read: bool = False) -> Said:
+        """What it says of images (b c h w); with ``read``, and what its classifier reads in its pupil's units."""
+        with torch.no_grad(), self.accelerator.autocast(), _reading(self.model, asked=read) as found:
+            logits: Tensor = self.model(images)
+        features = found[-1] if read else None
+        if features is not None and self.units is not None:
+            features = features.index_select(1 if features.ndim == 4 else -1, self.units.to(features.device))
+        return Said(logits, read=features)
+
+
+def teacher_of(model: nn.Module, accelerator: Accelerator, units: Tensor | None = None) -> Teacher:
+    """``model`` as a teacher: in eval mode, and on the device of the training."""
+    return Teacher(model.to(accelerator.device).eval().requires_grad_(False), accelerator, units)
 
 
 class Objective(nn.Module):
     """``objective(model, images, targets)``: the number to descend, ().
 
-    ``share``: of the loss, what imitates the ``teacher`` (images -> logits, without gradients). ``penalties`` look at
-    ``gated`` after the forward pass of the same step; ``slide`` is told before each step how many epochs have passed.
+    ``share``: of the loss, what imitates the ``teacher``; ``features``: the weight of what makes the classifier read
+    what that of the teacher reads. ``penalties`` look at ``gated`` after the forward pass of the same step; ``slide``
+    is told before each step how many epochs have passed.
     """
 
     def __init__(
@@ -39,13 +66,14 @@ class Objective(nn.Module):
         *,
         teacher: Teacher | None = None,
         share: float = 0.0,
+        features: float = 0.0,
         temperature: float = 2.0,
         penalties: Sequence[Penalty] = (),
         gated: GatedModel | None = None,
         slide: Callable[[float], None] | None = None,
     ) -> None:
         super().__init__()
-        self.loss, self.share = loss, share if teacher else 0.0
+        self.loss, self.share, self.features = loss, share if teacher else 0.0, features if teacher else 0.0
         self.imitation = Distillation(temperature=temperature)
         self.terms = tuple(penalties)
         self.penalties = nn.ModuleList(penalties)
@@ -68,28 +96,20 @@ class Objective(nn.Module):
     def forward(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """Loss + penalties, of one forward pass."""
         teacher, gated = self._around
-        wanted = teacher(images) if teacher else None
-        with _features(model, self.loss.features) as features:
-            said = Said(model(images), features, wanted)
+        reading = bool(self.features)
+        wanted = teacher(images, read=reading) if teacher else None
+        with _features(model, self.loss.features) as features, _reading(model, asked=reading) as read:
+            logits = model(images)
+        said = Said(logits, features, wanted, read[-1] if reading else None)
         total: Tensor = self.loss(said, targets)
         if self.share:
             total = (1 - self.share) * total + self.share * self.imitation(said, targets)
+        if self.features:
+            total = total + self.features * unlikeness(said)
         for penalty in self.terms:
             penalty.hear(said, targets)
             total = total + penalty(gated)
         return total
-
-
-def teacher_of(model: nn.Module, accelerator: Accelerator) -> Teacher:
-    """What ``model`` says of images (b c h w), in the precision of the training: logits, without gradients."""
-    model = model.to(accelerator.device).eval().requires_grad_(False)
-
-    def logits(images: Tensor) -> Tensor:
-        with torch.no_grad(), accelerator.autocast():
-            said: Tensor = model(images)
-            return said
-
-    return logits
 
 
 def task_objective(settings: OptimSettings) -> Objective:
@@ -139,4 +159,15 @@ def _features(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tens
         found[path] = output if gated is None else gated.seen(path, output)
 
     with outputs_of({path: known[path] for path in paths}, keep):
+        yield found
+
+
+@contextmanager
+def _reading(model: nn.Module, *, asked: bool) -> Iterator[list[Tensor]]:
+    """What the classifier is given in the forward pass inside the block, if that is asked."""
+    found: list[Tensor] = []
+    around = model.modules() if asked else ()
+    layer = next((layer for module in around if (layer := classifier_of(module)) is not None), None)
+    assert layer is not None or not asked
+    with inputs_of({"classifier": layer} if layer else {}, lambda _, given: found.append(given[0])):
         yield found

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from nas_prune.base.settings import Betas, PartSettings, Settings, Share
 
@@ -186,6 +186,11 @@ class FinetuneSettings(TrainSettings):
         0.5,
         description="share of the loss that imitates the dense parent, if that has learnt anything; 0 switches the "
         "teacher off",
+    )
+    distill_features: NonNegativeFloat = Field(
+        0.0,
+        description="weight of how far what the classifier reads is from what that of the dense parent reads in the "
+        "same units, as a share of its square; 0 asks for none of it",
     )
     temperature: PositiveFloat = Field(2.0, description="temperature of the distillation")
     recalibrate_batches: int = Field(

@@ -1,19 +1,25 @@
 """Laws of the losses: each is what torch or a loop over the images says, and finite in its gradient."""
 
+import copy
+
 import pytest
+import timm
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.nn import functional as F
 
+import nas_prune as npr
 from nas_prune.base.errors import RecipeError
+from nas_prune.derivation.timm_facts import read_by_classifier
 from nas_prune.methods.losses import Said, losses
-from nas_prune.train.objective import Objective, task_loss
+from nas_prune.train.objective import Objective, task_loss, teacher_of
 from nas_prune.train.settings import OptimSettings
 
 LOGITS = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 CLASSES = torch.tensor([0, 1, 2, 3, 4, 0])
 SHARES = LOGITS.flip(0).softmax(1)
-SAID = Said(LOGITS, teacher=LOGITS.flip(1))
+SAID = Said(LOGITS, teacher=Said(LOGITS.flip(1)))
 MAPS = torch.randn(6, 3, 5, 4, generator=torch.Generator().manual_seed(1))
 OPTIONS = {"auxiliary": {"module": "middle"}}  # options that have no default
 
@@ -55,10 +61,10 @@ def test_binary_cross_entropy_by_hand() -> None:
 
 
 def test_distillation_by_hand() -> None:
-    teacher, student = (SAID.teacher / 3).softmax(1), (LOGITS / 3).softmax(1)
+    teacher, student = (LOGITS.flip(1) / 3).softmax(1), (LOGITS / 3).softmax(1)
     by_hand = 9 * (teacher * (teacher / student).log()).sum(1).mean()
     torch.testing.assert_close(losses["distillation"](0.0, temperature=3.0)(SAID, CLASSES), by_hand.float())
-    assert float(losses["distillation"]()(Said(LOGITS, teacher=LOGITS), CLASSES)) == pytest.approx(0, abs=1e-6)
+    assert float(losses["distillation"]()(Said(LOGITS, teacher=Said(LOGITS)), CLASSES)) == pytest.approx(0, abs=1e-6)
     with pytest.raises(RecipeError, match="needs a teacher"):
         losses["distillation"]()(Said(LOGITS), CLASSES)
 
@@ -84,8 +90,8 @@ def test_a_loss_sees_the_features_that_it_names() -> None:
 def test_a_teacher_has_its_share() -> None:
     net = nn.Linear(3, 5)
     images, classes = torch.randn(6, 3), CLASSES
-    teacher = Objective(task_loss(OptimSettings()), teacher=lambda _: LOGITS.float(), share=0.3, temperature=2.0)
-    said = Said(net(images), teacher=LOGITS.float())
+    said = Said(net(images), teacher=Said(LOGITS.float()))
+    teacher = Objective(task_loss(OptimSettings()), teacher=lambda *_, **__: said.teacher, share=0.3, temperature=2.0)
     wanted = 0.7 * F.cross_entropy(said.logits, classes) + 0.3 * losses["distillation"](temperature=2.0)(said, classes)
     torch.testing.assert_close(teacher(net, images, classes), wanted)
     assert teacher.state_dict() == {}
@@ -136,3 +142,37 @@ def test_an_auxiliary_head_is_made_once_and_again_where_the_features_have_change
     assert loss.head[2].in_channels == 2
     with pytest.raises(RecipeError, match=r"images of features .* name another module"):
         loss.begin(nn.Identity(), lambda: seen(maps=MAPS.flatten(1)))
+
+
+def test_what_a_classifier_reads_is_imitated_in_the_units_that_are_left() -> None:
+    dense, images = timm.create_model("test_resnet", num_classes=5).eval(), torch.randn(6, 3, 32, 32)
+    axes = npr.trace(dense, images)
+    arch = npr.Arch.random(axes, keep=0.5)
+    units = read_by_classifier(dense, axes, arch)
+    assert units is not None
+    assert len(units) < dense.num_features
+    pupil = npr.derive(dense, axes, arch)
+    objective = Objective(
+        task_loss(OptimSettings()), teacher=teacher_of(dense, Accelerator(cpu=True), units), features=7.0
+    )
+    wanted = dense.forward_head(dense.forward_features(images), pre_logits=True)[:, units]
+    read = pupil.forward_head(pupil.forward_features(images), pre_logits=True)
+    far = (read - wanted).square().sum() / wanted.square().sum()
+    expected = F.cross_entropy(pupil(images), CLASSES) + 7 * far
+    torch.testing.assert_close(objective(pupil, images, CLASSES), expected)
+    assert not any(module._forward_pre_hooks for module in (*pupil.modules(), *dense.modules()))
+
+
+def test_a_pupil_that_lacks_nothing_is_told_nothing_and_a_model_without_a_classifier_is_refused() -> None:
+    dense, images = timm.create_model("test_vit", num_classes=5).eval(), torch.randn(2, 3, 160, 160)
+    axes = npr.trace(dense, images)
+    assert read_by_classifier(dense, axes, npr.Arch()) is None
+    teacher = teacher_of(copy.deepcopy(dense), Accelerator(cpu=True))
+    plain, taught = (
+        Objective(task_loss(OptimSettings()), teacher=teacher, features=weight)(dense, images, CLASSES[:2])
+        for weight in (0.0, 9.0)
+    )
+    torch.testing.assert_close(plain, taught)
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(RecipeError, match="no layer that says the classes"):
+        read_by_classifier(net, npr.trace(net, torch.randn(2, 3)), npr.Arch())

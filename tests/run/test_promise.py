@@ -1,5 +1,6 @@
 """Laws of what is said of a run: one duration of the dense model, a closed set of outcomes, and the worst first."""
 
+import copy
 import io
 import json
 import re
@@ -8,7 +9,9 @@ from typing import Any
 
 import pytest
 
+import nas_prune as npr
 from nas_prune.base.errors import BudgetError, RecipeError
+from nas_prune.derivation.timm_facts import read_by_classifier
 from nas_prune.run import pipeline
 from nas_prune.run.checks import check, teaches
 from nas_prune.run.promise import cautions
@@ -16,6 +19,7 @@ from nas_prune.run.recipe import recipe
 from nas_prune.run.report.page import table
 from nas_prune.run.report.summary import stage_rows
 from nas_prune.run.results import trained
+from nas_prune.run.steps import train_dense
 
 SMOKE = ["track.wandb=disabled"]
 TIMED = ["latency.batch_size=2", "latency.seconds=0.001", "latency.cache=false"]  # by a clock
@@ -68,6 +72,33 @@ def test_what_has_learnt_nothing_teaches_nobody(tmp_path: Path) -> None:
     assert weights[0] == weights[1]
 
 
+@pytest.mark.usefixtures("recorded_timings")
+def test_a_run_that_learns_from_features_alone_draws_near_to_its_teacher(tmp_path: Path) -> None:
+    """The units that stay are those of the teacher, so what the classifier reads can be put beside each other."""
+    words = [
+        "budget.cost=macs",
+        "budget.target=0.5x",
+        "latency.samples=12",
+        "dense.max_steps=8",
+        "dense.baseline=false",
+    ]
+    words += ["finetune.epochs=8", "finetune.max_steps=4", "finetune.lr=0.001", "finetune.distill=0"]
+    far = {}
+    for weight in (0.0, 100.0):
+        asked = recipe.read("smoke/digits_w_gates", [*words, f"finetune.distill_features={weight}"])
+        folder = tmp_path / str(weight)
+        with pipeline.opened(asked, folder) as job:
+            train_dense(job)
+            images, dense = job.images(16), copy.deepcopy(job.model).eval()
+        pipeline.run(asked, folder, until="finetune")
+        small, arch = npr.load(folder / "finetuned"), npr.Arch.read(folder / "arch.json")
+        wanted, read = (each.forward_head(each.forward_features(images), pre_logits=True) for each in (dense, small))
+        units = read_by_classifier(dense, job.space.axes, arch)
+        assert units is not None
+        far[weight] = float((read - wanted[:, units]).detach().square().mean())
+    assert far[100.0] < 0.7 * far[0.0]
+
+
 @pytest.mark.parametrize(
     ("changes", "known"),
     [
@@ -76,6 +107,7 @@ def test_what_has_learnt_nothing_teaches_nobody(tmp_path: Path) -> None:
         (["dense.epochs=0"], False),
         (["dense.epochs=1", "finetune.epochs=0"], False),
         (["dense.epochs=1", "finetune.distill=0"], False),
+        (["dense.epochs=1", "finetune.distill=0", "finetune.distill_features=1"], True),
     ],
 )
 def test_who_has_a_teacher(changes: list[str], known: bool) -> None:

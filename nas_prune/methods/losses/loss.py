@@ -18,12 +18,14 @@ class Said:
     """What a model said of a batch.
 
     ``logits`` (b k); ``features``: path of a module -> its output as one sees it who reads it, closed units as zeros,
-    for the modules that the loss names; ``teacher``: logits (b k) of the dense parent, where there is one.
+    for the modules that the loss names; ``teacher``: what the dense parent says, where there is one; ``read``: what the
+    classifier reads, (b c) or (b c h w), where somebody asks for it.
     """
 
     logits: Tensor
     features: Mapping[str, Tensor] = field(default_factory=dict)
-    teacher: Tensor | None = None
+    teacher: Said | None = None
+    read: Tensor | None = None
 
 
 class Loss(nn.Module, ABC):
