@@ -33,8 +33,8 @@ class CompareOptions:
     targets: Annotated[str, typer.Option(help="targets of the budget, e.g. 0.5x,0.25x")] = "0.5x"
     seeds: Annotated[int, typer.Option(min=1, help="so many seeds: 0, 1, ...")] = 3
     allowance: Annotated[
-        int, typer.Option(min=0, help="epochs that controls train longer, for what a search costs")
-    ] = 1
+        int, typer.Option(min=0, help="epochs that controls train longer, for searches that cost as much")
+    ] = 0
     more: Annotated[list[Path] | None, typer.Option("--more", help="a YAML file of further methods")] = None
     again: Annotated[bool, typer.Option("--again", help="try cells that have failed once more")] = False
 

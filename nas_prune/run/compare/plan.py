@@ -1,7 +1,7 @@
 """The plan of a comparison: its cells, and the recipe of each.
 
 Every method has the same epochs in all. What methods spend on a search that trains nothing (the passes of a criterion),
-controls may spend on training: they have an allowance of epochs more, and the tables name what took longer.
+controls may spend on training: they can have an allowance of epochs more, and the tables name what took longer.
 """
 
 import re
@@ -33,7 +33,7 @@ class Plan:
     targets: Sequence[str]
     seeds: Sequence[int]
     out: Path
-    allowance: int = 1
+    allowance: int = 0
 
     @property
     def own(self) -> bool:
