@@ -13,7 +13,7 @@ from nas_prune.run.compare.sections import spread
 from .cells import Cell, cell_of
 
 BEGIN, END = "<!-- peers -->", "<!-- /peers -->"
-# the best one of a table is what all are put beside
+# The best one of a table is what all are put beside.
 CONTROLS = ("uniform", "uniform_fours", "uniform_single", "uniform_distilled")
 OURS = {"scratch": "once_hard_concrete", "tuned": "taylor_features", "untouched": "taylor_compensated"}
 OTHERS = ("tp_", "torch_dag")  # how the names of other packages' methods begin
@@ -69,8 +69,13 @@ def _made(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _control(made: Mapping[str, list[Row]]) -> str:
-    """The best uniform network; empty where none was run."""
-    return next((name for name in made if name in CONTROLS), "")
+    """The best uniform network of those with most seeds; empty where none was run."""
+    return max((name for name in made if name in CONTROLS), key=lambda name: len(made[name]), default="")
+
+
+def _other(made: Mapping[str, list[Row]]) -> str:
+    """The best of other packages, of those with most seeds; empty where none was run."""
+    return max((name for name in made if name.startswith(OTHERS)), key=lambda name: len(made[name]), default="")
 
 
 def _beside(rows: Sequence[Row], control: Sequence[Row]) -> str:
@@ -87,7 +92,7 @@ def _target(key: tuple[Any, ...]) -> str:
 
 def _summary(key: tuple[Any, ...], made: Mapping[str, list[Row]]) -> str:
     """A line of the short table: our method for the setting, the best control, the best of other packages."""
-    names = (OURS[key[0]], _control(made), next((name for name in made if name.startswith(OTHERS)), ""))
+    names = (OURS[key[0]], _control(made), _other(made))
     told = [f"{spread([row['top1'] for row in made[name]])} (`{name}`)" if name in made else "—" for name in names]
     more = _beside(made.get(names[0], ()), made.get(names[1], ()))
     return f"| {' | '.join([*key[:2], _target(key), *told, more or '—'])} |"
