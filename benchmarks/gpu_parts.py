@@ -137,7 +137,7 @@ def quickstart(tiny: bool) -> Rows:
     if not tiny:
         keys |= {"latency.batch_size": 4096, "latency.samples": 24, "latency.seconds": 0.1, "budget.target": "0.7x"}
     with tempfile.TemporaryDirectory() as folder:
-        yield "run", ran("smoke/digits_w_gates" if tiny else "quickstart", keys, Path(folder) / "run")
+        yield "run", ran("smoke/quickstart" if tiny else "quickstart", keys, Path(folder) / "run")
 
 
 def search_in(precision: str) -> Callable[[bool], Rows]:

@@ -1,9 +1,8 @@
 """The drawings: top-1 of the methods that matter over what their networks cost, on one backbone, from scratch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
@@ -12,7 +11,9 @@ from nas_prune.base.files.whole import atomic_write
 from nas_prune.run.report.curves import Ink, blank, style, svg
 from nas_prune.run.report.targets import alone
 
-Row = Mapping[str, Any]
+from .cells import cell_of
+from .table import Row, made_by
+
 BACKBONE = "resnet18_half"  # the one with all methods
 TICKS, ENDS = (0.1, 0.25, 0.5), (0.07, 0.62)  # of the axis of costs
 # Method -> its name in the drawing, and how it is drawn.
@@ -37,18 +38,17 @@ def write_charts(folder: Path, rows: Sequence[Row]) -> None:
 def chart(rows: Sequence[Row], cost: str) -> str | None:
     """Means over seeds with their range, a mark per target; the dense network is a line. None where nothing was run."""
     here = [row for row in rows if (row["setting"], row["backbone"], row["cost"]) == ("scratch", BACKBONE, cost)]
-    column, name = COSTS[cost]
-    lines = {method: list(_points(here, method, column)) for method in SHOWN}
-    if not any(lines.values()):
+    (column, name), made = COSTS[cost], made_by(here)
+    shown = [method for method in SHOWN if method in made]
+    if not shown:
         return None
     with style():
         figure, axes = blank("top-1, %", f"{name}, as a share of the dense network's", height=4.0)
-        for method, points in lines.items():
-            if points:
-                _draw(axes, points, *SHOWN[method])
-        dense = [row["top1"] for row in here if row["method"] == "dense" and row["top1"] is not None]
-        if dense:
-            axes.axhline(mean(dense), color=Ink.BASELINE.value, linewidth=1, linestyle=(0, (4, 3)), label="dense")
+        for method in shown:
+            _draw(axes, list(_points(made[method], column)), *SHOWN[method])
+        if "dense" in made:
+            dense = mean(row["top1"] for row in made["dense"])
+            axes.axhline(dense, color=Ink.BASELINE.value, linewidth=1, linestyle=(0, (4, 3)), label="dense")
         axes.set_xscale("log")
         axes.set_xticks(TICKS, [f"{share:g}x" for share in TICKS])
         axes.set_xlim(ENDS)
@@ -57,11 +57,10 @@ def chart(rows: Sequence[Row], cost: str) -> str | None:
         return svg(figure, f"top-1 over {name}")
 
 
-def _points(rows: Sequence[Row], method: str, column: str) -> Iterator[tuple[float, list[float]]]:
+def _points(rows: Sequence[Row], column: str) -> Iterator[tuple[float, list[float]]]:
     """Of each target, the smallest first: the mean cost, and the accuracies of all seeds."""
-    own = [row for row in rows if row["method"] == method and row["top1"] is not None]
-    for target in sorted({row["target"] for row in own}, key=lambda target: float(target[:-1])):
-        at = [row for row in own if row["target"] == target]
+    for share in sorted({cell_of(row).share for row in rows}):
+        at = [row for row in rows if cell_of(row).share == share]
         yield mean(row[column] for row in at), [row["top1"] for row in at]
 
 

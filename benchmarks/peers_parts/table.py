@@ -51,15 +51,16 @@ def tables(rows: Sequence[Row], methods: Mapping[str, Known]) -> str:
     groups = {key: list(group) for key, group in groupby(sorted(rows, key=_group), _group)}
     if not groups:
         return "\nNothing has been run yet.\n"
-    parts = [_section(key, group, methods) for key, group in groups.items()]
-    return "\n".join(["", *SHORT, *(_summary(key, _made(group)) for key, group in groups.items()), "", *parts])
+    made = {key: made_by(group) for key, group in groups.items()}
+    parts = [_section(key, group, made[key], methods) for key, group in groups.items()]
+    return "\n".join(["", *SHORT, *(_summary(key, own) for key, own in made.items()), "", *parts])
 
 
 def _group(row: Row) -> tuple[Any, ...]:
     return tuple(-float(row[name][:-1]) if name == "target" else row[name] for name in GROUP)
 
 
-def _made(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def made_by(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows of each method that came to a result, the most accurate method first."""
     made: dict[str, list[Row]] = {}
     for row in rows:
@@ -69,13 +70,13 @@ def _made(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _control(made: Mapping[str, list[Row]]) -> str:
-    """The best uniform network of those with most seeds; empty where none was run."""
-    return max((name for name in made if name in CONTROLS), key=lambda name: len(made[name]), default="")
+    """The best uniform network; empty where none was run."""
+    return _best({name: own for name, own in made.items() if name in CONTROLS})
 
 
-def _other(made: Mapping[str, list[Row]]) -> str:
-    """The best of other packages, of those with most seeds; empty where none was run."""
-    return max((name for name in made if name.startswith(OTHERS)), key=lambda name: len(made[name]), default="")
+def _best(made: Mapping[str, list[Row]]) -> str:
+    """Of the methods with most seeds the most accurate one; empty where there is none."""
+    return max(made, key=lambda name: len(made[name]), default="")
 
 
 def _beside(rows: Sequence[Row], control: Sequence[Row]) -> str:
@@ -92,16 +93,16 @@ def _target(key: tuple[Any, ...]) -> str:
 
 def _summary(key: tuple[Any, ...], made: Mapping[str, list[Row]]) -> str:
     """A line of the short table: our method for the setting, the best control, the best of other packages."""
-    names = (OURS[key[0]], _control(made), _other(made))
+    others = {name: own for name, own in made.items() if name.startswith(OTHERS)}
+    names = (OURS[key[0]], _control(made), _best(others))
     told = [f"{spread([row['top1'] for row in made[name]])} (`{name}`)" if name in made else "—" for name in names]
     more = _beside(made.get(names[0], ()), made.get(names[1], ()))
     return f"| {' | '.join([*key[:2], _target(key), *told, more or '—'])} |"
 
 
-def _section(key: tuple[Any, ...], rows: list[Row], methods: Mapping[str, Known]) -> str:
+def _section(key: tuple[Any, ...], rows: list[Row], made: Mapping[str, list[Row]], methods: Mapping[str, Known]) -> str:
     """All that was run, the best one first."""
-    made, seeds = _made(rows), len({row["seed"] for row in rows})
-    control = _control(made)
+    control, seeds = _control(made), len({row["seed"] for row in rows})
     lines = [_line(name, own, () if name == control else made.get(control, ()), seeds) for name, own in made.items()]
     title = f"**{', '.join([*key[:2], _target(key)])}**"
     return "\n".join([title, "", *HEAD, *lines, "", *_missing(rows, methods), ""])

@@ -90,7 +90,7 @@ def read_by_classifier(model: nn.Module, axes: Axes, arch: Arch) -> Tensor | Non
     """Indices of the units that an architecture leaves of those which the classifier of ``model`` reads; None where all
     stay. Raises RecipeError where no single layer says the classes."""
     layer = classifier_of(model)
-    name = next((name for name, module in model.named_modules() if layer is not None and module is layer), None)
+    name = next((name for name, module in model.named_modules() if module is layer), None)
     if name is None:
         raise RecipeError("finetune.distill_features: the model has no layer that says the classes; leave it out")
     return axes.indices(axes.tensors[f"{name}.weight"][1], arch)

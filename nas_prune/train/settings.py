@@ -184,8 +184,8 @@ class FinetuneSettings(TrainSettings):
     )
     distill: Share = Field(
         0.5,
-        description="share of the loss that imitates the dense parent, if that has learnt anything; 0 switches the "
-        "teacher off",
+        description="share of the loss that imitates what the dense parent says, if that has learnt anything; 0 asks "
+        "for none of it",
     )
     distill_features: NonNegativeFloat = Field(
         0.0,

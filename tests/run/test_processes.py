@@ -30,12 +30,8 @@ from nas_prune.train.evaluate import top1
 from nas_prune.train.finetune import recalibrate
 from nas_prune.train.loop import Run
 
-WORDS = [
-    "run",
-    "smoke/digits_w_gates",
-    "--budget.cost=macs",
-    "--budget.target=0.6x",
-]  # no timing changes what is decided
+# No timing changes what is decided.
+WORDS = ["run", "smoke/digits_w_gates", "--budget.cost=macs", "--budget.target=0.6x"]
 LONGER = ["--search.joint=6", "--search.max_steps=25", "--latency.batch_size=2", "--latency.seconds=0.001"]
 
 

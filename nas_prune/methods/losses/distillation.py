@@ -30,9 +30,7 @@ class Distillation(Loss):
     def forward(self, said: Said, targets: Tensor) -> Tensor:  # noqa: ARG002
         """The loss, (), the mean over the batch; targets are not looked at."""
         if said.teacher is None:
-            raise RecipeError(
-                "the loss distillation needs a teacher; only finetune has one, with finetune.distill above 0"
-            )
+            raise RecipeError("the loss distillation needs a teacher: set finetune.distill, or search.distill, above 0")
         wanted = F.log_softmax(said.teacher.logits.float() / self.temperature, -1)
         given = F.log_softmax(said.logits.float() / self.temperature, -1)
         return F.kl_div(given, wanted, reduction="batchmean", log_target=True) * self.temperature**2
