@@ -93,9 +93,16 @@ class ArchError(NasPruneError):
 
 
 class BudgetError(NasPruneError):
-    """A budget that no architecture of the search space can meet. ``infeasible``: that is what a run has found out."""
+    """A budget that no architecture of the search space can meet. ``infeasible``: that is what a run has found out.
+
+    ``smallest``: what the smallest that a selector can make is predicted to cost, where that is the reason.
+    """
 
     infeasible = False
+
+    def __init__(self, message: str, *, smallest: float | None = None) -> None:
+        super().__init__(message)
+        self.smallest = smallest
 
 
 class CalibrationError(NasPruneError):

@@ -30,6 +30,7 @@ LEAST, MOST = 3, 5  # timings of an architecture that fits; one that does not is
 KNOWN = 0.01  # standard error of a mean that needs no further timing, as a share
 LOOKS = 4  # a round that selects a known architecture again costs no measurement
 FINE = 1.002  # nothing to find between two limits that are this close
+ROUNDING = 1e-6  # of predictions in float32
 CLOSE = 0.95  # stop looking for a slower one when the best is this close below the target
 
 
@@ -120,17 +121,20 @@ def meet(
 
     ``cost_of`` derives an architecture and measures it, in the unit of the limit; ``limits`` are held by prediction.
     Measurements are journalled: a stopped run reuses them. Raises BudgetError, with the closest figure, if no round
-    met the target, and what ``select`` raises where something smaller would be within it.
+    met the target, and what ``select`` raises where it finds nothing at all.
     """
     space, target, asked = question.space, question.limit, question.limit
     low, high = 0.0, math.inf  # what was asked for: most that measured within the target, least that measured above
     measured_cost = _Measurements(cost_of, space, journal)
     tried: dict[tuple[int, ...], tuple[Round, Decision]] = {}
     for _ in range(LOOKS * rounds):
-        decided = _decided(question.within(asked), select, limits, first=not tried)
-        if decided is None:
+        try:
+            decision, granted = _decided(question, asked, select, limits)
+        except BudgetError:
+            if not tried:
+                raise
             break
-        decision, asked = decided
+        smallest, asked = granted > asked, granted
         arch = decision.arch
         key = tuple(arch.sizes(space.free).values())
         again = key in tried
@@ -140,7 +144,7 @@ def meet(
             measured = measured_cost(arch, target)
             tried[key] = Round(asked, question.spent(arch.sizes(space.free)), measured, target), decision
         measured = tried[key][0].measured
-        if fits(measured, target) or (measured > target and arch == _smallest(question)):
+        if fits(measured, target) or (measured > target and smallest):
             break
         low, high = (max(low, asked), high) if measured <= target else (low, min(high, asked))
         if high < low * FINE or (measured <= target and arch == Arch.dense(space.free)):
@@ -159,32 +163,24 @@ def _next(asked: float, wanted: float, between: tuple[float, float], *, again: b
     return low / CLOSE if high == math.inf else high * CLOSE if low == 0 else (low + high) / 2
 
 
-def _decided(
-    question: Question, select: Selector, limits: Sequence[Budget], *, first: bool
-) -> tuple[Decision, float] | None:
-    """The decision within every limit as predicted, and what was asked for in the end.
+def _decided(question: Question, limit: float, select: Selector, limits: Sequence[Budget]) -> tuple[Decision, float]:
+    """The decision within every limit as predicted, and the limit that it is within.
 
-    Where the prediction says that nothing at all is within, the smallest architecture: only the device can tell. Where
-    it is but the selector that finds nothing: what that raises if this is the ``first`` decision, None otherwise.
+    Where that is predicted to be too little for the selector's smallest architecture, it is what that is predicted to
+    take: only the device can tell. Raises BudgetError where ``limits`` or something else leaves nothing.
     """
-    joint = Limits([Budget.of(question.limit, question.cost), *limits])
-    asked = question.within(1.0, joint) if limits else question
+
+    def decision(most: float) -> Decision:
+        joint = Limits([Budget.of(most, question.cost), *limits])
+        return select(question.within(1.0, joint) if limits else question.within(most))
+
     try:
-        return select(asked), question.limit
-    except BudgetError:
-        arch = _smallest(question)
-        sizes = arch.sizes(question.space.free)
-        within = asked.spent(sizes) <= asked.limit
-        if within and first:
+        return decision(limit), limit
+    except BudgetError as error:
+        if error.smallest is None:
             raise
-        return None if within else (Decision(arch), question.spent(sizes))
-
-
-def _smallest(question: Question) -> Arch:
-    """Every axis at its minimum; of a choice, the candidate of the highest score."""
-    scores, space = question.scores, question.space
-    kept = {name: scores[name].topk(space.minimum[name]).indices.tolist() for name in space.free}
-    return Arch(kept | {name: range(chosen) for name, chosen in space.chosen(scores).items()})
+        least = (1 + ROUNDING) * (limit * error.smallest if limits else error.smallest)
+        return decision(least), least
 
 
 def _best(tried: list[tuple[Round, Decision]], question: Question, most: int) -> Met:

@@ -64,7 +64,9 @@ def test_a_calibration_of_elsewhere_is_refused_with_the_difference(made) -> None
     there = calibration_file.read(folder / FILE)[1]
     wanted = here(space, images, SETTINGS, ABOUT)
     calibration_file.require_fit(folder / FILE, there, wanted)
+    lower = replace(space, minimum=dict.fromkeys(space.minimum, 1))
     foreign = {
+        r"widths: conv1.0 is \[8, 8\] there": here(lower, images, SETTINGS, ABOUT),
         "processor": {**wanted, "device": {**wanted["device"], "processor": "Abacus 9"}},
         "torch": {**wanted, "device": {**wanted["device"], "torch": "1.2.3"}},
         "runtime is eager there, openvino here": here(

@@ -129,22 +129,47 @@ def test_the_smallest_is_tried_for_real_where_the_prediction_refuses_it(space, s
     assert 0.5 * budget.limit < real <= budget.limit
 
 
-def test_a_selector_that_finds_nothing_where_something_is_does_not_end_in_the_smallest(space, scores):
-    budget = Budget("0.3x", Macs(space.axes))
+def half_at_least(question):
+    """A selector that cannot take away more than half, as uniform widths cannot where blocks could go."""
+    if question.limit < 0.5 * question.spent({}):
+        raise question.out_of_reach(0.5 * question.spent({}))
+    return ranked(question)
 
-    def half_at_least(question):
-        if question.limit < 0.5 * question.spent({}):
-            raise question.out_of_reach(0.5 * question.spent({}))
-        return ranked(question)
+
+@pytest.mark.parametrize("further", [[], ["0.9x"]])
+def test_the_smallest_of_a_selector_is_tried_for_real_and_nothing_smaller(space, scores, further):
+    """A predictor that is too pessimistic at the small end refuses nothing; what is measured counts."""
+    space = SearchSpace.read("everything", space.axes)  # unit by unit
+    macs, dense = Macs(space.axes), float(Macs(space.axes)({}))
+    limits = [Budget(text, macs) for text in further]
 
     def cost(arch):
-        return float(budget.cost(arch.sizes(space.free)))
+        return bias * float(macs(arch.sizes(space.free)))
 
+    bias = 0.5
+    met = meet(asked(scores, Budget("0.3x", macs), space), half_at_least, cost, limits=limits)
+    assert 0.25 * dense < cost(met.arch) <= 0.3 * dense
+    bias = 1.0
+    with pytest.raises(BudgetError, match="networks derived and measured: 1; the closest is"):
+        meet(asked(scores, Budget("0.3x", macs), space), half_at_least, cost, limits=limits)
+    bias = 2.0
+    with pytest.raises(BudgetError, match="the closest is"):  # after others
+        meet(asked(scores, Budget("0.9x", macs), space), half_at_least, cost, limits=limits)
+
+
+def test_other_limits_are_held_as_predicted_whatever_the_device_says(space, scores):
+    macs = Macs(space.axes)
+    budget, limit = Budget("0.3x", macs), Budget("0.4x", macs)
     with pytest.raises(BudgetError, match="no architecture of search space"):
-        meet(asked(scores, budget, space), half_at_least, cost)
-    above = Budget("0.55x", budget.cost)
-    with pytest.raises(BudgetError, match="the closest is"):  # what was tried is told
-        meet(asked(scores, above, space), half_at_least, lambda arch: 2 * cost(arch))
+        meet(asked(scores, budget, space), half_at_least, lambda _: 1.0, limits=[limit])
+
+
+def test_a_selector_that_finds_nothing_for_another_reason_is_heard(space, scores):
+    def hopeless(_):
+        raise BudgetError("nothing that I know")
+
+    with pytest.raises(BudgetError, match="nothing that I know"):
+        meet(asked(scores, Budget("0.3x", Macs(space.axes)), space), hopeless, lambda _: 1.0)
 
 
 def test_measurements_are_journalled_and_reused(space, scores, tmp_path):

@@ -69,7 +69,8 @@ class Question:
         """The error for a limit below what the smallest architecture costs."""
         return BudgetError(
             f"no architecture of search space {self.space.name} is within {self.limit:.4g} {self.cost.unit}: "
-            f"its smallest one takes {smallest:.4g}. Raise the budget, or lower `minimum` in the space"
+            f"its smallest one takes {smallest:.4g}. Raise the budget, or lower `minimum` in the space",
+            smallest=smallest,
         )
 
 

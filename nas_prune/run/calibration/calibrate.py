@@ -116,10 +116,15 @@ def calibrate(
 def here(
     space: SearchSpace, example_inputs: Tensor, settings: LatencySettings, about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The facts that a latency here depends on, as plain data: model, axes, images, conditions and device."""
+    """The facts that a latency here depends on, as plain data: model, axes, images, conditions and device.
+
+    ``widths``: of each axis what was sampled, its least width and the step from one to the next. A predictor that
+    learnt from widths of any size is far off on multiples of eight, where runtimes are fast.
+    """
     return {
         "model": dict(about),
         "axes": {name: axis.size for name, axis in space.free.items()},
+        "widths": {name: [space.minimum[name], axis.divisor] for name, axis in space.free.items()},
         "stripes": bool(space.axes.stripes),
         "replaced": [rule.model_dump(mode="json") for rule in space.replaced],
         "image": list(example_inputs.shape[1:]),

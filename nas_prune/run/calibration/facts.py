@@ -47,6 +47,7 @@ class Facts(Document):
 
     model: ModelFacts
     axes: dict[str, Annotated[int, Field(ge=1, le=10**7)]]
+    widths: dict[str, Annotated[list[Natural], Field(min_length=2, max_length=2)]]
     stripes: bool
     replaced: list[Replacement]
     image: Annotated[list[Whole], Field(min_length=3, max_length=3)]

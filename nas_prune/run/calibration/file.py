@@ -23,7 +23,7 @@ from nas_prune.base.files.documents import Document, validated
 from nas_prune.base.files.whole import atomic_write, finite
 from nas_prune.run.calibration.facts import Facts, disagreement
 
-FORMAT = "nas_prune.calibration/6"
+FORMAT = "nas_prune.calibration/7"
 ENTRY = "calibration"  # what the header has beside the tensors
 DECISIVE = ("processor", "cores", "accelerator", "system")  # the rest of a fingerprint may differ a little
 
@@ -31,7 +31,7 @@ DECISIVE = ("processor", "cores", "accelerator", "system")  # the rest of a fing
 class Entry(Document):
     """What the header says: the format, the facts as text, and the sum of all."""
 
-    format: Literal["nas_prune.calibration/6"]
+    format: Literal["nas_prune.calibration/7"]
     facts: str
     sha256: str
 
@@ -105,7 +105,7 @@ def sum_of(tensors: Mapping[str, Tensor], facts: str) -> str:
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
     """One text for each fact that a latency depends on and that is another in a calibration than here."""
-    for key in ("model", "replaced", "axes", "image", "batch_size", "conditions"):
+    for key in ("model", "replaced", "axes", "widths", "image", "batch_size", "conditions"):
         if there[key] != here[key]:
             yield f"{key}: {_short(there[key], here[key])}"
     for key in DECISIVE:
