@@ -128,21 +128,18 @@ def meet(
     measured_cost = _Measurements(cost_of, space, journal)
     tried: dict[tuple[int, ...], tuple[Round, Decision]] = {}
     for _ in range(LOOKS * rounds):
-        try:
-            decision, granted = _decided(question, asked, select, limits)
-        except BudgetError:
-            if not tried:
-                raise
+        decided = _decided(question, asked, select, limits, first=not tried)
+        if decided is None:
             break
-        smallest, asked = granted > asked, granted
-        arch = decision.arch
-        key = tuple(arch.sizes(space.free).values())
+        decision, granted = decided
+        smallest, asked, arch = granted > asked, granted, decision.arch
+        sizes = arch.sizes(space.free)
+        key = tuple(sizes.values())
         again = key in tried
         if not again and len(tried) == rounds:
             break
         if not again:
-            measured = measured_cost(arch, target)
-            tried[key] = Round(asked, question.spent(arch.sizes(space.free)), measured, target), decision
+            tried[key] = Round(asked, question.spent(sizes), measured_cost(arch, target), target), decision
         measured = tried[key][0].measured
         if fits(measured, target) or (measured > target and smallest):
             break
@@ -163,24 +160,30 @@ def _next(asked: float, wanted: float, between: tuple[float, float], *, again: b
     return low / CLOSE if high == math.inf else high * CLOSE if low == 0 else (low + high) / 2
 
 
-def _decided(question: Question, limit: float, select: Selector, limits: Sequence[Budget]) -> tuple[Decision, float]:
+def _decided(
+    question: Question, limit: float, select: Selector, limits: Sequence[Budget], *, first: bool
+) -> tuple[Decision, float] | None:
     """The decision within every limit as predicted, and the limit that it is within.
 
     Where that is predicted to be too little for the selector's smallest architecture, it is what that is predicted to
-    take: only the device can tell. Raises BudgetError where ``limits`` or something else leaves nothing.
+    take: only the device can tell. Where nothing is found for another reason: what ``select`` raises if this is the
+    ``first`` decision, None otherwise.
     """
 
     def decision(most: float) -> Decision:
         joint = Limits([Budget.of(most, question.cost), *limits])
         return select(question.within(1.0, joint) if limits else question.within(most))
 
-    try:
-        return decision(limit), limit
-    except BudgetError as error:
-        if error.smallest is None:
-            raise
-        least = (1 + ROUNDING) * (limit * error.smallest if limits else error.smallest)
-        return decision(least), least
+    most = limit
+    while True:
+        try:
+            return decision(most), most
+        except BudgetError as error:
+            if error.smallest is None or most > limit:
+                if first:
+                    raise
+                return None
+            most = (1 + ROUNDING) * (limit * error.smallest if limits else error.smallest)
 
 
 def _best(tried: list[tuple[Round, Decision]], question: Question, most: int) -> Met:

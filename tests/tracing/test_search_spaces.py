@@ -30,6 +30,7 @@ from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.oracle import perturbed
 from nas_prune.tracing.space import Replacement, SearchSpace
 from nas_prune.train import search as searching
+from nas_prune.train.choose import ROUNDING
 from nas_prune.train.data.loaders import Data, from_loaders, load
 from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.held_out.shapley_ascent import ascend
@@ -189,8 +190,11 @@ def test_selectors_keep_one_candidate_and_meet_the_limit(name: str) -> None:
     assert float(cost(arch.sizes(space.free))) <= limit
     for names in space.choices.values():
         assert sum(len(arch.kept[each]) for each in names) == 1
-    with pytest.raises(BudgetError):
+    with pytest.raises(BudgetError) as refused:
         ask(selectors[name], scores, cost, 1.0, space)
+    assert refused.value.smallest is not None
+    least = (1 + ROUNDING) * refused.value.smallest
+    assert float(cost(ask(selectors[name], scores, cost, least, space).sizes(space.free))) <= least
 
 
 def test_samples_keep_one_candidate_and_the_first_is_the_smallest() -> None:
