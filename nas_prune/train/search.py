@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from nas_prune.base.errors import BudgetError
 from nas_prune.base.parts import bound
 from nas_prune.costs import Budget
 from nas_prune.derivation.derive import edit
@@ -120,7 +121,7 @@ def searched(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSet
             learner.remove(learner.mover.left())  # no gate lets anything of the others pass: nothing to make up for
         scores = parts.score(learner.gated, each)
         if learner.mover is None and not each.last:
-            learner.remove(_closed(learner, parts, scores, each, run.seed))
+            learner.remove(_closed(learner, parts, scores, each, run=run))
     with learner.setting():
         learner.gated.fold()
     met = parts.meet(learner.alive, scores)
@@ -131,12 +132,18 @@ def searched(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSet
     return replace(met, arch=learner.alive.arch(met.arch))
 
 
-def _closed(learner: Learner, parts: Parts, scores: Scores, each: Round, seed: int) -> Arch:
-    """What a round leaves: what is selected within its limit."""
+def _closed(learner: Learner, parts: Parts, scores: Scores, each: Round, *, run: Run) -> Arch:
+    """What a round leaves: what is selected within its limit; all, where nothing is predicted to be within it."""
     limit = Budget.of(each.limit(parts.joint), parts.joint.cost)
     further = parts.further(learner.gated, each)
-    asked = learner.alive.question(scores, limit, further=further, batches=parts.batches, seed=seed)
-    decision = parts.select(asked)
+    asked = learner.alive.question(scores, limit, further=further, batches=parts.batches, seed=run.seed)
+    try:
+        decision = parts.select(asked)
+    except BudgetError as error:
+        if error.smallest is None:
+            raise
+        run.bars.say(f"round {each.number} removes nothing, and what the device says counts in the end: {error}")
+        return Arch()
     _change(learner, parts, decision.arch, decision.edits)
     return decision.arch
 

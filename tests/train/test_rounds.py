@@ -16,6 +16,7 @@ from zoo import Traced, apart, few, traced
 from nas_prune.base.errors import InterruptedRunError, RecipeError, SpaceError
 from nas_prune.base.parts import bound
 from nas_prune.costs import Budget, Macs
+from nas_prune.costs.cost import Sizes
 from nas_prune.costs.left import Left
 from nas_prune.derivation.derive import derive
 from nas_prune.derivation.removal import put_back, removed
@@ -207,6 +208,27 @@ def test_a_search_in_rounds_meets_its_budget_and_leaves_the_weights_it_has_learn
     with torch.no_grad():
         assert apart(gated.eval().fixed(arch)(images), small(images)) <= 1e-4
         assert bool((small(images) - derive(net.model, net.axes, arch).eval()(images)).abs().max() > 1e-2), "untrained"
+
+
+class Pessimistic(Macs):
+    """A prediction by which even the smallest network costs as much as the dense one does."""
+
+    def __call__(self, sizes: Sizes) -> Tensor:
+        return super().__call__(sizes) + super().__call__({})
+
+
+def test_a_round_within_which_nothing_is_predicted_to_be_leaves_the_choice_to_the_device(net: Traced) -> None:
+    torch.manual_seed(0)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(IMAGES.float(), LABELS), batch_size=8)
+    gated, real = GatedModel(net.fresh(), SearchSpace.read("channels", net.axes), gate="weight"), Macs(net.axes)
+    budget = Budget.of(0.3 * float(real({})), Pessimistic(net.axes))
+    settings = SearchSettings(joint=2, rounds=2, lr=0.01)
+
+    def cost(arch: Arch) -> float:
+        return float(real(arch.sizes(gated.space.free)))
+
+    arch = search(gated, loader, budget=budget, settings=settings, run=Run(Accelerator(cpu=True)), cost_of=cost)
+    assert cost(arch) <= budget.limit
 
 
 @pytest.mark.zoo
