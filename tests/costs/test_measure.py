@@ -12,7 +12,7 @@ from torch import nn
 
 from nas_prune.base.errors import NasPruneError, RunError, RuntimeMissingError, UnknownNameError
 from nas_prune.costs import Conditions, Timing, Timings, measure, measure_together
-from nas_prune.costs.timing.measure import ROUNDS, SURE, interval, share, time_calls, undisturbed
+from nas_prune.costs.timing.measure import PAUSES, ROUNDS, SURE, interval, share, time_calls, undisturbed
 from nas_prune.costs.timing.runtimes import available, missing, prepare
 
 
@@ -313,3 +313,12 @@ def test_disturbed_timings_are_taken_again(dense: list[float], chosen: int) -> N
     left = len(list(coming))
     assert left == {0: 2, 1: 1, 2: 1}[chosen]  # four timings at most
     assert undisturbed(lambda: moments[0], {}) is moments[0]
+
+
+def test_a_crowded_machine_is_given_time() -> None:
+    crowded, calm = (Timings({"dense": (ms,) * 6}) for ms in (30.0, 10.0))
+    coming, waited = iter([crowded, crowded, calm]), list[float]()
+    assert undisturbed(lambda: next(coming), {"dense": 10.0}, pause=waited.append) is calm
+    assert waited == [*PAUSES[:2]]
+    assert undisturbed(lambda: crowded, {"dense": 10.0}, pause=waited.append) is crowded
+    assert waited[2:] == [*PAUSES]

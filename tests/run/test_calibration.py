@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -18,12 +19,14 @@ from nas_prune.costs import Bench
 from nas_prune.costs.operators.staircase import sweeps
 from nas_prune.costs.operators.table import plan
 from nas_prune.costs.operators.timing import Point
+from nas_prune.costs.timing import measure
+from nas_prune.costs.timing.measure import Timings
 from nas_prune.derivation.replace import laid_out
 from nas_prune.derivation.trace import trace
 from nas_prune.run import pipeline
 from nas_prune.run.calibration import bench
 from nas_prune.run.calibration import file as calibration_file
-from nas_prune.run.calibration.calibrate import FILE, adopt, calibrate, here
+from nas_prune.run.calibration.calibrate import FILE, Calibration, adopt, calibrate, here
 from nas_prune.run.calibration.check import check
 from nas_prune.run.calibration.sampling import meeting, sample
 from nas_prune.run.calibration.settings import LatencySettings
@@ -57,6 +60,36 @@ def test_one_file_holds_all_of_it(made, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert len(rows) == SETTINGS.samples
     assert result.smallest_ms == pytest.approx(rows[0]["ms"])
+
+
+@pytest.mark.usefixtures("recorded_timings")
+def test_networks_that_were_timed_on_a_crowded_machine_teach_nothing(made, tmp_path: Path) -> None:
+    """While another process has the core, long calls are interrupted and short ones are not: ratios are far off."""
+    _, space, images, _ = made
+    model, timed = timm.create_model("test_resnet", num_classes=10).eval(), measure.time_calls
+    crowded = {0: (), 1: (6, 9), 2: range(5, 16)}
+
+    def calibrated(which: int) -> tuple[Calibration, list[float]]:
+        folder = tmp_path / str(which)
+        journal = folder / "timings.jsonl"
+
+        def take(*arguments: Any) -> Timings:
+            timings = timed(*arguments)
+            if not journal.exists() or len(read_lines(journal)) not in crowded[which]:
+                return timings
+            return Timings({**timings.times, "dense": tuple(13 * each for each in timings.times["dense"])})
+
+        folder.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(measure, "time_calls", take)
+            patch.setattr(measure, "PAUSES", (0.0,) * 3)
+            result = calibrate(model, space, images, SETTINGS, folder, about=ABOUT)
+        return result, calibration_file.read(folder / FILE)[0]["share"].tolist()
+
+    (calm, shares), (some, left) = calibrated(0), calibrated(1)
+    assert left == [share for number, share in enumerate(shares) if number not in crowded[1]]
+    assert (some.dense_ms, some.smallest_ms) == (calm.dense_ms, calm.smallest_ms)
+    assert len(calibrated(2)[1]) == SETTINGS.samples, "where it was like that most of the time, there is nothing better"
 
 
 def test_a_calibration_of_elsewhere_is_refused_with_the_difference(made) -> None:

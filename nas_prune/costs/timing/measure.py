@@ -38,6 +38,8 @@ REFILL = 2e-3  # seconds of untimed calls that refill the caches: MobileNetV3-sm
 SLOW = 10e-3  # seconds of a call that needs none: a cold start added about 2 % to one of ResNet-18
 DISTURBED = 1.07  # times the calm milliseconds: timings above are taken again ...
 TRIES = 4  # ... so often, and then the least disturbed counts
+CROWDED = 2.0  # times the calm milliseconds: another process runs on the same core, and no ratio can be believed
+PAUSES = (0.2, 1.0, 5.0)  # seconds before it is tried again
 DRIFT, UNSURE = 0.10, 0.05  # shares from which a machine is called too noisy
 
 
@@ -172,10 +174,17 @@ def measure_together(
             return undisturbed(lambda: time_calls(calls, seconds), calm or {})
 
 
-def undisturbed(take: Callable[[], Timings], calm: Mapping[str, float]) -> Timings:
-    """The first timings in which no model took clearly longer than it does in a calm moment, or the least disturbed."""
+def undisturbed(
+    take: Callable[[], Timings], calm: Mapping[str, float], *, pause: Callable[[float], None] = time.sleep
+) -> Timings:
+    """The first timings in which no model took clearly longer than it does in a calm moment, or the least disturbed.
+
+    Where the machine is crowded, it ``pause``s before the next ones.
+    """
     taken: list[tuple[float, Timings]] = []
     while not taken or (taken[-1][0] > DISTURBED and len(taken) < TRIES):
+        if taken and taken[-1][0] > CROWDED:
+            pause(PAUSES[len(taken) - 1])
         timings = take()
         taken.append((max((timings[name].median_ms / ms for name, ms in calm.items()), default=1.0), timings))
     return min(taken, key=lambda each: each[0])[1]

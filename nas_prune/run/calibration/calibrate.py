@@ -31,6 +31,7 @@ from nas_prune.costs import (
     measure_together,
     predictors,
 )
+from nas_prune.costs.timing.measure import CROWDED
 from nas_prune.derivation.derive import derive
 from nas_prune.run.calibration import file as calibration_file
 from nas_prune.run.calibration.bench import conditions, operator_table
@@ -224,6 +225,8 @@ def _fitted(
     space: SearchSpace, rows: Sequence[dict[str, Any]], facts: dict[str, Any], name: str, table: OperatorTable | None
 ) -> dict[str, Tensor]:
     """The tensors of the file; what was found out is added to the facts."""
+    smallest = rows[0]["share"]
+    rows = _calm(rows)
     samples = [row for row in rows if not row["repeat"]]
     sizes = torch.tensor([[row["sizes"][name] for name in facts["axes"]] for row in samples])
     measured = torch.tensor([row["share"] for row in samples])
@@ -238,11 +241,18 @@ def _fitted(
         "noise": _noise(rows),
         "dense_ms": dense_ms,
         "calm_ms": _calm_ms(rows),
-        "smallest_ms": dense_ms * samples[0]["share"],
+        "smallest_ms": dense_ms * smallest,
     }
     state = {f"{PREDICTOR}{name}": tensor for name, tensor in chosen.predictor.state_dict().items()}
     spread = torch.tensor([row["spread"] for row in samples])
     return state | {"sizes": sizes, "share": measured, "spread": spread, "predicted_ms": chosen.predicted}
+
+
+def _calm(rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """The rows that were timed while the machine was not crowded; all, where that is less than half of them."""
+    most = CROWDED * _calm_ms(rows)
+    calm = [row for row in rows if row["dense_ms"] <= most]
+    return calm if 2 * len(calm) >= len(rows) else rows
 
 
 def _calm_ms(rows: Sequence[dict[str, Any]]) -> float:
@@ -253,7 +263,7 @@ def _calm_ms(rows: Sequence[dict[str, Any]]) -> float:
 def _noise(rows: Sequence[dict[str, Any]]) -> float:
     """Mean difference, as a share, between two timings of the same network."""
     first = {row["index"]: row["share"] for row in rows if not row["repeat"]}
-    again = [abs(row["share"] / first[row["index"]] - 1) for row in rows if row["repeat"]]
+    again = [abs(row["share"] / first[row["index"]] - 1) for row in rows if row["repeat"] and row["index"] in first]
     return float(sum(again)) / max(1, len(again))
 
 
