@@ -22,6 +22,7 @@ NasPruneError                 exit code 2: the input cannot be used
 """
 
 import errno
+from collections.abc import Mapping
 from reprlib import Repr
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})  # there is no room, now
@@ -95,12 +96,12 @@ class ArchError(NasPruneError):
 class BudgetError(NasPruneError):
     """A budget that no architecture of the search space can meet. ``infeasible``: that is what a run has found out.
 
-    ``smallest``: what the smallest that a selector can make is predicted to cost, where that is the reason.
+    ``smallest``: the size per axis of the smallest that a selector can make, where that is predicted to be too much.
     """
 
     infeasible = False
 
-    def __init__(self, message: str, *, smallest: float | None = None) -> None:
+    def __init__(self, message: str, *, smallest: Mapping[str, float] | None = None) -> None:
         super().__init__(message)
         self.smallest = smallest
 

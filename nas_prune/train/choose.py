@@ -22,6 +22,7 @@ from nas_prune.base.files.documents import read_journal
 from nas_prune.base.files.whole import append_line
 from nas_prune.costs import Budget, Limits
 from nas_prune.methods.selectors import Decision, Question, Selector
+from nas_prune.methods.selectors.ranked import best_units
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace
 from nas_prune.train.record.journals import RoundRow
@@ -30,7 +31,6 @@ LEAST, MOST = 3, 5  # timings of an architecture that fits; one that does not is
 KNOWN = 0.01  # standard error of a mean that needs no further timing, as a share
 LOOKS = 4  # a round that selects a known architecture again costs no measurement
 FINE = 1.002  # nothing to find between two limits that are this close
-ROUNDING = 1e-6  # of predictions in float32
 CLOSE = 0.95  # stop looking for a slower one when the best is this close below the target
 
 
@@ -165,25 +165,19 @@ def _decided(
 ) -> tuple[Decision, float] | None:
     """The decision within every limit as predicted, and the limit that it is within.
 
-    Where that is predicted to be too little for the selector's smallest architecture, it is what that is predicted to
-    take: only the device can tell. Where nothing is found for another reason: what ``select`` raises if this is the
-    ``first`` decision, None otherwise.
+    Where that is predicted to be too little for the smallest architecture that the selector can make, it is that one
+    all the same: only the device can tell. Where nothing is found for another reason: what ``select`` raises if this
+    is the ``first`` decision, None otherwise.
     """
-
-    def decision(most: float) -> Decision:
-        joint = Limits([Budget.of(most, question.cost), *limits])
-        return select(question.within(1.0, joint) if limits else question.within(most))
-
-    most = limit
-    while True:
-        try:
-            return decision(most), most
-        except BudgetError as error:
-            if error.smallest is None or most > limit:
-                if first:
-                    raise
-                return None
-            most = (1 + ROUNDING) * (limit * error.smallest if limits else error.smallest)
+    joint = Limits([Budget.of(limit, question.cost), *limits])
+    try:
+        return select(question.within(1.0, joint) if limits else question.within(limit)), limit
+    except BudgetError as error:
+        if error.smallest is not None and not (limits and Limits(limits).violated(error.smallest)):
+            return Decision(best_units(question.scores, error.smallest)), question.spent(error.smallest)
+        if first:
+            raise
+        return None
 
 
 def _best(tried: list[tuple[Round, Decision]], question: Question, most: int) -> Met:

@@ -23,6 +23,7 @@ from nas_prune.derivation.verify import verify
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.gates.skeleton import Skeleton, SkeletonFilters
 from nas_prune.methods.selectors import selectors
+from nas_prune.methods.selectors.ranked import best_units
 from nas_prune.ops import Choice, Skip, Zero
 from nas_prune.ops.stripes.conv import StripeConv
 from nas_prune.run.calibration.sampling import sample, smallest
@@ -30,7 +31,6 @@ from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.oracle import perturbed
 from nas_prune.tracing.space import Replacement, SearchSpace
 from nas_prune.train import search as searching
-from nas_prune.train.choose import ROUNDING
 from nas_prune.train.data.loaders import Data, from_loaders, load
 from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.held_out.shapley_ascent import ascend
@@ -192,9 +192,11 @@ def test_selectors_keep_one_candidate_and_meet_the_limit(name: str) -> None:
         assert sum(len(arch.kept[each]) for each in names) == 1
     with pytest.raises(BudgetError) as refused:
         ask(selectors[name], scores, cost, 1.0, space)
-    assert refused.value.smallest is not None
-    least = (1 + ROUNDING) * refused.value.smallest
-    assert float(cost(ask(selectors[name], scores, cost, least, space).sizes(space.free))) <= least
+    smallest = refused.value.smallest
+    assert smallest is not None
+    arch = best_units(scores, smallest)
+    assert all(space.minimum[key] <= size <= space.free[key].size for key, size in arch.sizes(space.free).items())
+    assert float(cost(arch.sizes(space.free))) == float(cost(smallest)) > 1
 
 
 def test_samples_keep_one_candidate_and_the_first_is_the_smallest() -> None:

@@ -130,9 +130,12 @@ def test_the_smallest_is_tried_for_real_where_the_prediction_refuses_it(space, s
 
 
 def half_at_least(question):
-    """A selector that cannot take away more than half, as uniform widths cannot where blocks could go."""
-    if question.limit < 0.5 * question.spent({}):
-        raise question.out_of_reach(0.5 * question.spent({}))
+    """A selector that takes away no more than this, as uniform widths do not where blocks could go."""
+    smallest = {
+        name: max(question.space.minimum[name], axis.size * 7 // 10) for name, axis in question.space.free.items()
+    }
+    if question.limit < question.spent(smallest):
+        raise question.out_of_reach(smallest)
     return ranked(question)
 
 

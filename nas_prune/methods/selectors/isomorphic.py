@@ -37,7 +37,7 @@ def isomorphic(question: Question) -> Decision:
         return found
 
     if question.spent(sizes(0)) > question.limit:
-        raise question.out_of_reach(question.spent(sizes(0)))
+        raise question.out_of_reach(sizes(0))
     step = largest(STEPS, lambda step: question.spent(sizes(step)) <= question.limit)
     return Decision(best_units(scores, sizes(step)))
 

@@ -54,7 +54,7 @@ def price(question: Question) -> Decision:
     if CLOSE * limit <= question.spent(own) <= limit:
         return Decision(best_units(exact, own))
     if question.spent(smallest) > limit:
-        raise question.out_of_reach(question.spent(smallest))
+        raise question.out_of_reach(smallest)
     low, high = LOWEST, HIGHEST
     for _ in range(HALVINGS):
         middle = sqrt(low * high)

@@ -38,7 +38,7 @@ def ranked(question: Question) -> Decision:
 
     low, high = -1, len(counts) - 1  # the first count that fits is above the one and not above the other
     if question.spent(sizes(high)) > question.limit:
-        raise question.out_of_reach(question.spent(sizes(high)))
+        raise question.out_of_reach(sizes(high))
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if question.spent(sizes(middle)) <= question.limit else (middle, high)

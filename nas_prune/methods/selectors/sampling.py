@@ -119,11 +119,10 @@ def sampling(question: Question, *, variant: Variant = "deterministic", delta: P
     chosen = {name: float(each) for name, each in question.space.chosen(question.scores).items()}
     bits = {name: 1.0 for name, axis in question.space.alone.items() if axis.kind in BITS}
 
-    def spent(eps: float) -> float:
-        widths = {each.axis.name: float((each.factors(eps) > 0).sum()) for each in sampled}
-        return question.spent(chosen | bits | widths)
+    def sizes(eps: float) -> dict[str, float]:
+        return chosen | bits | {each.axis.name: float((each.factors(eps) > 0).sum()) for each in sampled}
 
-    eps = common_error(spent, question)
+    eps = common_error(sizes, question)
     factors = {each.axis.name: each.factors(eps) for each in sampled}
     kept = {name: factor.nonzero().flatten().tolist() for name, factor in factors.items()}
     arch = Arch(kept | {name: range(int(size)) for name, size in (chosen | bits).items()})
@@ -132,16 +131,16 @@ def sampling(question: Question, *, variant: Variant = "deterministic", delta: P
     return Decision(arch, edits, said(question, gated, Decision(arch, edits), dict.fromkeys(drawn, eps)))
 
 
-def common_error(spent: Callable[[float], float], question: Question) -> float:
+def common_error(sizes: Callable[[float], dict[str, float]], question: Question) -> float:
     """The smallest error whose network is within the limit: cost falls in steps as the error grows."""
     low, high = LOWEST, HIGHEST
-    if spent(low) <= question.limit:
+    if question.spent(sizes(low)) <= question.limit:
         return low
-    if spent(high) > question.limit:
-        raise question.out_of_reach(spent(high))
+    if question.spent(sizes(high)) > question.limit:
+        raise question.out_of_reach(sizes(high))
     for _ in range(HALVINGS):
         middle = exp(0.5 * (log(low) + log(high)))
-        low, high = (low, middle) if spent(middle) <= question.limit else (middle, high)
+        low, high = (low, middle) if question.spent(sizes(middle)) <= question.limit else (middle, high)
     return high
 
 

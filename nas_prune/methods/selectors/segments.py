@@ -55,7 +55,7 @@ def segments(question: Question, *, number: PositiveInt | None = None, share: Sh
         sizes = uniform_widths(question.space, question.cost, question.limit, held)
         if question.spent(sizes) <= question.limit:
             return Decision(best_units(question.scores, sizes))
-    raise question.out_of_reach(question.spent(sizes))
+    raise question.out_of_reach(sizes)
 
 
 def _orders(question: Question, number: int | None) -> Iterator[list[Block]]:

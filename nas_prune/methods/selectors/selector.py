@@ -65,11 +65,11 @@ class Question:
         """What these sizes cost."""
         return float(self.cost(sizes).detach())
 
-    def out_of_reach(self, smallest: float) -> BudgetError:
-        """The error for a limit below what the smallest architecture costs."""
+    def out_of_reach(self, smallest: Mapping[str, float]) -> BudgetError:
+        """The error for a limit below what the smallest architecture, of these sizes, costs."""
         return BudgetError(
             f"no architecture of search space {self.space.name} is within {self.limit:.4g} {self.cost.unit}: "
-            f"its smallest one takes {smallest:.4g}. Raise the budget, or lower `minimum` in the space",
+            f"its smallest one takes {self.spent(smallest):.4g}. Raise the budget, or lower `minimum` in the space",
             smallest=smallest,
         )
 

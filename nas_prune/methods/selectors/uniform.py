@@ -26,7 +26,7 @@ def uniform_sizes(question: Question) -> dict[str, float]:
     chosen = {name: float(each) for name, each in question.space.chosen(question.scores).items()}
     sizes = uniform_widths(question.space, question.cost, question.limit, chosen)
     if question.spent(sizes) > question.limit:
-        raise question.out_of_reach(question.spent(sizes))
+        raise question.out_of_reach(sizes)
     return sizes
 
 

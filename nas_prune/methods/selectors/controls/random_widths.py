@@ -30,6 +30,6 @@ def random_widths(question: Question) -> Decision:
         return found
 
     if question.spent(sizes(0)) > question.limit:
-        raise question.out_of_reach(question.spent(sizes(0)))
+        raise question.out_of_reach(sizes(0))
     step = largest(HIGHEST * PARTS, lambda step: question.spent(sizes(step)) <= question.limit)
     return Decision(best_units(question.scores, sizes(step)))

@@ -131,10 +131,9 @@ def values(scores: Scores) -> dict[str, Tensor]:
 def unreachable(problem: Problem, cheapest: Tensor, question: Question) -> BudgetError:
     """The error for a limit below the cheapest choice (n) there is; for joint limits it names those that are missed."""
     sizes, cost = problem.sizes(cheapest), question.cost
-    smallest = question.spent(sizes)
     which = f" ({'; '.join(cost.violated(sizes))})" if isinstance(cost, Limits) else ""
     return BudgetError(
         f"no architecture of search space {question.space.name} is within {question.limit:.4g} {cost.unit}: "
-        f"its cheapest one takes {smallest:.4g}{which}. Raise the budget, or lower `minimum` in the space",
-        smallest=smallest,
+        f"its cheapest one takes {question.spent(sizes):.4g}{which}. Raise the budget, or lower `minimum` in the space",
+        smallest=sizes,
     )
