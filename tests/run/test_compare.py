@@ -70,7 +70,7 @@ def section_of(rows: list[Row], tmp_path: Path) -> Section:
     return section
 
 
-def test_a_table_names_the_criteria_that_took_longer_than_what_controls_were_allowed(tmp_path: Path) -> None:
+def test_a_table_names_the_methods_whose_choice_took_longer_than_what_controls_were_allowed(tmp_path: Path) -> None:
     rows = [
         row("taylor", 0, 91.0, scored=3.0),
         row("fpgm", 0, 91.0, scored=2.0),
@@ -79,8 +79,8 @@ def test_a_table_names_the_criteria_that_took_longer_than_what_controls_were_all
     ]
     rows = [*rows, row("uniform", 0, 90.0, scored=30.0), row(DENSE, 0, 95.0, seconds=50.0)]
     assert list(section_of(rows, tmp_path).remarks()) == [
-        "Scoring with ablation took as long as 2.4 dense epochs; controls had 0 more.",
-        "Scoring with taylor took as long as 0.3 dense epochs; controls had 0 more.",
+        "Choosing with ablation took as long as 2.4 dense epochs; controls had 0 more.",
+        "Choosing with taylor took as long as 0.3 dense epochs; controls had 0 more.",
     ]
 
 

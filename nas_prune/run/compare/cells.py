@@ -35,7 +35,8 @@ class Row(Document):
     """What came of a cell. Costs are shares of the dense network's; ``derived`` and ``top1``: before fine-tuning and
     after; ``of_limit``: what it costs as a share of the budget's limit; ``spread``: of its timings, and of those of the
     dense network beside it, as a share of the median; ``dense_ms``: a call of that; ``seconds`` and epochs of training,
-    those of the dense network that it began with included; ``scored``: seconds in which a criterion scored."""
+    those of the dense network that it began with included; ``scored``: seconds of scoring, choosing and making up for
+    what goes, where they are not among those of training."""
 
     method: Text
     target: Text
@@ -93,7 +94,7 @@ def latest(rows: Iterable[Row]) -> list[Row]:
 
 def figures(results: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of a row, from the results of a run."""
-    tuned, dense, spent, budget = results["finetuned"], results["dense"], results["seconds"], results["budget"]
+    tuned, dense, budget = results["finetuned"], results["dense"], results["budget"]
     return {
         "of_limit": budget["reached"] / budget["limit"],
         "dense_ms": dense["measured_ms"],
@@ -103,5 +104,4 @@ def figures(results: Mapping[str, Any]) -> dict[str, Any]:
         "spread": max(spread(tuned), spread(dense)),
         "macs": tuned["macs"] / dense["macs"],
         "params": tuned["params"] / dense["params"],
-        "scored": spent.get("scores", 0.0),
     }

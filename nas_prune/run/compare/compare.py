@@ -80,11 +80,13 @@ def _run(plan: Plan, cell: Cell, recipe: Recipe) -> dict[str, Any]:
     shared = plan.shares(plan.methods[cell.method])
     before = _started(plan, cell.seed) if shared else 0.0
     results = pipeline.run(recipe, plan.out / cell.folder)
-    training = ("dense", "search", "finetune") if recipe.search.epochs else ("dense", "finetune")
+    spent = {step: results["seconds"].get(step, 0.0) for step in ("dense", "search", "finetune")}
+    scored = 0.0 if recipe.search.epochs else spent["search"]
     return figures(results) | {
         "status": results["status"],
         "message": str(results.get("short") or ""),
-        "seconds": before + sum(results["seconds"].get(step, 0.0) for step in training),
+        "scored": scored,
+        "seconds": before + sum(spent.values()) - scored,
         "epochs": recipe.search.epochs + recipe.finetune.epochs + plan.base.dense.epochs * shared,
     }
 

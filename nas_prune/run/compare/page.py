@@ -58,7 +58,8 @@ def markdown(found: Sequence[Section], plan: Plan, command: str, *, charted: boo
 ABOUT = """Accuracy is that of held-out images, mean ± standard deviation over seeds; *as derived* before fine-tuning;
 *to control* the mean difference, seed by seed, to the best control of the table; *of limit* the cost as a share of what
 the budget allows; latency as measured, MACs as counted, both as shares of the dense network's; training and epochs with
-those of the dense network that a method begins with; *scores* the seconds in which a criterion scored."""
+those of the dense network that a method begins with; *choosing* the seconds of scoring and selecting
+and of making up for what goes, where no training goes on meanwhile."""
 
 
 def _settings(plan: Plan, found: Sequence[Section]) -> str:

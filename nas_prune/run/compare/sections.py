@@ -10,9 +10,9 @@ from nas_prune.run.promise import DISTURBED
 
 COLUMNS = (
     *("method", "as derived, %", "top-1, %", "to control", "of limit", "latency", "MACs"),
-    *("training, s", "scores, s", "epochs", "seeds"),
+    *("training, s", "choosing, s", "epochs", "seeds"),
 )
-LONG = 0.25  # dense epochs of scoring beyond what controls had more
+LONG = 0.25  # dense epochs of choosing beyond what controls had more
 FAR = 0.95  # of the limit: what costs less had less to work with
 
 
@@ -45,9 +45,9 @@ class Section:
             yield (name, *accuracies, more, *shares, *spent, f"{mean(row.epochs for row in rows):.3g}", ran)
 
     def remarks(self) -> Iterator[str]:
-        """What makes rows unlike: scores that took long, costs far from the limit, a busy machine; what failed."""
+        """What makes rows unlike: a choice that took long, costs far from the limit, a busy machine; what failed."""
         for name, epochs in self._costly().items():
-            yield f"Scoring with {name} took as long as {epochs:.1f} dense epochs; controls had {self.allowance} more."
+            yield f"Choosing with {name} took as long as {epochs:.1f} dense epochs; controls had {self.allowance} more."
         shares = {name: [row.of_limit for row in rows if row.of_limit] for name, rows in self.made.items()}
         far = {name: mean(own) for name, own in shares.items() if own and mean(own) < FAR}
         if far:
@@ -64,7 +64,7 @@ class Section:
             yield f"No result of {row.method}, seed {row.seed}: {row.message or row.status}"
 
     def _costly(self) -> dict[str, float]:
-        """Methods whose criterion took longer than what controls had more, and how many dense epochs it took."""
+        """Methods whose choice took longer than what controls had more, and how many dense epochs it took."""
         dense = [row.seconds / row.epochs for row in self.made.get(DENSE, ()) if row.epochs and row.seconds]
         if not dense:
             return {}
