@@ -38,6 +38,7 @@ class SampleTimed(Document):
     spread: NotNegative
     dense_ms: Positive
     repeat: bool
+    here: Text  # the key of what the timing is true of: model, space, device ...
     index: Natural
 
 

@@ -25,6 +25,7 @@ from nas_prune.derivation.replace import laid_out
 from nas_prune.derivation.trace import trace
 from nas_prune.run import pipeline
 from nas_prune.run.calibration import bench
+from nas_prune.run.calibration import calibrate as calibrate_module
 from nas_prune.run.calibration import file as calibration_file
 from nas_prune.run.calibration.calibrate import FILE, Calibration, adopt, calibrate, here
 from nas_prune.run.calibration.check import check
@@ -67,7 +68,7 @@ def test_networks_that_were_timed_on_a_crowded_machine_teach_nothing(made, tmp_p
     """While another process has the core, long calls are interrupted and short ones are not: ratios are far off."""
     _, space, images, _ = made
     model, timed = timm.create_model("test_resnet", num_classes=10).eval(), measure.time_calls
-    crowded = {0: (), 1: (6, 9), 2: range(5, 16)}
+    crowded = {0: (), 1: (6, 9), 2: range(5, 16), 3: (0, 6, 9)}
 
     def calibrated(which: int) -> tuple[Calibration, list[float]]:
         folder = tmp_path / str(which)
@@ -90,6 +91,9 @@ def test_networks_that_were_timed_on_a_crowded_machine_teach_nothing(made, tmp_p
     assert left == [share for number, share in enumerate(shares) if number not in crowded[1]]
     assert (some.dense_ms, some.smallest_ms) == (calm.dense_ms, calm.smallest_ms)
     assert len(calibrated(2)[1]) == SETTINGS.samples, "where it was like that most of the time, there is nothing better"
+    first, enough = calibrated(3)
+    assert len(enough) >= 12, "a predictor learns from so many at least"
+    assert first.smallest_ms == pytest.approx(calm.smallest_ms), "the smallest was timed twice"
 
 
 def test_a_calibration_of_elsewhere_is_refused_with_the_difference(made) -> None:
@@ -111,6 +115,22 @@ def test_a_calibration_of_elsewhere_is_refused_with_the_difference(made) -> None
     for difference, facts in foreign.items():
         with pytest.raises(CalibrationError, match=difference):
             calibration_file.require_fit(folder / FILE, there, facts)
+
+
+@pytest.mark.usefixtures("recorded_timings")
+def test_a_run_that_goes_on_elsewhere_refuses_what_was_timed_there(tmp_path: Path, monkeypatch) -> None:
+    """Whole or half, a calibration in the folder of the run is that of another processor then."""
+    monkeypatch.setenv("NAS_PRUNE_CACHE", str(tmp_path / "cache"))
+    tokens = ["--latency.samples=12", SMALL]
+    asked = recipe.read("smoke/digits_w_gates", tokens)
+    pipeline.run(asked, tmp_path / "run", until="calibrate")
+    here_now = calibrate_module.fingerprint
+    monkeypatch.setattr(calibrate_module, "fingerprint", lambda *of: {**here_now(*of), "processor": "Abacus 9"})
+    with pytest.raises(CalibrationError, match=r"processor: .* there, Abacus 9 here"):
+        pipeline.run(asked, tmp_path / "run", until="calibrate")
+    (tmp_path / "run/calibration" / FILE).unlink()
+    with pytest.raises(CalibrationError, match="timed elsewhere"):
+        pipeline.run(asked, tmp_path / "run", until="calibrate")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "missing"])

@@ -45,11 +45,28 @@ from nas_prune.train.data.order import seeded
 
 KNOWN = 3  # samples after which it is known what the dense model takes
 CALM = 0.2  # share of the timings that are thought to be undisturbed
-REPEATED = 6  # so many sub-networks are timed again at the end: the noise floor
+REPEATED = 6  # so many sub-networks are timed again at the end, and the smallest: the noise floor
+ENOUGH = 12  # sub-networks for a predictor to learn from
 FILE = "calibration.safetensors"
 AGAIN = "delete it to have it made again"
 
 TimePair = Callable[[Arch, Mapping[str, float]], tuple[Ratio, float]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The ``numbers`` of the sub-networks in the order in which they are timed, the architecture of each, and the key
+    of what their timings are true of. A number that comes again is a repetition."""
+
+    numbers: Sequence[int]
+    arch_of: Callable[[int], Arch]
+    here: str
+
+    def row(self, position: int) -> dict[str, Any]:
+        """What a line of the journal says beside the timing."""
+        index = self.numbers[position]
+        sizes = {name: len(units) for name, units in self.arch_of(index).kept.items()}
+        return {"sizes": sizes, "repeat": index in self.numbers[:position], "index": index, "here": self.here}
 
 
 @dataclass(frozen=True)
@@ -101,14 +118,17 @@ def calibrate(
         times = measure_together(pair, example_inputs, conditions=how, seconds=seconds, calm=calm)
         return times.ratio("small", "dense"), times["dense"].median_ms
 
-    plan = [*range(settings.samples), *range(3, settings.samples, 4)[:REPEATED]]
-    arch_of = partial(sample, space, seed=seed, jitter=settings.jitter)
-    rows = _measured(plan, arch_of, time_pair, folder / "timings.jsonl", progress)
+    facts = here(space, example_inputs, settings, about) | {"seed": seed}
+    plan = Plan(
+        [*range(settings.samples), 0, *range(3, settings.samples, 4)[:REPEATED]],
+        partial(sample, space, seed=seed, jitter=settings.jitter),
+        calibration_file.key_of(calibration_file.decisive(facts)),
+    )
+    rows = _measured(plan, time_pair, folder / "timings.jsonl", progress)
     table = None
     if settings.operators:
         device = str(next(model.parameters()).device)
         table = operator_table(space, settings, device, folder / "operators.jsonl", progress)
-    facts = here(space, example_inputs, settings, about) | {"seed": seed}
     tensors = _fitted(space, rows, facts, settings.predictor, table)
     calibration_file.write(folder / FILE, tensors, facts)
     return adopt(folder / FILE, space, folder)
@@ -186,37 +206,26 @@ def refuse_unreachable(calibration: Calibration, limit: float, space: SearchSpac
         )
 
 
-def _measured(
-    plan: Sequence[int], arch_of: Callable[[int], Arch], time_pair: TimePair, journal: Path, progress: Follow[int]
-) -> list[dict[str, Any]]:
-    """Every row of the journal, the missing ones timed now; a number that comes again is a repetition."""
-    rows = _checked(read_journal(journal, SampleTimed, CalibrationError), plan, arch_of, journal)
-    for position in progress(range(len(rows), len(plan)), "timing sub-networks"):
-        index = plan[position]
-        arch = arch_of(index)
+def _measured(plan: Plan, time_pair: TimePair, journal: Path, progress: Follow[int]) -> list[dict[str, Any]]:
+    """Every row of the journal, the missing ones timed now."""
+    rows = _checked(read_journal(journal, SampleTimed, CalibrationError), plan, journal)
+    for position in progress(range(len(rows), len(plan.numbers)), "timing sub-networks"):
+        arch = plan.arch_of(plan.numbers[position])
         ratio, dense_ms = time_pair(arch, {"dense": _calm_ms(rows)} if len(rows) >= KNOWN else {})
-        row = {
-            "sizes": {name: len(units) for name, units in arch.kept.items()},
-            "share": ratio.median,
-            "spread": (ratio.high - ratio.low) / 2,
-            "dense_ms": dense_ms,
-            "repeat": index in plan[:position],
-            "index": index,
-        }
-        append_line(journal, row)
-        rows.append(row)
+        timed = {"share": ratio.median, "spread": (ratio.high - ratio.low) / 2, "dense_ms": dense_ms}
+        rows.append(plan.row(position) | timed)
+        append_line(journal, rows[-1])
     return rows
 
 
-def _checked(
-    rows: list[dict[str, Any]], plan: Sequence[int], arch_of: Callable[[int], Arch], journal: Path
-) -> list[dict[str, Any]]:
+def _checked(rows: list[dict[str, Any]], plan: Plan, journal: Path) -> list[dict[str, Any]]:
     """The rows of a journal, which are those of the plan as far as they go."""
-    for position, (row, index) in enumerate(zip(rows, plan, strict=False)):
-        sizes = {name: len(units) for name, units in arch_of(index).kept.items()}
-        if (row["index"], row["repeat"], row["sizes"]) != (index, index in plan[:position], sizes):
-            raise CalibrationError(f"line {position + 1} of {journal} is not of this calibration; {AGAIN}")
-    if len(rows) > len(plan):
+    for position, row in enumerate(rows[: len(plan.numbers)]):
+        if {**row, **plan.row(position)} != row:
+            raise CalibrationError(
+                f"line {position + 1} of {journal} is not of this calibration, or was timed elsewhere; {AGAIN}"
+            )
+    if len(rows) > len(plan.numbers):
         raise CalibrationError(f"{journal} has more lines than this calibration has timings; {AGAIN}")
     return rows
 
@@ -225,7 +234,7 @@ def _fitted(
     space: SearchSpace, rows: Sequence[dict[str, Any]], facts: dict[str, Any], name: str, table: OperatorTable | None
 ) -> dict[str, Tensor]:
     """The tensors of the file; what was found out is added to the facts."""
-    smallest = rows[0]["share"]
+    smallest = min((row for row in rows if row["index"] == 0), key=lambda row: row["dense_ms"])["share"]
     rows = _calm(rows)
     samples = [row for row in rows if not row["repeat"]]
     sizes = torch.tensor([[row["sizes"][name] for name in facts["axes"]] for row in samples])
@@ -249,10 +258,10 @@ def _fitted(
 
 
 def _calm(rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-    """The rows that were timed while the machine was not crowded; all, where that is less than half of them."""
-    most = CROWDED * _calm_ms(rows)
-    calm = [row for row in rows if row["dense_ms"] <= most]
-    return calm if 2 * len(calm) >= len(rows) else rows
+    """The rows that were timed while the machine was not crowded; the calmer half of them at least, and enough."""
+    known = sorted(row["dense_ms"] for row in rows if not row["repeat"])
+    least = known[max(ENOUGH, len(known) // 2) - 1]
+    return [row for row in rows if row["dense_ms"] <= max(least, CROWDED * _calm_ms(rows))]
 
 
 def _calm_ms(rows: Sequence[dict[str, Any]]) -> float:

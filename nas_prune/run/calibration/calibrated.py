@@ -11,7 +11,7 @@ from nas_prune.costs import Budget, Limits
 from nas_prune.run import build
 from nas_prune.run.calibration import file as calibration_file
 from nas_prune.run.calibration.bench import staircase
-from nas_prune.run.calibration.calibrate import FILE, Calibration, adopt, calibrate, here, refuse_unreachable
+from nas_prune.run.calibration.calibrate import AGAIN, FILE, Calibration, adopt, calibrate, here, refuse_unreachable
 from nas_prune.run.calibration.sampling import smallest
 from nas_prune.run.calibration.settings import LatencySettings
 from nas_prune.run.job import Job
@@ -75,13 +75,16 @@ def _refuse_impossible(limits: Sequence[Budget], space: SearchSpace) -> None:
 def _bring(job: Job, folder: Path) -> None:
     """See to it that the calibration is in the folder of the run, and in the cache.
 
-    Raises CalibrationError if the one that the recipe names does not fit.
+    Raises CalibrationError if the one that is there, or that the recipe names, does not fit: a run that is gone on with
+    elsewhere, or whose search space has changed since.
     """
     settings, about = job.recipe.latency, _about(job)
     inputs = job.images(settings.batch_size)
     wanted = here(job.space, inputs, settings, about)
     kept = calibration_file.cached(wanted | {"asked": settings.model_dump(mode="json"), "seed": job.recipe.seed})
     missing = not (folder / FILE).exists()
+    if not missing and not settings.trust_calibration:
+        calibration_file.require_fit(folder / FILE, calibration_file.read(folder / FILE, AGAIN)[1], wanted)
     if missing:
         known = _named(settings, wanted) or _remembered(job, kept, wanted)
         if known is not None:

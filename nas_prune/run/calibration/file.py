@@ -103,19 +103,22 @@ def sum_of(tensors: Mapping[str, Tensor], facts: str) -> str:
     return found.hexdigest()
 
 
+def decisive(facts: Mapping[str, Any], runtime: str | None = None) -> dict[str, Any]:
+    """Those of the facts that a latency depends on, by name: of the device what computes, and the version of what runs
+    the model (``runtime``, by default that of the facts) without its last part."""
+    engine = runtime or facts["conditions"]["runtime"]
+    package = engine if engine in ("onnxruntime", "openvino") else "torch"
+    known = {key: facts[key] for key in ("model", "replaced", "axes", "widths", "image", "batch_size", "conditions")}
+    device = {key: facts["device"].get(key) for key in DECISIVE}
+    return {**known, **device, package: _minor(facts["device"].get(package))}
+
+
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
     """One text for each fact that a latency depends on and that is another in a calibration than here."""
-    for key in ("model", "replaced", "axes", "widths", "image", "batch_size", "conditions"):
-        if there[key] != here[key]:
-            yield f"{key}: {_short(there[key], here[key])}"
-    for key in DECISIVE:
-        before, now = there["device"].get(key), here["device"].get(key)
-        if before != now:
-            yield f"{key}: {before} there, {now} here"
-    runtime = {"onnxruntime": "onnxruntime", "openvino": "openvino"}.get(here["conditions"]["runtime"], "torch")
-    before, now = (_minor(facts["device"].get(runtime)) for facts in (there, here))
-    if before != now:
-        yield f"{runtime}: {before} there, {now} here"
+    before = decisive(there, here["conditions"]["runtime"])
+    for key, now in decisive(here).items():
+        if before[key] != now:
+            yield f"{key}: {_short(before[key], now)}"
 
 
 def require_fit(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
@@ -128,10 +131,14 @@ def require_fit(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -
         )
 
 
+def key_of(here: Mapping[str, Any]) -> str:
+    """What tells these facts from others."""
+    return hashlib.sha256(json.dumps([FORMAT, here], sort_keys=True).encode()).hexdigest()[:20]
+
+
 def cached(here: Mapping[str, Any]) -> Path:
     """Where a calibration with these facts is kept for the next run; $NAS_PRUNE_CACHE, or the user's cache folder."""
-    key = hashlib.sha256(json.dumps([FORMAT, here], sort_keys=True).encode()).hexdigest()[:20]
-    return cache_folder() / "calibrations" / f"{key}.safetensors"
+    return cache_folder() / "calibrations" / f"{key_of(here)}.safetensors"
 
 
 def _short(before: Any, now: Any) -> str:
