@@ -53,6 +53,12 @@ class BudgetFigures(Document):
     unit: Text
 
 
+class LimitFigures(BudgetFigures):
+    """A further limit, and whether it was held: milliseconds as timed, all else as counted."""
+
+    status: Literal["met", "missed"]
+
+
 class GateFigures(Document):
     """Predicted costs in the unit of the budget: of what the gates say at the end of the search, of the limit, of the
     dense model."""
@@ -83,6 +89,7 @@ class ResultsFile(Document):
     target_ms: Positive | None = None
     target: Text | None = None
     budget: BudgetFigures | None = None
+    limits: list[LimitFigures] = Field([])
     closed_top1: Percent | None = None
     gates: GateFigures | None = None
     classes: Whole | None = None

@@ -70,22 +70,32 @@ def _promise(job: Job, outcome: Outcome, rows: Mapping[str, Any]) -> dict[str, A
     budget, met = job.budget(outcome.calibration.predictor), outcome.met
     counted = float(budget.cost(met.arch.sizes(job.space.free)).detach())
     dense_ms, share = rows["dense"]["measured_ms"], rows["finetuned"]["measured_share"]
-    promise = promised(budget, counted, dense_ms, share)
+    promise, limits = promised(budget, counted, dense_ms, share), _limits(job, outcome, dense_ms, share)
     timed = promise.unit == "ms"
     now = dense_ms / outcome.calibration.dense_ms if timed else 1.0  # milliseconds of this run's one dense timing
     dense = float(budget.cost({}).detach())
     told = ("predicted", "measured", "target")
     return {
-        "status": promise.status,
+        "status": "missed" if any(each["status"] == "missed" for each in limits) else promise.status,
         "target": job.recipe.budget.target,
         "target_ms": promise.limit if timed else None,
         "budget": {"cost": job.recipe.budget.cost, **asdict(promise)},
+        "limits": limits,
         "measured_share": share,
         "short": met.short,
         "closed_top1": met.closed,
         "gates": None if met.gates is None else {"ended": met.gates, "limit": budget.limit, "dense": dense},
         "rounds": [{name: now * getattr(each, name) for name in told} for each in met.rounds],
     }
+
+
+def _limits(job: Job, outcome: Outcome, dense_ms: float, share: float) -> list[dict[str, Any]]:
+    """What was reached of each further limit of the recipe."""
+    found, sizes = [], outcome.met.arch.sizes(job.space.free)
+    for name, budget in zip(job.recipe.budget.limits, job.limits(outcome.calibration.predictor), strict=True):
+        promise = promised(budget, float(budget.cost(sizes).detach()), dense_ms, share)
+        found.append({"cost": name, **asdict(promise), "status": promise.status})
+    return found
 
 
 def _stripes(job: Job, gated: Mapping[str, Any]) -> dict[str, Any] | None:

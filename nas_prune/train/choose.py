@@ -31,6 +31,7 @@ LEAST, MOST = 3, 5  # timings of an architecture that fits; one that does not is
 KNOWN = 0.01  # standard error of a mean that needs no further timing, as a share
 LOOKS = 4  # a round that selects a known architecture again costs no measurement
 FINE = 1.002  # nothing to find between two limits that are this close
+ROUNDING = 1e-6  # of costs in float32
 CLOSE = 0.95  # stop looking for a slower one when the best is this close below the target
 
 
@@ -150,6 +151,17 @@ def meet(
     return _best(list(tried.values()), question, rounds)
 
 
+def _refuse_violated(limits: Sequence[Budget], sizes: Mapping[str, int]) -> None:
+    """Raise BudgetError for a decision that is beyond one of the further limits: some selectors look at no cost."""
+    most = [Budget.of((1 + ROUNDING) * each.limit, each.cost) for each in limits]
+    sentences = Limits(most).violated(sizes) if most else []
+    if sentences:
+        raise BudgetError(
+            f"what the selector has chosen is beyond budget.limits: {'; '.join(sentences)}. Raise that limit, or "
+            'choose a selector that looks at costs, such as "optimal"'
+        )
+
+
 def _next(asked: float, wanted: float, between: tuple[float, float], *, again: bool) -> float:
     """What to ask for next. ``wanted``: the time that would be right, as a share of what was measured."""
     low, high = between
@@ -171,7 +183,9 @@ def _decided(
     """
     joint = Limits([Budget.of(limit, question.cost), *limits])
     try:
-        return select(question.within(1.0, joint) if limits else question.within(limit)), limit
+        decision = select(question.within(1.0, joint) if limits else question.within(limit))
+        _refuse_violated(limits, decision.arch.sizes(question.space.free))
+        return decision, limit
     except BudgetError as error:
         if error.smallest is not None and not (limits and Limits(limits).violated(error.smallest)):
             return Decision(best_units(question.scores, error.smallest)), question.spent(error.smallest)

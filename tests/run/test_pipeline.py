@@ -19,6 +19,7 @@ from nas_prune.base.errors import BudgetError, CheckpointError, DivergedError, N
 from nas_prune.base.files.whole import read_json, write_json
 from nas_prune.costs import count
 from nas_prune.run import build, pipeline
+from nas_prune.run import results as results_module
 from nas_prune.run.publish import final
 from nas_prune.run.recipe import recipe
 from nas_prune.train.data import loaders as data
@@ -175,6 +176,23 @@ def test_an_unreachable_budget_is_refused_before_training(tmp_path):
     )
     assert (tmp_path / "run" / "calibration" / "timings.jsonl").read_bytes() == timings
     assert len(MEASURED) == taken
+
+
+def test_every_limit_is_judged_in_the_end(tmp_path, monkeypatch):
+    counted = results_module.promised
+    asked = recipe.read("smoke/digits_w_gates", ["--budget.limits={params: 0.9x, macs: 0.9x}", "--budget.target=0.8x"])
+    met = pipeline.run(asked, tmp_path / "run")
+    assert [(each["cost"], each["status"]) for each in met["limits"]] == [("params", "met"), ("macs", "met")]
+    assert [each["reached"] for each in met["limits"]] == [met["derived"]["params"], met["derived"]["macs"]]
+    assert met["status"] == "met"
+    monkeypatch.setattr(
+        results_module,
+        "promised",
+        lambda budget, cost, *of: counted(budget, 2 * cost if budget.cost.unit == "MACs" else cost, *of),
+    )
+    missed = pipeline.evaluate(tmp_path / "run", again=True)
+    assert [each["status"] for each in missed["limits"]] == ["met", "missed"]
+    assert missed["status"] == "missed"
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,10 @@ def test_a_missed_budget_is_said_with_its_reason() -> None:
     missed = results() | {"status": "missed", "budget": results()["budget"] | {"reached": 23.0}}
     assert verdict(missed) == "Target of 21.0 ms missed: 23.0 ms measured."
     assert verdict({}) == "Target not yet measured."
+    limit = {"cost": "params", "limit": 2.0e6, "reached": 2.4e6, "unit": "parameters", "status": "missed"}
+    told = verdict(results() | {"status": "missed", "limits": [limit]})
+    assert told.startswith("Target of 21.0 ms met: 20.4 ms measured.")
+    assert told.endswith(" Limit of 2.00 M parameters (params) missed: 2.40 M parameters.")
     counted = {"cost": "macs", "limit": 18_600_000, "reached": 18_200_000, "unit": "MACs"}
     assert verdict(results() | {"budget": counted}) == "Target of 18.60 M MACs met: 18.20 M MACs counted."
     none = {"status": "infeasible", "target": "0.01x", "why": "the smallest network takes 0.2x"}

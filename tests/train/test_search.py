@@ -16,7 +16,9 @@ from nas_prune.derivation.derive import derive
 from nas_prune.derivation.trace import trace
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.penalties.budget import BudgetPenalty
+from nas_prune.methods.selectors import Decision
 from nas_prune.methods.selectors.ranked import ranked
+from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace
 from nas_prune.train.choose import meet
 from nas_prune.train.loop import Run
@@ -165,6 +167,13 @@ def test_other_limits_are_held_as_predicted_whatever_the_device_says(space, scor
     budget, limit = Budget("0.3x", macs), Budget("0.4x", macs)
     with pytest.raises(BudgetError, match="no architecture of search space"):
         meet(asked(scores, budget, space), half_at_least, lambda _: 1.0, limits=[limit])
+
+
+def test_a_selector_that_looks_at_no_cost_is_held_to_other_limits(space, scores):
+    macs, dense = Macs(space.axes), Arch.dense(space.free)
+    question, limits = asked(scores, Budget("0.5x", macs), space), [Budget("0.4x", macs)]
+    with pytest.raises(BudgetError, match=r"beyond budget.limits: .* MACs is 2.5x the limit"):
+        meet(question, lambda _: Decision(dense), lambda _: 1.0, limits=limits)
 
 
 def test_a_selector_that_finds_nothing_for_another_reason_is_heard(space, scores):

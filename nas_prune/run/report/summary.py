@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nas_prune.run.promise import TIMED, disturbed
+from nas_prune.run.promise import TIMED, Promise, disturbed
 
 DISTURBED = " on a disturbed machine"
 
@@ -120,10 +120,18 @@ def verdict(results: Mapping[str, Any]) -> str:
         return f"Target {status or 'not yet measured'}."
     how = "measured" if budget["unit"] == "ms" else "counted"
     reached = f"{in_unit(budget['reached'], budget['unit'])} {how}{_where(results) if how == 'measured' else ''}"
-    why = f"; {short}" if short and status == "met" else ""
+    kept = Promise(budget["limit"], budget["reached"], budget["unit"]).status
+    why = f"; {short}" if short and kept == "met" else ""
     closed = results.get("closed_top1")
     then = "" if closed is None else f" Right after closing, before any further training, top-1 was {closed:.2f} %."
-    return f"Target of {in_unit(budget['limit'], budget['unit'])} {status}: {reached}{why}.{then}"
+    told = f"Target of {in_unit(budget['limit'], budget['unit'])} {kept}: {reached}{why}.{then}"
+    return " ".join([told, *map(_limit, results.get("limits") or [])])
+
+
+def _limit(limit: Mapping[str, Any]) -> str:
+    """The same of a further limit."""
+    most, reached = (in_unit(limit[key], limit["unit"]) for key in ("limit", "reached"))
+    return f"Limit of {most} ({limit['cost']}) {limit['status']}: {reached}."
 
 
 def cautions(results: Mapping[str, Any]) -> list[str]:
