@@ -7,7 +7,6 @@ from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.schedules import Phase
 from nas_prune.methods.scores import Scores
 from nas_prune.methods.selectors import Question, Selector
-from nas_prune.methods.selectors.ranked import ranked
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace
 from nas_prune.train.choose import Met
@@ -32,7 +31,7 @@ def asked(scores: Scores, budget: Budget, space: SearchSpace) -> Question:
 def learnt(gated: GatedModel, data: Data, penalties: list[nn.Module], settings: SearchSettings, run: Run) -> None:
     """Warm-up and joint training under these penalties, without a decision."""
     budget = Budget("1x", Macs(gated.axes))
-    parts = Parts(budget, budget, lambda _: penalties, lambda gated, _: gated.scores(), ranked, lambda *_: Met(Arch()))
+    parts = Parts(budget, budget, lambda _: penalties, lambda gated, _: gated.scores(), lambda *_: Met(Arch()))
     learner = Learner(gated, settings, None)
     warm_up(learner, data, parts, run=run)
     (whole,) = rounds_of(1, settings.joint, lambda *_: Phase(1.0, 1.0))

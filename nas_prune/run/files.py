@@ -1,7 +1,7 @@
 """What the files of a run folder hold: one kind per file, by which whatever reads it validates it first.
 
     axes.json  arch.json  seconds.json  certificate.json  stripes.json  timings.json  stages.json  results.json
-    metrics.jsonl  rounds.jsonl  shapley.jsonl  wandb.json  genotype.json  scores.safetensors
+    metrics.jsonl  rounds.jsonl  rounds-<number>.jsonl  shapley.jsonl  wandb.json  genotype.json  scores.safetensors
     scores-<criterion>.safetensors  dynamic.json
     calibration/  timings.jsonl  samples.jsonl  calibration.json  staircase.jsonl  operators.jsonl
     pictures/  <axis>.png

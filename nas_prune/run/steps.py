@@ -38,7 +38,7 @@ from nas_prune.train.finetune import finetune
 from nas_prune.train.loop import Run, fit
 from nas_prune.train.objective import task_objective, teacher_of
 from nas_prune.train.optimizers import optimizer_of
-from nas_prune.train.rounds import Alive, ending
+from nas_prune.train.rounds import WHOLE, Alive, Round
 from nas_prune.train.search import Parts
 from nas_prune.train.search import searched as search
 from nas_prune.train.settings import OptimSettings
@@ -82,17 +82,17 @@ def searched(job: Job, gated: GatedModel, calibration: Calibration) -> Met:
     """The search: learn, score, select; the architecture, which meets the budget as measured, goes to arch.json."""
     recipe, predictor = job.recipe, calibration.predictor
     budget, limits = job.budget(predictor), job.limits(predictor)
-    last = ending(recipe.search.rounds, recipe.search.rounds)
 
-    def decide(alive: Alive, scores: Scores) -> Met:
+    def decide(alive: Alive, scores: Scores, each: Round) -> Met:
         learnt = float(alive.cost(budget.cost)(alive.gated.arch().sizes(alive.gated.space.free)).detach())
         with job.first():
+            met = within(job, alive, _asked(job, alive, scores, each.budget(budget), each.name), calibration, each)
+            if not each.last:
+                return met
             if alive.gated is not gated and not (job.folder / FILE).exists():
                 write(job.folder / FILE, alive.scores(scores))
-                for name, each in further(job, alive.gated, last).items():
-                    write(job.folder / further_file(name), alive.scores(each))
-            asked = _asked(job, alive, scores, budget, last)
-            met = within(job, alive, asked, calibration)
+                for name, others in further(job, alive.gated, each.name).items():
+                    write(job.folder / further_file(name), alive.scores(others))
             if met.remark:
                 job.run.bars.say(met.remark)
             write_pictures(job.folder / "pictures", met.pictures)
@@ -107,11 +107,9 @@ def searched(job: Job, gated: GatedModel, calibration: Calibration) -> Met:
         Budget("1", Limits([budget, *limits])) if limits else budget,
         partial(build.penalty_terms, recipe),
         partial(scored, job),
-        build.selector(recipe.search),
         decide,
         _batches(job),
         recipe.data,
-        lambda gated, each: further(job, gated, each.name),
     )
     return search(gated, job.data, parts, settings=recipe.search, run=job.run)
 
@@ -131,17 +129,18 @@ def _batches(job: Job) -> FirstBatches:
     return FirstBatches(job.data, job.recipe.search.criterion_batches, job.run.accelerator.device)
 
 
-def within(job: Job, alive: Alive, asked: Question, calibration: Calibration, *, journal: Path | None = None) -> Met:
-    """The decision of the recipe's selector that meets the limit as measured, and the other limits of the recipe."""
-    limits = [Budget.of(each.limit, alive.cost(each.cost)) for each in job.limits(calibration.predictor)]
+def within(job: Job, alive: Alive, asked: Question, calibration: Calibration, each: Round = WHOLE) -> Met:
+    """The decision of the recipe's selector that meets the limit as measured, and the other limits of the recipe, as
+    they are after this round."""
+    limits = [Budget.of(each.limit(one), alive.cost(one.cost)) for one in job.limits(calibration.predictor)]
     cost = _costing(job, calibration, asked.cost)
     return meet(
         asked,
         build.selector(job.recipe.search),
         lambda arch: cost(alive.arch(arch)),
         limits=limits,
-        rounds=job.recipe.budget.rounds,
-        journal=journal or job.folder / "rounds.jsonl",
+        rounds=each.tries(measured=asked.cost.unit == "ms", most=job.recipe.budget.rounds),
+        journal=job.folder / f"rounds{'' if each.last else each.name}.jsonl",
     )
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from statistics import median
 from typing import Any
 
@@ -89,7 +89,7 @@ def _one(
         return row
     with job.first():
         asked = question(job, gated, kept(job), limit)
-        met = within(job, Alive.all(gated), asked, calibration, journal=job.folder / name / "rounds.jsonl")
+        met = within(replace(job, folder=job.folder / name), Alive.all(gated), asked, calibration)
         small = derive(job.model, job.space.axes, met.arch, edits=met.edits)
         reformed(job, small, job.folder / name)
     images = build.example(job.recipe, job.data, batch=2)

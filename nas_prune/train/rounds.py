@@ -21,6 +21,8 @@ from nas_prune.methods.scores import Batches, Scores
 from nas_prune.methods.selectors import Question
 from nas_prune.tracing.arch import Arch
 
+TRIES = 4  # of architectures that are derived and measured in a round that is not the last
+
 
 @dataclass(frozen=True)
 class Round:
@@ -48,10 +50,22 @@ class Round:
         """What the network may cost after this round, in the unit of the budget."""
         return _limits(budget)(self.share)
 
+    def budget(self, budget: Budget) -> Budget:
+        """The budget of this round."""
+        return budget if self.last else Budget.of(self.limit(budget), budget.cost)
+
+    def tries(self, *, measured: bool, most: int = 12) -> int:
+        """How many architectures may be tried for it: ``most`` in the end, a few before if costs are ``measured``, and
+        one if they are known without."""
+        return most if self.last else min(most, TRIES) if measured else 1
+
     def sliding(self, budget: Budget) -> Callable[[float], float]:
         """The same between rounds: what it may cost, of how many joint epochs have passed."""
         limit = _limits(budget)
         return lambda passed: limit(self.gone(passed))
+
+
+WHOLE = Round(1, 1, 0, 0, 1.0, lambda _: 1.0)
 
 
 def ending(number: int, rounds: int) -> str:

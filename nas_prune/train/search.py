@@ -3,7 +3,7 @@
     warm-up       only the gates learn, the weights stand still
     each round    learn: loss = task + penalties, everything learns
                   score: what the gates, or a criterion, say of each unit
-                  select: what stays within the limit of the round; the rest is removed
+                  select: what stays within the limit of the round, as measured; the rest is removed
     at the end    the architecture is derived and measured until it is within the budget
     freeze        the weights settle in what is left
 
@@ -31,7 +31,7 @@ from nas_prune.methods.penalties import Penalty
 from nas_prune.methods.penalties.budget import BudgetPenalty
 from nas_prune.methods.schedules import Schedule, schedules
 from nas_prune.methods.scores import Batches, Scores
-from nas_prune.methods.selectors import Selector, selectors
+from nas_prune.methods.selectors import selectors
 from nas_prune.tracing.arch import Arch
 from nas_prune.train.choose import Met, meet
 from nas_prune.train.data.loaders import Data, FirstBatches, from_loaders, parted
@@ -73,16 +73,15 @@ def search(
 
     batches = FirstBatches(data, settings.criterion_batches, run.accelerator.device)
 
-    def decide(alive: Alive, scores: Scores) -> Met:
-        asked = alive.question(scores, budget, batches=batches, seed=run.seed)
-        return meet(asked, select, lambda arch: real(alive.arch(arch)))
+    def decide(alive: Alive, scores: Scores, each: Round) -> Met:
+        asked = alive.question(scores, each.budget(budget), batches=batches, seed=run.seed)
+        return meet(asked, select, lambda arch: real(alive.arch(arch)), rounds=each.tries(measured=cost_of is not None))
 
     parts = Parts(
         budget,
         budget,
         lambda limit: penalties or [BudgetPenalty(limit)],
         lambda gated, _: gated.scores(),
-        select,
         decide,
         batches,
     )
@@ -92,19 +91,17 @@ def search(
 @dataclass(frozen=True)
 class Parts:
     """What decides in a search: ``budget``, and all limits as one (``joint``); what penalties are made of the limit of
-    a round, what scores its units, what selects among them, and what meets the budget in the end, as measured.
-    ``further``: scores of other criteria in a round; ``images``: how those of the training are mixed.
+    a round, what scores its units, and what meets that limit, and in the end the budget, as measured. ``images``: how
+    those of the training are mixed.
     """
 
     budget: Budget
     joint: Budget
     penalties: Callable[[Budget], Sequence[Penalty]]
     score: Callable[[GatedModel, Round], Scores]
-    select: Selector
-    meet: Callable[[Alive, Scores], Met]
+    meet: Callable[[Alive, Scores, Round], Met]
     batches: Batches = ()
     images: DataSettings = field(default_factory=DataSettings)
-    further: Callable[[GatedModel, Round], Mapping[str, Scores]] = lambda *_: {}
 
 
 def searched(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSettings, run: Run) -> Met:
@@ -124,7 +121,7 @@ def searched(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSet
             learner.remove(_closed(learner, parts, scores, each, run=run))
     with learner.setting():
         learner.gated.fold()
-    met = parts.meet(learner.alive, scores)
+    met = parts.meet(learner.alive, scores, each)
     _change(learner, parts, met.arch, met.edits)
     with learner.gated.fixed(met.arch) as closed:
         met = replace(met, closed=top1(closed, data, run.accelerator) if settings.freeze else None)
@@ -133,19 +130,14 @@ def searched(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSet
 
 
 def _closed(learner: Learner, parts: Parts, scores: Scores, each: Round, *, run: Run) -> Arch:
-    """What a round leaves: what is selected within its limit; all, where nothing is predicted to be within it."""
-    limit = Budget.of(each.limit(parts.joint), parts.joint.cost)
-    further = parts.further(learner.gated, each)
-    asked = learner.alive.question(scores, limit, further=further, batches=parts.batches, seed=run.seed)
+    """What a round leaves: what is within its limit, as measured; all, where nothing is."""
     try:
-        decision = parts.select(asked)
+        met = parts.meet(learner.alive, scores, each)
     except BudgetError as error:
-        if error.smallest is None:
-            raise
-        run.bars.say(f"round {each.number} removes nothing, and what the device says counts in the end: {error}")
+        run.bars.say(f"round {each.number} removes nothing: {error}")
         return Arch()
-    _change(learner, parts, decision.arch, decision.edits)
-    return decision.arch
+    _change(learner, parts, met.arch, met.edits)
+    return met.arch
 
 
 def _change(learner: Learner, parts: Parts, arch: Arch, edits: Mapping[str, Tensor]) -> None:
@@ -167,7 +159,10 @@ def warm_up(learner: Learner, data: Data, parts: Parts, *, run: Run) -> None:
     """Training of the gates alone; nothing, where they do not learn by gradient."""
     gated, settings = learner.gated, learner.settings
     moving = gate_optimizers(gated, settings)
-    objective = Objective(learner.loss, penalties=parts.penalties(parts.joint), gated=gated)
+    limit = parts.joint
+    if settings.once:  # which slides from the dense cost, and has not begun to
+        limit = Budget.of(float(limit.cost({}).detach()), limit.cost)
+    objective = Objective(learner.loss, penalties=parts.penalties(limit), gated=gated)
     gated.backbone.requires_grad_(False)
     stage = Stage("search-warmup", settings.warmup if moving else 0, settings, parts.images)
     fit(run, stage, gated, data, objective, moving, watch=_watching(Alive.all(gated), parts.budget, data, run))

@@ -15,7 +15,6 @@ from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.gates import gates
 from nas_prune.methods.movers import movers
 from nas_prune.methods.penalties.budget import BudgetPenalty
-from nas_prune.methods.selectors import selectors
 from nas_prune.train.average import Average, set_alike
 from nas_prune.train.data import loaders
 from nas_prune.train.data.settings import DataSettings
@@ -59,8 +58,7 @@ def learnt(tmp_path: Path, gate: str, mover: str | None, folder: Path | None = N
     settings = SearchSettings.model_validate({**HOW, "mover": {"name": mover}, **changes})
     run, budget = Run(Accelerator(cpu=True), 3, folder, identity="test"), Budget("0.6x", Macs(gated.axes))
     penalties = [BudgetPenalty(budget)] if any(True for _ in gated.gates.parameters()) else []
-    select = selectors["uniform"]
-    parts = Parts(budget, budget, lambda _: penalties, lambda each, _: each.scores(), select, lambda *_: None)
+    parts = Parts(budget, budget, lambda _: penalties, lambda each, _: each.scores(), lambda *_: None)
     learner = Learner(gated, settings, None)
     training, learner.mover = moved(learner, loaders.load(DATA, seed=3), parts, run=run)
     (each,) = rounds_of(1, settings.joint, lambda *_: None)

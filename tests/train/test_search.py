@@ -21,8 +21,10 @@ from nas_prune.methods.selectors.ranked import ranked
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace
 from nas_prune.train.choose import meet
+from nas_prune.train.data.loaders import from_loaders
+from nas_prune.train.learner import Learner
 from nas_prune.train.loop import Run
-from nas_prune.train.search import search
+from nas_prune.train.search import Parts, search, warm_up
 from nas_prune.train.settings import SearchSettings
 
 
@@ -182,6 +184,26 @@ def test_a_selector_that_finds_nothing_for_another_reason_is_heard(space, scores
 
     with pytest.raises(BudgetError, match="nothing that I know"):
         meet(asked(scores, Budget("0.3x", Macs(space.axes)), space), hopeless, lambda _: 1.0)
+
+
+def test_of_one_training_gates_warm_up_before_anything_has_to_go(space):
+    """The limit slides from the dense cost to the budget; while the gates alone learn it has not begun to."""
+    torch.manual_seed(0)
+    data = torch.utils.data.TensorDataset(torch.randn(32, 3, 32, 32), torch.arange(32) % 10)
+    gated = GatedModel(timm.create_model("test_resnet", num_classes=10), space, "weight")
+    settings = SearchSettings(warmup=3, joint=0, freeze=0, once=True, gate_lr=0.1)
+    noted = []
+
+    class Noted(BudgetPenalty):
+        def forward(self, gated):
+            noted.append(self.target)
+            return super().forward(gated)
+
+    parts = Parts(budget := Budget("0.25x", Macs(space.axes)), budget, lambda limit: [Noted(limit)], None, None)
+    learner, loader = Learner(gated, settings, None), torch.utils.data.DataLoader(data, batch_size=8)
+    warm_up(learner, from_loaders(loader, loader, classes=10), parts, run=Run(Accelerator(cpu=True)))
+    assert noted
+    assert set(noted) == {float(budget.cost({}))}
 
 
 def test_measurements_are_journalled_and_reused(space, scores, tmp_path):

@@ -47,7 +47,10 @@ def refuse(job: Job, calibration: Calibration, budget: Budget) -> None:
         refuse_unreachable(calibration, budget.limit, job.space)
     else:
         _refuse_uncountable(budget, job.space)
-    _refuse_impossible(job.limits(calibration.predictor), job.space)
+    limits = job.limits(calibration.predictor)
+    for limit in (each for each in limits if each.cost.unit == "ms"):  # the smallest network has been timed
+        refuse_unreachable(calibration, limit.limit, job.space)
+    _refuse_impossible([each for each in limits if each.cost.unit != "ms"], job.space)
 
 
 def _refuse_uncountable(budget: Budget, space: SearchSpace) -> None:
