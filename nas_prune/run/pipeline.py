@@ -36,6 +36,7 @@ from nas_prune.run.files import Seconds
 from nas_prune.run.job import Job, check_folder, difference, held, identity, open_folder, open_run
 from nas_prune.run.promise import UNTRAINED
 from nas_prune.run.publish import publish, publish_chart
+from nas_prune.run.recipe import inputs
 from nas_prune.run.recipe import recipe as recipes
 from nas_prune.run.recipe.recipe import Recipe
 from nas_prune.run.result_files import ResultsFile
@@ -103,13 +104,19 @@ def _results(folder: Path) -> dict[str, Any] | None:
 
 
 def finished(recipe: Recipe, folder: Path, *, report: bool) -> bool:
-    """Whether a folder holds all that a run of this recipe makes, the artefacts as they were saved."""
-    made = ("recipe.yaml", "arch.json", *(["report.html"] if report else []))
+    """Whether a folder holds all that a run of this recipe, and of the files that it names, makes."""
     return (
-        all((folder / name).is_file() for name in made)
+        _whole(folder, report=report)
         and not difference(open_run(folder), recipe)
-        and all(artifact.intact(folder / name) for name in ("derived", "finetuned"))
+        and not inputs.changed(recipe, folder)
     )
+
+
+def _whole(folder: Path, *, report: bool) -> bool:
+    """Whether a folder holds all that a run makes, the artefacts as they were saved."""
+    made = ("recipe.yaml", "arch.json", *(["report.html"] if report else []))
+    there = all((folder / name).is_file() for name in made)
+    return there and all(artifact.intact(folder / name) for name in ("derived", "finetuned"))
 
 
 @contextmanager
@@ -182,6 +189,9 @@ def evaluate(folder: Path, *, again: bool = False) -> dict[str, Any]:
             with held(folder), writing(folder):
                 for name in TIMED_ONCE:
                     (folder / name).unlink(missing_ok=True)
+        known = _results(folder)
+        if known is not None and _whole(folder, report=False):
+            return known  # whatever has become of the files that it began with
         return run(recipe, folder, until="report" if again else "evaluate")
     facts = artifact.describe(folder)
     model = artifact.load(folder)

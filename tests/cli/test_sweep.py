@@ -20,7 +20,7 @@ import nas_prune as npr
 from nas_prune.artifact.folder import describe
 from nas_prune.base.errors import InterruptedRunError, NasPruneError, RecipeError
 from nas_prune.base.files.whole import append_line, read_json, read_lines, write_json
-from nas_prune.cli.sweep import best, outcome, page, suggest, worker
+from nas_prune.cli.sweep import best, outcome, page, suggest, trial, worker
 from nas_prune.cli.sweep import local as local_sweep
 from nas_prune.cli.sweep.command_line import AS_JSON, WRITTEN
 from nas_prune.cli.sweep.file import Sweep, read, sweeps
@@ -315,7 +315,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> None:
 
 def begun(sweep: Sweep, out: Path) -> list[str]:
     """What the first runs of a sweep in this folder are called, begun there."""
-    journal = Journal.open(out, sweep.identity(0), 0, str(sweep.path))
+    journal = Journal.open(out, trial.identity(sweep, 0), 0, str(sweep.path))
     return [journal.suggest(values).run for values in suggest.first_runs(sweep, 2, seed=0)]
 
 
@@ -383,7 +383,7 @@ def test_how_long_a_run_took_counts_the_attempts_before(monkeypatch: pytest.Monk
 
 
 def test_what_outlives_a_killed_sweep_is_ended_before_it_goes_on(tmp_path: Path) -> None:
-    journal = Journal.open(tmp_path, sweep_of().identity(0), 0, "sweep.yaml")
+    journal = Journal.open(tmp_path, trial.identity(sweep_of(), 0), 0, "sweep.yaml")
     entry = journal.suggest({"gate.name": "weight"})
     orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(tmp_path / entry.run)])
     journal.start(entry, orphan.pid)

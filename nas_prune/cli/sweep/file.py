@@ -1,7 +1,5 @@
 """A sweep file as W&B reads it."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,12 +80,6 @@ class Sweep:
         words = self.argv(values)
         known = command_line.ours(words, self.program)
         return words[len(known.launcher) :] if known else []
-
-    def identity(self, seed: int) -> str:
-        """Eight letters for a sweep: of what it varies, how it is run, and the seed."""
-        decisive = ("method", "metric", "parameters", "command", "program", "early_terminate")
-        told = [{key: self.content.get(key) for key in decisive}, seed]
-        return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def read(name_or_path: str) -> Sweep:

@@ -87,8 +87,8 @@ class Journal:
         journal, rows = cls(folder / FILE, sweep, seed), read_journal(folder / FILE, Row, RecipeError)
         if rows and rows[0].get("sweep") != sweep:
             raise RecipeError(
-                f"{folder} holds another sweep (its file, or the seed, has changed since); choose another --out, or "
-                "take back the change"
+                f"{folder} holds another sweep (its file, its recipe, a file that this names, or the seed has changed "
+                "since); choose another --out, or take back the change"
             )
         if not rows:
             append_line(journal.path, {"kind": "begun", "sweep": sweep, "seed": seed, "file": file})

@@ -20,6 +20,7 @@ from nas_prune.cli.sweep.journal import Entry, Journal, State
 from nas_prune.cli.sweep.lint import refuse
 from nas_prune.cli.sweep.outcome import Outcome
 from nas_prune.cli.sweep.suggest import Past, require, suggest, to_stop
+from nas_prune.cli.sweep.trial import identity
 from nas_prune.cli.sweep.worker import How, Worker
 from nas_prune.run.calibration.calibrate import FILE as CALIBRATION
 
@@ -181,7 +182,7 @@ def opened(sweep: Sweep, how: How, seed: int, *, count: int | None, workers: int
     with writing(how.out):
         how.out.mkdir(parents=True, exist_ok=True)
     with locked(how.out):
-        journal = Journal.open(how.out, sweep.identity(seed), seed, str(sweep.path))
+        journal = Journal.open(how.out, identity(sweep, seed), seed, str(sweep.path))
         yield Local(sweep, journal, how, workers, total)
 
 

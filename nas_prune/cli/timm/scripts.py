@@ -23,6 +23,7 @@ from nas_prune.cli.timm.recipe import facts_of, folder_of
 from nas_prune.costs import count, measure
 from nas_prune.run import build
 from nas_prune.run.job import difference, held, identity
+from nas_prune.run.recipe import inputs
 from nas_prune.run.recipe import recipe as recipes
 from nas_prune.run.recipe.recipe import Recipe
 from nas_prune.tracing.arch import Arch
@@ -112,6 +113,10 @@ def _open(folder: Path, recipe: Recipe) -> None:
     path = folder / "recipe.yaml"
     if path.exists() and difference(recipes.read(path), recipe):
         raise RecipeError(f"{folder} holds a training with other settings; choose another --output, or delete it")
+    changed = inputs.changed(recipe, folder) if path.exists() else {}
+    if changed:
+        raise RecipeError(f"{inputs.said(changed, folder)}; put it back, choose another --output, or delete {folder}")
+    inputs.keep(recipe, folder)
     recipes.write(recipe, path)
 
 
