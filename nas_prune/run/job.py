@@ -52,6 +52,7 @@ class Job:
     space: SearchSpace
     seconds: dict[str, float]
     calm: dict[str, float] = field(default_factory=dict)  # milliseconds of the dense model while nothing disturbs
+    anew: bool = False  # what was timed at the end is timed once more
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
