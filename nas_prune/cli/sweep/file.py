@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -16,6 +16,7 @@ from nas_prune.cli.sweep.command_line import OurCommand
 from nas_prune.cli.sweep.parameters import distribution, flat, grid_size, nested
 
 SCORE = "sweep/score"  # what a sweep is to maximise
+Goal = Literal["maximize", "minimize"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,13 @@ class Sweep:
         """The name of what is optimised."""
         metric = self.content.get("metric")
         return str(metric.get("name", SCORE)) if isinstance(metric, Mapping) else SCORE
+
+    @property
+    def goal(self) -> Goal:
+        """Which way it is optimised; W&B minimises where the metric does not say."""
+        metric = self.content.get("metric")
+        given = metric.get("goal", "minimize") if isinstance(metric, Mapping) else "maximize"
+        return "maximize" if given == "maximize" else "minimize"
 
     @property
     def parameters(self) -> dict[str, Any]:
