@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nas_prune.artifact.bounds import Work, bounded
 from nas_prune.artifact.origin import Origin
@@ -39,10 +39,7 @@ def check(path: Path, *, seconds: float = 1.0) -> dict[str, Any]:
     here = {**facts, "device": fingerprint()}
     model = model_of(path, facts)
     images = random_images(facts["batch_size"], *facts["image"])
-    axes = trace(model, images[:1], stripes=facts["stripes"])
-    if more := _wider(path, axes, facts["axes"]):
-        widen(model, axes, more)
-        axes = trace(model, images[:1], stripes=facts["stripes"])
+    axes = _axes(path, model, images[:1], facts)
     dense = derive(model, axes, Arch())
     known = tensors["share"].tolist()
     numbers = sorted({round(i) for i in torch.linspace(0, len(known) - 1, AGAIN).tolist()})
@@ -71,6 +68,16 @@ def check(path: Path, *, seconds: float = 1.0) -> dict[str, Any]:
             + f"; {AGAIN_MADE}"
         )
     return {**figures, "fits": True, "different": "; ".join(different) or "nothing"}
+
+
+def _axes(path: Path, model: nn.Module, images: Tensor, facts: Mapping[str, Any]) -> Axes:
+    """The axes of a model, which gets the units that the search space of its calibration gave it."""
+    axes = trace(model, images, stripes=facts["stripes"])
+    sizes = _wider(path, axes, facts["axes"])
+    if not sizes:
+        return axes
+    widen(model, axes, sizes)
+    return trace(model, images, stripes=facts["stripes"])
 
 
 def _wider(path: Path, axes: Axes, known: Mapping[str, int]) -> dict[str, int]:
