@@ -1,7 +1,13 @@
 """What the files of a run folder hold: one kind per file, by which whatever reads it validates it first.
 
+<<<<<<< HEAD
     axes.json  arch.json  seconds.json  certificate.json  stripes.json  timings.json  stages.json  results.json
     metrics.jsonl  rounds.jsonl  rounds-<number>.jsonl  shapley.jsonl  wandb.json  genotype.json  scores.safetensors
+=======
+    inputs.json  axes.json  arch.json  seconds.json  certificate.json  stripes.json  timings.json  stages.json
+    results.json
+    metrics.jsonl  rounds.jsonl  shapley.jsonl  wandb.json  genotype.json  scores.safetensors
+>>>>>>> fix-a
     scores-<criterion>.safetensors  dynamic.json
     calibration/  timings.jsonl  samples.jsonl  calibration.json  staircase.jsonl  operators.jsonl
     pictures/  <axis>.png
@@ -18,6 +24,7 @@ from nas_prune.base.axis import Kind, Role
 from nas_prune.base.files.documents import Document, Natural, NotNegative, Number, Positive, Text, Whole
 from nas_prune.base.settings import Share
 
+InputsFile = dict[Text, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
 Seconds = dict[str, NotNegative]
 Stages = dict[Literal["dense", "derived"], dict[str, NotNegative]]
 Device = dict[str, str | int]

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +20,24 @@ from nas_prune.base.files.whole import write_json, writing
 from nas_prune.costs import Budget, Predictor, Timings, measure_together
 from nas_prune.run import build
 from nas_prune.run.calibration.bench import conditions
+from nas_prune.run.recipe import inputs
 from nas_prune.run.recipe import recipe as recipes
 from nas_prune.run.recipe.recipe import Recipe
 from nas_prune.tracing.space import SearchSpace
 from nas_prune.train.data.loaders import Data
 from nas_prune.train.loop import Run
 
-MEASURED = {"seed", "device", "precision", "model", "data", "space", "latency"}  # what a calibration depends on
+MEASURED = {
+    "seed",
+    "device",
+    "precision",
+    "model",
+    "data",
+    "space",
+    "parts",
+    "latency",
+}  # what a calibration depends on
+LEARNT = ("checkpoints", "scores*.safetensors")  # what has come of a recipe, once there is one of these
 
 
 @dataclass
@@ -41,6 +52,7 @@ class Job:
     space: SearchSpace
     seconds: dict[str, float]
     calm: dict[str, float] = field(default_factory=dict)  # milliseconds of the dense model while nothing disturbs
+    anew: bool = False  # what was timed at the end is timed once more
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -108,14 +120,18 @@ def check_folder(recipe: Recipe, folder: Path, *, resume: bool, force: bool) -> 
         raise RecipeError(f"{folder} holds a run; resume it, choose another --out, or add --force to delete it")
     if not begun_before or not resume:
         return
-    different = difference(open_run(folder), recipe)
-    begun = any((folder / made).exists() for made in ("checkpoints", "scores.safetensors"))
-    begun = begun or any(key.split(".")[0] in MEASURED for key in different)
-    if different and begun:
+    different, changed = difference(open_run(folder), recipe), inputs.changed(recipe, folder)
+    begun = any(next(folder.glob(made), None) for made in LEARNT)
+    if not begun and not any(key.split(".")[0] in MEASURED for key in (*different, *changed)):
+        return
+    if different:
         shown = ", ".join(f"{key}: {old} there, {new} here" for key, (old, new) in list(different.items())[:3])
         raise RecipeError(
             f"{folder} holds a run of another recipe ({shown}); choose another --out, or --no-resume --force"
         )
+    if changed:
+        said = inputs.said(changed, folder)
+        raise RecipeError(f"{said}; put it back, choose another --out, or --no-resume --force")
 
 
 def open_folder(recipe: Recipe, folder: Path, *, resume: bool, force: bool) -> None:
@@ -124,6 +140,7 @@ def open_folder(recipe: Recipe, folder: Path, *, resume: bool, force: bool) -> N
     path = folder / "recipe.yaml"
     if path.exists() and not resume:
         _empty(folder)
+    inputs.keep(recipe, folder)
     recipes.write(recipe, path)
 
 
@@ -140,18 +157,22 @@ def open_run(folder: Path) -> Recipe:
     return build.resolved(recipes.read(recipes.of_run(folder)))
 
 
-def identity(recipe: Recipe) -> str:
-    """The SHA-256 of a recipe, by which its checkpoints know each other."""
-    return hashlib.sha256(json.dumps(_decisive(recipe), sort_keys=True, default=str).encode()).hexdigest()
+def identity(recipe: Recipe, *, but: Collection[str] = ()) -> str:
+    """The SHA-256 of a recipe and of the files that it names, by which its checkpoints know each other.
+
+    ``but``: keys whose files do not count.
+    """
+    files = {f"file of {key}": found for key, found in inputs.sums(recipe).items() if key not in but}
+    return hashlib.sha256(json.dumps({**decisive(recipe), **files}, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def difference(old: Recipe, new: Recipe) -> dict[str, tuple[object, object]]:
     """The keys in which two recipes ask for different runs, with both values."""
-    before, after = _decisive(old), _decisive(new)
+    before, after = decisive(old), decisive(new)
     keys = {**before, **after}
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 
-def _decisive(recipe: Recipe) -> dict[str, object]:
+def decisive(recipe: Recipe) -> dict[str, object]:
     """What a run depends on: not where its progress is recorded besides, which may change when it goes on."""
     return {key: value for key, value in recipes.flat(recipe).items() if not key.startswith("track.")}

@@ -20,7 +20,7 @@ from nas_prune.base.company import before_others, in_company
 from nas_prune.base.errors import BudgetError, CheckpointError
 from nas_prune.base.files.documents import read_document
 from nas_prune.base.files.lock import clear
-from nas_prune.base.files.whole import write_json, writing
+from nas_prune.base.files.whole import write_json
 from nas_prune.base.random_images import random_images
 from nas_prune.costs import count, measure
 from nas_prune.costs.timing.runtimes import refuse_conditions
@@ -36,12 +36,13 @@ from nas_prune.run.files import Seconds
 from nas_prune.run.job import Job, check_folder, difference, held, identity, open_folder, open_run
 from nas_prune.run.promise import UNTRAINED
 from nas_prune.run.publish import publish, publish_chart
+from nas_prune.run.recipe import inputs
 from nas_prune.run.recipe import recipe as recipes
 from nas_prune.run.recipe.recipe import Recipe
 from nas_prune.run.result_files import ResultsFile
-from nas_prune.run.results import Outcome, evaluated, trained
+from nas_prune.run.results import Outcome, evaluated, time_anew, timed, trained
 from nas_prune.run.steps import baseline, derived, finetuned, save, searched, train_dense
-from nas_prune.run.targets import derive_targets
+from nas_prune.run.targets import derive_targets, placed_anew
 from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace
 from nas_prune.train.data import loaders as datasets
@@ -54,7 +55,6 @@ from nas_prune.train.record.track import track_of_first
 
 __all__ = ["evaluate", "open_run", "report", "run"]
 
-TIMED_ONCE = ("results.json", "timings.json", "stages.json")  # what is measured of a run at its end, and then kept
 Until = Literal["calibrate", "search", "derive", "finetune", "evaluate", "report"]
 
 
@@ -71,12 +71,17 @@ def run(
         clear(folder)  # the process that finished it may have been killed as it let go
         return known
     with opened(recipe, folder, resume=resume, force=force) as job:
-        with _told_if_infeasible(job):
-            results = _steps(job, until)
-        if until == "report" and job.run.accelerator.is_main_process:
-            report(folder)
-        if job.run.track is not None and until in ("evaluate", "report"):
-            publish(job, job.run.track, results)
+        return _done(job, until)
+
+
+def _done(job: Job, until: Until) -> dict[str, Any]:
+    """The steps up to and including ``until``, and what tells of them."""
+    with _told_if_infeasible(job):
+        results = _steps(job, until)
+    if until == "report" and job.run.accelerator.is_main_process:
+        report(job.folder)
+    if job.run.track is not None and until in ("evaluate", "report"):
+        publish(job, job.run.track, results)
     return results
 
 
@@ -103,13 +108,19 @@ def _results(folder: Path) -> dict[str, Any] | None:
 
 
 def finished(recipe: Recipe, folder: Path, *, report: bool) -> bool:
-    """Whether a folder holds all that a run of this recipe makes, the artefacts as they were saved."""
-    made = ("recipe.yaml", "arch.json", *(["report.html"] if report else []))
+    """Whether a folder holds all that a run of this recipe, and of the files that it names, makes."""
     return (
-        all((folder / name).is_file() for name in made)
+        _whole(folder, report=report)
         and not difference(open_run(folder), recipe)
-        and all(artifact.intact(folder / name) for name in ("derived", "finetuned"))
+        and not inputs.changed(recipe, folder)
     )
+
+
+def _whole(folder: Path, *, report: bool) -> bool:
+    """Whether a folder holds all that a run makes, the artefacts as they were saved."""
+    made = ("recipe.yaml", "arch.json", *(["report.html"] if report else []))
+    there = all((folder / name).is_file() for name in made)
+    return there and all(artifact.intact(folder / name) for name in ("derived", "finetuned"))
 
 
 @contextmanager
@@ -159,16 +170,22 @@ def _at_hand(recipe: Recipe, bars: Bars, device: torch.device) -> tuple[Data, nn
 
 def derive_many(folder: Path, targets: list[str], *, tune: bool) -> dict[str, Any]:
     """An artefact per target from the search of a run; see ``targets.derive_targets``."""
-    from nas_prune.run.report.targets import save_pareto  # matplotlib is slow to import
-
     with opened(open_run(folder), folder) as job:
         content = derive_targets(job, targets, tune=tune)
+        _drawn(job, content)
         if job.run.accelerator.is_main_process:
-            save_pareto(content, folder / "pareto.svg")
             report(folder)
-        if job.run.track is not None:
-            publish_chart(job.run.track, folder / "pareto.svg")
     return content
+
+
+def _drawn(job: Job, content: dict[str, Any]) -> None:
+    """The targets as one chart."""
+    from nas_prune.run.report.targets import save_pareto  # matplotlib is slow to import
+
+    if job.run.accelerator.is_main_process:
+        save_pareto(content, job.folder / "pareto.svg")
+    if job.run.track is not None:
+        publish_chart(job.run.track, job.folder / "pareto.svg")
 
 
 def evaluate(folder: Path, *, again: bool = False) -> dict[str, Any]:
@@ -177,12 +194,15 @@ def evaluate(folder: Path, *, again: bool = False) -> dict[str, Any]:
     ``again``: the models of a run are timed anew, and its report is written anew.
     """
     if (folder / "recipe.yaml").is_file():
-        recipe = open_run(folder)
+        known, recipe = _results(folder), open_run(folder)
         if again:
-            with held(folder), writing(folder):
-                for name in TIMED_ONCE:
-                    (folder / name).unlink(missing_ok=True)
-        return run(recipe, folder, until="report" if again else "evaluate")
+            with opened(recipe, folder) as job:
+                job.anew = True
+                return _done(job, "report")
+        if known is not None and _whole(folder, report=False):
+            clear(folder)
+            return known  # whatever has become of the files that it began with
+        return run(recipe, folder, until="evaluate")
     facts = artifact.describe(folder)
     model = artifact.load(folder)
     inputs = random_images(1, *image_shape(facts))
@@ -258,4 +278,15 @@ def _steps(job: Job, until: Until) -> dict[str, Any]:
         return results
     models = {"dense": teacher, "derived": small, "finetuned": tuned}
     with job.timed("evaluate"):
-        return evaluated(job, Outcome(calibration, met, gated, models, certificate))
+        return _measured(job, Outcome(calibration, met, gated, models, certificate))
+
+
+def _measured(job: Job, outcome: Outcome) -> dict[str, Any]:
+    """The results; targets that were derived before are shares of the same timing."""
+    if job.anew:
+        time_anew(job, outcome)
+    timed(job, outcome.models, job.folder)
+    targets = placed_anew(job, outcome.calibration)
+    if targets is not None:
+        _drawn(job, targets)
+    return evaluated(job, outcome)

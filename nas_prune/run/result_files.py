@@ -145,7 +145,7 @@ class TargetRow(Document):
     params: Natural
     predicted_ms: Positive
     target_ms: Positive | None
-    budget: BudgetFigures | None = None
+    budget: BudgetFigures
     measured_ms: Positive
     measured_ms_spread: NotNegative
     measured_share: Positive

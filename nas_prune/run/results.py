@@ -10,7 +10,7 @@ from torch import nn
 
 from nas_prune.base.errors import CheckpointError
 from nas_prune.base.files.documents import REMAKE, read_document
-from nas_prune.base.files.whole import write_json
+from nas_prune.base.files.whole import write_json, writing
 from nas_prune.base.fingerprint import fingerprint
 from nas_prune.costs import Count, count, counted
 from nas_prune.methods.criteria.criterion import BEFORE_TRAINING
@@ -28,6 +28,8 @@ from nas_prune.train.choose import Met
 from nas_prune.train.evaluate import top1
 
 FINAL = 20  # the last timing takes so many times longer than a sample of the calibration
+TIMINGS, STAGES = "timings.json", "stages.json"
+STAGED = ("dense", "derived")  # the models of which stages are timed
 Figures = dict[str, dict[str, float]]
 
 
@@ -42,10 +44,24 @@ class Outcome:
     certificate: dict[str, Any]
 
 
+def time_anew(job: Job, outcome: Outcome) -> None:
+    """Time everything once more that is timed at the end of a run. Nothing of the former goes before all is measured,
+    the results first: whatever stops it then, they are made of what is there.
+    """
+    release(job, outcome.gated, _beside(outcome), anew=True)
+    with job.first():
+        if job.run.accelerator.is_main_process:
+            found = {TIMINGS: _times(job, outcome.models), STAGES: _stage_times(job, outcome.models)}
+            with writing(job.folder):
+                (job.folder / "results.json").unlink(missing_ok=True)
+            for name, figures in found.items():
+                write_json(job.folder / name, figures)
+
+
 def evaluated(job: Job, outcome: Outcome) -> dict[str, Any]:
     """Everything that the table and the report show; written to results.json."""
     rows = _rows(job, outcome)
-    release(job, outcome.gated, {"dense": outcome.models["dense"], "static": outcome.models["finetuned"]})
+    release(job, outcome.gated, _beside(outcome))
     results = {
         **_promise(job, outcome, rows),
         "max_abs_error": outcome.certificate["max_abs_error"],
@@ -63,6 +79,11 @@ def evaluated(job: Job, outcome: Outcome) -> dict[str, Any]:
     results["cautions"] = cautions(results)
     job.write("results.json", results)
     return results
+
+
+def _beside(outcome: Outcome) -> dict[str, nn.Module]:
+    """What a model that skips takes turns with."""
+    return {"dense": outcome.models["dense"], "static": outcome.models["finetuned"]}
 
 
 def _promise(job: Job, outcome: Outcome, rows: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,25 +156,28 @@ def _top1(job: Job, model: nn.Module) -> float:
 
 def timed(job: Job, models: dict[str, nn.Module], folder: Path) -> Figures:
     """All models timed in turn, each also as a share of the dense one; kept in ``folder``."""
+    return _kept(job, folder / TIMINGS, TimingsFile, set(models), partial(_times, job, models))
 
-    def measured() -> Figures:
-        times = job.measure(models, seconds=FINAL * job.recipe.latency.seconds)
-        return {name: asdict(times[name]) | {"share": times.ratio(name, "dense").median} for name in models}
 
-    return _kept(job, folder / "timings.json", TimingsFile, set(models), measured)
+def _times(job: Job, models: dict[str, nn.Module]) -> Figures:
+    times = job.measure(models, seconds=FINAL * job.recipe.latency.seconds)
+    return {name: asdict(times[name]) | {"share": times.ratio(name, "dense").median} for name in models}
 
 
 def _stages(job: Job, models: dict[str, nn.Module], rows: Mapping[str, Any]) -> Figures:
     """Where the milliseconds of the dense and of the derived model go (eager). Where these are what is reported, they
     add up to it: a stage has its share of the model's measured time."""
-    how, pair = job.recipe.latency, {name: models[name] for name in ("dense", "derived")}
-    images = job.images(how.batch_size)
-    measured = partial(stage_times, pair, images, seconds=5 * how.seconds, threads=how.threads)
-    found = _kept(job, job.folder / "stages.json", Stages, set(pair), measured)
+    how = job.recipe.latency
+    found = _kept(job, job.folder / STAGES, Stages, set(STAGED), partial(_stage_times, job, models))
     if conditions(how).runtime != "eager" or how.precision != "float32" or how.channels_last:
         return found
     scale = {name: rows[name]["measured_ms"] / sum(stages.values()) for name, stages in found.items()}
     return {name: {stage: ms * scale[name] for stage, ms in stages.items()} for name, stages in found.items()}
+
+
+def _stage_times(job: Job, models: dict[str, nn.Module]) -> Figures:
+    how, pair = job.recipe.latency, {name: models[name] for name in STAGED}
+    return stage_times(pair, job.images(how.batch_size), seconds=5 * how.seconds, threads=how.threads)
 
 
 def _kept(job: Job, path: Path, kind: object, names: set[str], measured: Callable[[], Figures]) -> Figures:

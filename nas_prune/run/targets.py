@@ -22,7 +22,7 @@ from nas_prune.run.checks import trains_baseline
 from nas_prune.run.files import TimingsFile
 from nas_prune.run.job import Job
 from nas_prune.run.promise import promised
-from nas_prune.run.result_files import TargetFile
+from nas_prune.run.result_files import TargetFile, TargetsFile
 from nas_prune.run.results import Figures, dense_top1, timed
 from nas_prune.run.scoring import kept
 from nas_prune.run.steps import baseline, finetuned, question, reformed, save, saved, searched, train_dense, within
@@ -59,6 +59,31 @@ def derive_targets(job: Job, targets: Sequence[str], *, tune: bool) -> dict[str,
     content = {"targets": rows, "dense": dense, "cost": budget.cost}
     job.write("targets.json", content)
     return content
+
+
+def placed_anew(job: Job, calibration: Calibration) -> dict[str, Any] | None:
+    """``targets.json``, all its milliseconds shares of the run's final timing; None where there are no targets."""
+    path = job.folder / "targets.json"
+    if not path.exists():
+        return None
+    content: dict[str, Any] = read_document(path, TargetsFile, CheckpointError)
+    before, now = content["dense"]["measured_ms"], _dense_ms(job, ())
+    if now != before:
+        rows = [
+            _placed(_unplaced(row, before), _budget(job, calibration, row["target"]), now) for row in content["targets"]
+        ]
+        content = {**content, "targets": rows, "dense": {**content["dense"], "measured_ms": now}}
+        job.write("targets.json", content)
+    return content
+
+
+def _unplaced(row: Mapping[str, Any], dense_ms: float) -> dict[str, Any]:
+    """What a row of targets.json knows that is not of its duration of the dense model."""
+    shares = {
+        "predicted_share": row["predicted_ms"] / dense_ms,
+        "spread": row["measured_ms_spread"] / row["measured_ms"],
+    }
+    return {**row, **shares, "counted": row["budget"]["reached"]}
 
 
 def _refuse_removed(job: Job, limit: Budget, searched_for: Budget) -> None:

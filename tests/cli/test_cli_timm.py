@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -12,6 +13,8 @@ from artefacts import derived
 from nas_prune.artifact.folder import describe, load, save
 from nas_prune.base.files.whole import read_lines
 from nas_prune.cli.program import main
+from nas_prune.costs import Conditions
+from nas_prune.costs.timing import measure
 from nas_prune.tracing.arch import Arch
 
 TRAIN = ["train", "--model", "{}", "--dataset", "digits"]
@@ -53,6 +56,37 @@ def test_benchmark_measures_the_model_with_its_own_images(folder: Path, capsys: 
     per_second = 4e3 / float(figures["infer_step_time"])
     assert float(figures["infer_samples_per_sec"]) == pytest.approx(per_second, rel=0.01)
     assert float(figures["latency_ms"]) > 0
+
+
+def test_benchmark_measures_under_the_conditions_that_are_asked_for(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, known = [], measure.prepare_all
+
+    def watched(models: Any, images: Any, conditions: Conditions) -> Any:
+        seen.append(conditions)
+        return known(models, images, conditions)
+
+    monkeypatch.setattr(measure, "prepare_all", watched)
+    words = ("latency.precision=bfloat16", "latency.channels_last=true", "latency.seconds=0.01", "latency.threads=1")
+    code, _, _ = nas_prune(capsys, "benchmark", "--model", f"local-dir:{folder}", "--device", "cpu", *words)
+    assert (code, seen) == (0, [Conditions("eager", 1, "bfloat16", channels_last=True)] * 2)
+
+
+def test_train_does_not_go_on_with_another_model(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = tmp_path / "small", tmp_path / "out"
+    words = ("train", "--model", f"local-dir:{model}", "--dataset", "digits", "--device", "cpu", "--output", str(out))
+    small = load(folder)
+    save(small, model, remarks={"provenance": PROVENANCE})
+    assert nas_prune(capsys, *words, "--epochs", "0")[0] == 0
+    with torch.no_grad():
+        next(small.parameters()).mul_(2)
+    save(small, model, remarks={"provenance": PROVENANCE})
+    code, _, said = nas_prune(capsys, *words, "--epochs", "0")
+    assert code == 2
+    assert f"{model}/config.json (model.name) has changed since the run in {out} began; put it back" in said
 
 
 def test_train_makes_an_artefact_and_goes_on_where_it_was(

@@ -20,7 +20,7 @@ import nas_prune as npr
 from nas_prune.artifact.folder import describe
 from nas_prune.base.errors import InterruptedRunError, NasPruneError, RecipeError
 from nas_prune.base.files.whole import append_line, read_json, read_lines, write_json
-from nas_prune.cli.sweep import best, outcome, page, suggest, worker
+from nas_prune.cli.sweep import best, outcome, page, suggest, trial, worker
 from nas_prune.cli.sweep import local as local_sweep
 from nas_prune.cli.sweep.command_line import AS_JSON, WRITTEN
 from nas_prune.cli.sweep.file import Sweep, read, sweeps
@@ -315,7 +315,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> None:
 
 def begun(sweep: Sweep, out: Path) -> list[str]:
     """What the first runs of a sweep in this folder are called, begun there."""
-    journal = Journal.open(out, sweep.identity(0), 0, str(sweep.path))
+    journal = Journal.open(out, trial.identity(sweep, 0), 0, sweep)
     return [journal.suggest(values).run for values in suggest.first_runs(sweep, 2, seed=0)]
 
 
@@ -383,7 +383,7 @@ def test_how_long_a_run_took_counts_the_attempts_before(monkeypatch: pytest.Monk
 
 
 def test_what_outlives_a_killed_sweep_is_ended_before_it_goes_on(tmp_path: Path) -> None:
-    journal = Journal.open(tmp_path, sweep_of().identity(0), 0, "sweep.yaml")
+    journal = Journal.open(tmp_path, trial.identity(sweep_of(), 0), 0, sweep_of())
     entry = journal.suggest({"gate.name": "weight"})
     orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(tmp_path / entry.run)])
     journal.start(entry, orphan.pid)
@@ -444,6 +444,26 @@ def test_the_score_is_the_last_one_and_missed_budgets_are_not_the_best(tmp_path:
     (tmp_path / "one" / "recipe.yaml").touch()
     with pytest.raises(NasPruneError, match=r"one is no sweep folder: .* one run, whose model is in .*finetuned"):
         best.find(str(tmp_path / "one"))
+
+
+@pytest.mark.parametrize("metric", [{"name": "train/loss", "goal": "minimize"}, {"name": "train/loss"}, None])
+def test_the_best_run_is_the_one_that_the_goal_asks_for(
+    metric: dict[str, str] | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pretend(monkeypatch)
+    sweep = sweep_of(**{} if metric is None else {"metric": metric})
+    runs = [each.run for each in swept(sweep, tmp_path)]  # the later, the higher is top-1
+    for number, run in enumerate(runs):
+        row = {"stage": "search", "epoch": 1, "time": 0.0, "train/loss": 1.0 + number, "sweep/score": 90.0 + number}
+        append_line(tmp_path / run / "metrics.jsonl", row)
+    with local_sweep.opened(sweep, How(tmp_path), 0, count=None, workers=2) as work:
+        work.write()
+    wanted = runs[0] if metric else runs[-1]
+    assert read_json(tmp_path / "sweep.json")["best"] == wanted
+    found = best.find(str(tmp_path))
+    chosen = outcome.best(found.runs, found.goal)
+    assert chosen is not None
+    assert chosen.run == wanted
 
 
 def test_a_sweep_of_wandb_that_cannot_be_read_is_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -239,6 +239,11 @@ def _round(row: dict[str, Any]) -> None:
     assert all(type(size) is int and size >= 0 for size in row["key"])
 
 
+def _inputs(found: dict[str, Any]) -> None:
+    plain(found)
+    assert all(len(value) == 64 and set(value) <= set("0123456789abcdef") for value in found.values())
+
+
 def _seconds(found: dict[str, Any]) -> None:
     for value in found.values():
         number(value)
@@ -571,6 +576,7 @@ KINDS = {
     "timed sub-networks": _journal("calibration_timings.jsonl", run_files.SampleTimed, CalibrationError, _timed),
     "staircase": _journal("staircase.jsonl", run_files.PointRow, CheckpointError, _point),
     "coverage": _journal("coverage.jsonl", CoverageRow, ArtifactError, lambda row: plain(dict(row))),
+    "inputs": _document("inputs.json", run_files.InputsFile, CheckpointError, _inputs),
     "seconds": _document("seconds.json", run_files.Seconds, CheckpointError, _seconds),
     "certificate": _document("certificate.json", run_files.CertificateFile, CheckpointError, _certificate),
     "stripes": _document("stripes.json", run_files.StripesFile, CheckpointError, _stripes),

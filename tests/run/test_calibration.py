@@ -174,6 +174,26 @@ def test_a_check_knows_choices_and_stripes(tmp_path: Path) -> None:
         calibration_file.require_fit(tmp_path / FILE, facts, here(plain, images, SETTINGS, ABOUT))
 
 
+@pytest.mark.usefixtures("recorded_timings")
+def test_a_check_knows_axes_that_were_widened(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(json.dumps({"rules": [{"kinds": ["channel"], "widen": 1.5}]}))
+    model, images = timm.create_model("test_resnet", num_classes=10).eval(), torch.randn(2, 3, 32, 32)
+    space = laid_out(model, images, str(path))
+    assert any(axis.given for axis in space.free.values())
+    calibrate(model, space, images, SETTINGS, tmp_path, about=ABOUT)
+    tensors, facts = calibration_file.read(tmp_path / FILE)
+    calibration_file.write(tmp_path / FILE, tensors, {**facts, "noise": 100.0})
+    assert check(tmp_path / FILE, seconds=0.01)["fits"] is True
+    name = next(name for name, axis in space.free.items() if axis.given)
+    for size, why in ((10**6, "more than 16 times its"), (2, "it has")):
+        sizes = tensors["sizes"].clamp(max=2)
+        told = {**facts, "axes": {**facts["axes"], name: size}}
+        calibration_file.write(tmp_path / FILE, {**tensors, "sizes": sizes}, told)
+        with pytest.raises(CalibrationError, match=f"is of {size} units of axis {name}: {why}.*make it again"):
+            check(tmp_path / FILE, seconds=0.01)
+
+
 def test_columns_of_sizes_keep_their_names(made, tmp_path: Path) -> None:
     tensors, facts = calibration_file.read(made[3] / FILE)
     backwards = {**facts, "axes": dict(reversed(facts["axes"].items()))}

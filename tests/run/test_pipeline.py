@@ -18,8 +18,9 @@ from nas_prune.artifact import folder as artifact
 from nas_prune.base.errors import BudgetError, CheckpointError, DivergedError, NasPruneError, RecipeError
 from nas_prune.base.files.whole import read_json, write_json
 from nas_prune.costs import count
+from nas_prune.costs.timing import measure
 from nas_prune.run import build, pipeline
-from nas_prune.run import results as results_module
+from nas_prune.run import results as results_of
 from nas_prune.run.publish import final
 from nas_prune.run.recipe import recipe
 from nas_prune.train.data import loaders as data
@@ -86,6 +87,55 @@ def test_the_models_of_a_run_are_timed_again_when_that_is_asked(finished, tmp_pa
     assert "disturbed" not in (folder / "report.html").read_text()
     for path in finished.glob("finetuned/*"):
         assert (folder / path.relative_to(finished)).read_bytes() == path.read_bytes()
+
+
+def contents(folder):
+    """What is in the files of a folder."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def unmeasurable(*_, **__):
+    raise NasPruneError("it cannot be measured here")
+
+
+@pytest.mark.parametrize("what", ["data", "refuse_conditions", "time_calls", "stage_times", "file"])
+def test_where_it_cannot_be_timed_again_nothing_is_lost(what, finished, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    before = contents(folder)
+    where = {"data": (data, "load"), "refuse_conditions": (pipeline, what), "time_calls": (measure, what)}
+    where |= {"stage_times": (results_of, what), "file": (results_of, "release")}
+    with monkeypatch.context() as patch:
+        patch.setattr(*where[what], unmeasurable)
+        with pytest.raises(NasPruneError, match="cannot be measured here"):
+            pipeline.evaluate(folder, again=True)
+    seconds = {Path("seconds.json"): (folder / "seconds.json").read_bytes()}  # an attempt takes some
+    assert contents(folder) == before | seconds
+    assert pipeline.evaluate(folder) == json.loads((finished / "results.json").read_text())
+
+
+def test_a_run_that_is_killed_between_two_new_timings_tells_of_those(finished, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(results_of, "_rows", unmeasurable)
+        with pytest.raises(NasPruneError, match="cannot be measured here"):
+            pipeline.evaluate(folder, again=True)
+    assert not (folder / "results.json").exists()
+    timings = read_json(folder / "timings.json")
+    assert (
+        pipeline.run(recipe.read("smoke/digits_w_gates"), folder)["dense"]["measured_ms"]
+        == timings["dense"]["median_ms"]
+    )
+
+
+@pytest.mark.zoo
+def test_a_model_that_skips_is_timed_again_with_the_others(tmp_path):
+    pipeline.run(recipe.read("smoke/fashion_mnist_resnet18_manidp"), tmp_path / "run")
+    before = read_json(tmp_path / "run" / "dynamic.json")
+    write_json(tmp_path / "run" / "dynamic.json", before | {"ms": dict.fromkeys(before["ms"], 123.0)})
+    pipeline.evaluate(tmp_path / "run", again=True)
+    assert read_json(tmp_path / "run" / "dynamic.json") == before
 
 
 def test_the_readme_names_everything_that_a_run_leaves(finished):
@@ -179,14 +229,14 @@ def test_an_unreachable_budget_is_refused_before_training(tmp_path):
 
 
 def test_every_limit_is_judged_in_the_end(tmp_path, monkeypatch):
-    counted = results_module.promised
+    counted = results_of.promised
     asked = recipe.read("smoke/digits_w_gates", ["--budget.limits={params: 0.9x, macs: 0.9x}", "--budget.target=0.8x"])
     met = pipeline.run(asked, tmp_path / "run")
     assert [(each["cost"], each["status"]) for each in met["limits"]] == [("params", "met"), ("macs", "met")]
     assert [each["reached"] for each in met["limits"]] == [met["derived"]["params"], met["derived"]["macs"]]
     assert met["status"] == "met"
     monkeypatch.setattr(
-        results_module,
+        results_of,
         "promised",
         lambda budget, cost, *of: counted(budget, 2 * cost if budget.cost.unit == "MACs" else cost, *of),
     )

@@ -298,6 +298,7 @@ def targets() -> dict[str, Any]:
                 **{
                     "target": name,
                     "target_ms": ms,
+                    "budget": {"cost": "latency", "limit": ms, "reached": ms, "unit": "ms"},
                     "measured_ms": ms,
                     "measured_ms_spread": 0.4,
                     "measured_share": ms / 42.0,

@@ -1,6 +1,7 @@
 """Laws of many targets from one search: its gates decide for all of them, and one duration of the dense model holds."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ from recorded import recorded
 
 from nas_prune.artifact.folder import load
 from nas_prune.base.errors import BudgetError
+from nas_prune.costs.timing import measure
+from nas_prune.costs.timing.measure import Timings
 from nas_prune.ops.stripes.conv import StripeConv
 from nas_prune.run import pipeline
 from nas_prune.run.recipe import recipe
+from nas_prune.run.report.summary import milliseconds
 from nas_prune.tracing.arch import Arch
 
 TARGETS = ["0.95x", "0.55x"]
@@ -53,6 +57,50 @@ def test_all_milliseconds_of_a_run_are_shares_of_one_duration(run: Path, many: d
     assert [row["target_ms"] for row in many["targets"]] == pytest.approx([0.95 * dense, 0.55 * dense])
     for row in many["targets"]:
         assert row["measured_ms"] == pytest.approx(row["measured_share"] * dense)
+
+
+def slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on the machine takes half as long again."""
+    known = measure.time_calls
+
+    def timed(calls: Any, seconds: float) -> Timings:
+        found = known(calls, seconds)
+        return Timings({name: tuple(1.5 * each for each in found.times[name]) for name in found})
+
+    monkeypatch.setattr(measure, "time_calls", timed)
+
+
+def test_targets_follow_when_the_run_is_timed_again(
+    run: Path, many: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    shutil.rmtree(folder / "targets" / TARGETS[0])  # nothing of it is needed
+    slower(monkeypatch)
+    dense = pipeline.evaluate(folder, again=True)["dense"]["measured_ms"]
+    found = json.loads((folder / "targets.json").read_text())
+    assert dense == pytest.approx(1.5 * many["dense"]["measured_ms"]) == found["dense"]["measured_ms"]
+    for before, now in zip(many["targets"], found["targets"], strict=True):
+        for name in ("predicted_ms", "measured_ms", "measured_ms_spread", "target_ms"):
+            assert now[name] == pytest.approx(1.5 * before[name])
+        assert {**now["budget"], "limit": 0, "reached": 0} == {**before["budget"], "limit": 0, "reached": 0}
+        for name in ("target", "macs", "params", "measured_share", "status", "top1", "folder"):
+            assert now[name] == before[name]
+    assert (folder / "pareto.svg").read_bytes() != (run / "pareto.svg").read_bytes()
+    shown = (folder / "report.html").read_text()
+    assert all(milliseconds(row["measured_ms"]) in shown for row in found["targets"])
+    assert pipeline.evaluate(folder)["dense"]["measured_ms"] == dense
+
+
+def test_targets_that_come_before_the_final_timing_follow_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = recipe.read("smoke/digits_w_gates")
+    pipeline.run(asked, tmp_path, until="search")
+    pipeline.derive_many(tmp_path, ["0.95x"], tune=False)
+    slower(monkeypatch)
+    dense = pipeline.run(asked, tmp_path)["dense"]["measured_ms"]
+    found = json.loads((tmp_path / "targets.json").read_text())
+    assert found["dense"]["measured_ms"] == dense
+    assert found["targets"][0]["target_ms"] == pytest.approx(0.95 * dense)
 
 
 def test_many_targets_from_one_search(run: Path, many: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from nas_prune.base.errors import ArtifactError, NasPruneError, first_line
 from nas_prune.cli.sweep import outcome
 from nas_prune.cli.sweep.command_line import WRITTEN
-from nas_prune.cli.sweep.file import SCORE
+from nas_prune.cli.sweep.file import Goal, Sweep
 from nas_prune.cli.sweep.journal import FILE, Journal
 from nas_prune.cli.sweep.outcome import Outcome
 from nas_prune.cli.sweep.parameters import nested
@@ -21,6 +21,7 @@ class Found:
     sweep: str
     folder: Path
     runs: list[Outcome]
+    goal: Goal = "maximize"
 
 
 def find(source: str, runs: Path | None = None) -> Found:
@@ -33,8 +34,8 @@ def find(source: str, runs: Path | None = None) -> Found:
         journal = Journal.read(folder)
         entries = journal.entries.values()
         found = [(e.run, e.values, e.state or "waiting", e.seconds) for e in entries]
-        told = [Outcome(*each, **outcome.figures(folder / each[0])) for each in found]
-        return Found(journal.sweep, folder, told)
+        told = [Outcome(*each, **outcome.figures(folder / each[0], journal.metric)) for each in found]
+        return Found(journal.sweep, folder, told, journal.goal)
     if folder.is_dir():
         made = sorted(path.parent for path in folder.glob("*/results.json"))
         if not made:
@@ -48,23 +49,27 @@ def find(source: str, runs: Path | None = None) -> Found:
     if source.count("/") != 2:
         raise NasPruneError(f"{source} is neither a folder nor a sweep of W&B; write FOLDER, or entity/project/id")
     name = source.rsplit("/", 1)[-1]
-    return Found(name, runs or Path("runs"), of_wandb(source))
+    sweep, told = of_wandb(source)
+    return Found(name, runs or Path("runs"), told, sweep.goal)
 
 
-def of_wandb(path: str) -> list[Outcome]:
-    """The runs of a sweep of W&B. Raises NasPruneError where the server cannot be asked."""
+def of_wandb(path: str) -> tuple[Sweep, list[Outcome]]:
+    """A sweep of W&B, and its runs. Raises NasPruneError where the server cannot be asked."""
     import wandb
 
     try:
-        found = wandb.Api().sweep(path).runs
-        runs = [(f"{run.config['name']}/{run.id}", dict(run.config), run.state, dict(run.summary)) for run in found]
+        asked = wandb.Api().sweep(path)
+        sweep = Sweep(Path(path), dict(asked.config))
+        runs = [
+            (f"{run.config['name']}/{run.id}", dict(run.config), run.state, dict(run.summary)) for run in asked.runs
+        ]
     except Exception as error:  # of wandb, requests and whatever they stand on
         what = first_line(error) or type(error).__name__
         raise NasPruneError(
             f"the sweep {path} cannot be read from W&B ({what}); go online and `wandb login`, or name the folder of "
             "its runs, such as runs/quickstart"
         ) from error
-    return [_of_summary(*each) for each in runs]
+    return sweep, [_of_summary(*each, metric=sweep.metric) for each in runs]
 
 
 def copy(found: Found, out: Path) -> Outcome:
@@ -73,7 +78,7 @@ def copy(found: Found, out: Path) -> Outcome:
     from nas_prune.artifact.config import ARCH
     from nas_prune.tracing.arch import Arch
 
-    chosen = outcome.best(found.runs)
+    chosen = outcome.best(found.runs, found.goal)
     if chosen is None:
         ends = ", ".join(f"{each.run}: {each.status or each.state}" for each in found.runs[:10]) or "there are no runs"
         raise NasPruneError(f"no run of sweep {found.sweep} has met its budget ({ends}); ask for less, or run more")
@@ -98,8 +103,8 @@ def flags(values: Mapping[str, Any]) -> list[str]:
     return [word for name, value in nested(values).items() for word in WRITTEN["args"](name, value)]
 
 
-def _of_summary(run: str, config: Mapping[str, Any], state: str, summary: Mapping[str, Any]) -> Outcome:
+def _of_summary(run: str, config: Mapping[str, Any], state: str, summary: Mapping[str, Any], *, metric: str) -> Outcome:
     """A run as W&B knows it."""
-    names = {"score": SCORE, "top1": "final/top1", "measured_ms": "final/latency_ms", "macs": "final/macs"}
+    names = {"score": metric, "top1": "final/top1", "measured_ms": "final/latency_ms", "macs": "final/macs"}
     figures: dict[str, Any] = {name: summary.get(key) for name, key in names.items()}
     return Outcome(run, config, state, status=summary.get("status"), **figures)

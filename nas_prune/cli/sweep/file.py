@@ -1,11 +1,9 @@
 """A sweep file as W&B reads it."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -18,6 +16,7 @@ from nas_prune.cli.sweep.command_line import OurCommand
 from nas_prune.cli.sweep.parameters import distribution, flat, grid_size, nested
 
 SCORE = "sweep/score"  # what a sweep is to maximise
+Goal = Literal["maximize", "minimize"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,13 @@ class Sweep:
         """The name of what is optimised."""
         metric = self.content.get("metric")
         return str(metric.get("name", SCORE)) if isinstance(metric, Mapping) else SCORE
+
+    @property
+    def goal(self) -> Goal:
+        """Which way it is optimised; W&B minimises where the metric does not say."""
+        metric = self.content.get("metric")
+        given = metric.get("goal", "minimize") if isinstance(metric, Mapping) else "maximize"
+        return "maximize" if given == "maximize" else "minimize"
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -82,12 +88,6 @@ class Sweep:
         words = self.argv(values)
         known = command_line.ours(words, self.program)
         return words[len(known.launcher) :] if known else []
-
-    def identity(self, seed: int) -> str:
-        """Eight letters for a sweep: of what it varies, how it is run, and the seed."""
-        decisive = ("method", "metric", "parameters", "command", "program", "early_terminate")
-        told = [{key: self.content.get(key) for key in decisive}, seed]
-        return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def read(name_or_path: str) -> Sweep:

@@ -14,6 +14,7 @@ from pydantic import Field
 from nas_prune.base.errors import RecipeError
 from nas_prune.base.files.documents import Document, Natural, NotNegative, Text, read_journal
 from nas_prune.base.files.whole import append_line
+from nas_prune.cli.sweep.file import SCORE, Goal, Sweep
 
 FILE = "sweep.jsonl"
 State = Literal["finished", "stopped", "failed"]
@@ -27,6 +28,8 @@ class BegunRow(Document):
     sweep: RunId
     seed: int
     file: Text
+    metric: Text = SCORE
+    goal: Goal = "maximize"
 
 
 class SuggestedRow(Document):
@@ -79,19 +82,23 @@ class Journal:
     path: Path
     sweep: str
     seed: int
+    metric: str = SCORE
+    goal: Goal = "maximize"
     entries: dict[str, Entry] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: Path, sweep: str, seed: int, file: str) -> "Journal":
+    def open(cls, folder: Path, identity: str, seed: int, sweep: Sweep) -> "Journal":
         """The journal in a folder, begun if need be. Raises RecipeError where it is that of another sweep."""
-        journal, rows = cls(folder / FILE, sweep, seed), read_journal(folder / FILE, Row, RecipeError)
-        if rows and rows[0].get("sweep") != sweep:
+        journal = cls(folder / FILE, identity, seed, sweep.metric, sweep.goal)
+        rows = read_journal(folder / FILE, Row, RecipeError)
+        if rows and rows[0].get("sweep") != identity:
             raise RecipeError(
-                f"{folder} holds another sweep (its file, or the seed, has changed since); choose another --out, or "
-                "take back the change"
+                f"{folder} holds another sweep (its file, its recipe, a file that this names, or the seed has changed "
+                "since); choose another --out, or take back the change"
             )
         if not rows:
-            append_line(journal.path, {"kind": "begun", "sweep": sweep, "seed": seed, "file": file})
+            begun = {"kind": "begun", "sweep": identity, "seed": seed, "file": str(sweep.path)}
+            append_line(journal.path, {**begun, "metric": sweep.metric, "goal": sweep.goal})
         journal.follow(rows)
         return journal
 
@@ -101,7 +108,9 @@ class Journal:
         rows = read_journal(folder / FILE, Row, RecipeError)
         if not rows or rows[0]["kind"] != "begun":
             raise RecipeError(f"{folder} holds no sweep: it has no {FILE}; start one with `nas-prune sweep local`")
-        journal = cls(folder / FILE, rows[0]["sweep"], rows[0]["seed"])
+        begun = rows[0]
+        told = begun.get("metric", SCORE), begun.get("goal", "maximize")
+        journal = cls(folder / FILE, begun["sweep"], begun["seed"], *told)
         journal.follow(rows)
         return journal
 

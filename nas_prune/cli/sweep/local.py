@@ -20,6 +20,7 @@ from nas_prune.cli.sweep.journal import Entry, Journal, State
 from nas_prune.cli.sweep.lint import refuse
 from nas_prune.cli.sweep.outcome import Outcome
 from nas_prune.cli.sweep.suggest import Past, require, suggest, to_stop
+from nas_prune.cli.sweep.trial import identity
 from nas_prune.cli.sweep.worker import How, Worker
 from nas_prune.run.calibration.calibrate import FILE as CALIBRATION
 
@@ -79,13 +80,14 @@ class Local:
     def write(self) -> None:
         """sweep.json: the sweep as far as it has come."""
         found = self.outcomes()
-        chosen = outcome.best(found)
+        chosen = outcome.best(found, self.sweep.goal)
         content = {
             "sweep": self.journal.sweep,
             "seed": self.journal.seed,
             "file": str(self.sweep.path),
             "method": self.sweep.method,
             "metric": self.sweep.metric,
+            "goal": self.sweep.goal,
             "runs": [each.plain for each in found],
             "survivors": [each.run for each in outcome.survivors(found)],
             "best": chosen and chosen.run,
@@ -181,7 +183,7 @@ def opened(sweep: Sweep, how: How, seed: int, *, count: int | None, workers: int
     with writing(how.out):
         how.out.mkdir(parents=True, exist_ok=True)
     with locked(how.out):
-        journal = Journal.open(how.out, sweep.identity(seed), seed, str(sweep.path))
+        journal = Journal.open(how.out, identity(sweep, seed), seed, sweep)
         yield Local(sweep, journal, how, workers, total)
 
 

@@ -8,11 +8,12 @@ from typing import Any
 from nas_prune.base.errors import CheckpointError
 from nas_prune.base.files.documents import read_document
 from nas_prune.base.files.whole import read_lines
-from nas_prune.cli.sweep.file import SCORE
+from nas_prune.cli.sweep.file import SCORE, Goal
 from nas_prune.run.files import Seconds
 from nas_prune.run.result_files import InfeasibleFile, ResultsFile
 
 Kept = ResultsFile | InfeasibleFile
+WAYS: dict[Goal, int] = {"maximize": 1, "minimize": -1}
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,14 @@ def scores(folder: Path, metric: str = SCORE) -> list[float]:
 def figures(folder: Path, metric: str = SCORE) -> dict[str, Any]:
     """What there is to tell of a run: status, score and the figures of its model.
 
-    The score is the last one, which is that of the model that was saved; without any, top-1 if the budget was met.
+    The score is the last one, which is that of the model that was saved; without any, where that is what is optimised,
+    top-1 if the budget was met.
     """
     known, told = results(folder), scores(folder, metric)
     if known is None or known["status"] == "infeasible":
         return {"status": known and known["status"], "score": told[-1] if told and known is None else None}
     tuned = known["finetuned"]
-    fallback = tuned["top1"] if known["status"] == "met" else None
+    fallback = tuned["top1"] if known["status"] == "met" and metric == SCORE else None
     return {
         "status": known["status"],
         "score": told[-1] if told else fallback,
@@ -88,10 +90,12 @@ def place(each: Outcome) -> tuple[float, float] | None:
     return None if cost is None or each.top1 is None else (float(cost), each.top1)
 
 
-def best(found: Iterable[Outcome]) -> Outcome | None:
-    """Of the runs that met their budget, the one of the highest score."""
-    met = [each for each in found if each.status == "met" and each.state == "finished"]
-    return max(met, key=lambda each: (each.score is not None, each.score or 0.0, each.top1 or 0.0), default=None)
+def best(found: Iterable[Outcome], goal: Goal = "maximize") -> Outcome | None:
+    """Of the runs that met their budget, the one of the best score."""
+    met, way = [each for each in found if each.status == "met" and each.state == "finished"], WAYS[goal]
+    return max(
+        met, key=lambda each: (each.score is not None, way * (each.score or 0.0), each.top1 or 0.0), default=None
+    )
 
 
 def _beats(one: Outcome, other: Outcome) -> bool:

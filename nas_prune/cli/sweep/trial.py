@@ -1,6 +1,8 @@
 """The runs of a sweep, tried without running them: does the recipe take every value, and can the sweep do its work?"""
 
+import hashlib
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +17,15 @@ from nas_prune.cli.sweep.lint import Finding, bands
 from nas_prune.costs.budget import checked_target
 from nas_prune.run.calibration import file as calibration_file
 from nas_prune.run.checks import check
+from nas_prune.run.job import decisive
+from nas_prune.run.recipe import inputs
 from nas_prune.run.recipe import recipe as recipes
 from nas_prune.run.recipe.recipe import Recipe
 from nas_prune.run.recipe.words import as_words
 
 FALLBACK = "quickstart"  # on which keys are tried where the sweep's own recipe cannot be read
 MOST = 64  # combinations of a grid that are all tried
+DECISIVE = ("method", "metric", "parameters", "command", "program", "early_terminate")  # of a sweep file
 OPTIONS = ("--out", "--resume", "--no-resume", "--force", "--debug")  # of the command, not of the recipe
 
 
@@ -67,6 +72,23 @@ def findings(sweep: Sweep) -> Iterator[Finding]:
     yield from _in_the_agent(found)
     yield from _too_short(sweep, found)
     yield from dict.fromkeys(_unreachable(found))
+
+
+def identity(sweep: Sweep, seed: int) -> str:
+    """Eight letters for a sweep: of what it varies, how it is run, the seed, its recipe, and the files named there."""
+    subject, _ = _subject(sweep)
+    told: list[Any] = [{key: sweep.content.get(key) for key in DECISIVE}, seed]
+    files = set[tuple[str, Path]]()
+    for values in combinations(sweep):
+        try:
+            run = subject.read(parameters.nested(values))
+        except NasPruneError as error:  # which the run will say
+            told.append(str(error))
+        else:
+            told.append(decisive(run))
+            files |= inputs.named(run).items()
+    told += [[key, inputs.sum_at(key, path)] for key, path in sorted(files)]
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def combinations(sweep: Sweep) -> Iterator[dict[str, Any]]:

@@ -16,10 +16,10 @@ from nas_prune.base.files.mistakes import explained
 from nas_prune.run.checks import check
 from nas_prune.run.recipe import overrides
 from nas_prune.run.recipe import recipe as recipes
+from nas_prune.run.recipe.inputs import LOCAL
 from nas_prune.run.recipe.recipe import Recipe
 from nas_prune.train.data.preprocessing import data_keys
 
-LOCAL = "local-dir:"
 _KNOWN = ("data.", "finetune.", "latency.")  # what an artefact's own recipe decides here,
 _OTHER = {"data.name", "data.root", "data.workers", "latency.seconds", "finetune.recalibrate_batches"}  # but for these
 

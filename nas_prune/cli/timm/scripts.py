@@ -20,9 +20,11 @@ from nas_prune.base.company import before_others, in_company
 from nas_prune.base.errors import DataError, RecipeError
 from nas_prune.base.random_images import random_images
 from nas_prune.cli.timm.recipe import facts_of, folder_of
-from nas_prune.costs import count, measure
+from nas_prune.costs import count, measure_together
 from nas_prune.run import build
+from nas_prune.run.calibration.bench import conditions
 from nas_prune.run.job import difference, held, identity
+from nas_prune.run.recipe import inputs
 from nas_prune.run.recipe import recipe as recipes
 from nas_prune.run.recipe.recipe import Recipe
 from nas_prune.tracing.arch import Arch
@@ -92,7 +94,7 @@ def benchmark(recipe: Recipe) -> Results:
     images = random_images(how.batch_size, *_shape(recipe)).to(accelerator.device)
     with accelerator.autocast():
         batch, single = (
-            measure(model, each, runtime=how.runtime, seconds=how.seconds, threads=how.threads)
+            measure_together({"model": model}, each, conditions=conditions(how), seconds=how.seconds)["model"]
             for each in (images, images[:1])
         )
     counted = count(model, images[:1])
@@ -112,6 +114,10 @@ def _open(folder: Path, recipe: Recipe) -> None:
     path = folder / "recipe.yaml"
     if path.exists() and difference(recipes.read(path), recipe):
         raise RecipeError(f"{folder} holds a training with other settings; choose another --output, or delete it")
+    changed = inputs.changed(recipe, folder) if path.exists() else {}
+    if changed:
+        raise RecipeError(f"{inputs.said(changed, folder)}; put it back, choose another --output, or delete {folder}")
+    inputs.keep(recipe, folder)
     recipes.write(recipe, path)
 
 

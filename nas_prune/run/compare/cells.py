@@ -76,8 +76,8 @@ class Journal:
             return False
         if row.recipe != recipe:
             raise RecipeError(
-                f"{self.path} holds {cell} of another recipe, method or number of epochs; choose another --out, or "
-                "take back the change"
+                f"{self.path} holds {cell} of another recipe, method or number of epochs, or a file that the recipe "
+                "names has changed since; choose another --out, or take back the change"
             )
         return True
 

@@ -80,8 +80,9 @@ class Plan:
                     raise RecipeError(f"method {name}: {error}") from error
 
     def identity(self, cell: Cell) -> str:
-        """By what a cell knows its own recipe, wherever the folder lies."""
-        return identity(self.recipe(cell, Path()))
+        """By what a cell knows its own recipe and the files that are given, wherever the folder lies."""
+        own = {"model.checkpoint"} if cell.method != DENSE and self.shares(self.methods[cell.method]) else set()
+        return identity(self.recipe(cell, Path()), but=own)
 
     def recipe(self, cell: Cell, out: Path | None = None) -> Recipe:
         """What is run for a cell, in this folder or another one."""

@@ -25,6 +25,7 @@ from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.record.progress import Bars
 
 Sample = tuple[torch.Tensor, int]
+TRAINING, EVALUATION = ("train", "training"), ("val", "validation", "test")  # what folders are called
 
 
 class Replayable(Dataset[Sample]):
@@ -144,7 +145,7 @@ def _folder(settings: DataSettings, training: bool) -> Any:
         raise DataError(
             "data.name folder needs data.root: a folder that holds train/ and val/, with a folder for each class"
         )
-    names = ("train", "training") if training else ("val", "validation", "test")
+    names = TRAINING if training else EVALUATION
     root = Path(settings.root)
     split = next((root / name for name in names if isdir(root / name)), None)
     if split is None:
