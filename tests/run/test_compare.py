@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 
 from nas_prune.base.errors import RecipeError
+from nas_prune.base.files.shipped import shipped
 from nas_prune.run.checks import check
 from nas_prune.run.compare import methods, page
 from nas_prune.run.compare.cells import DENSE, Cell, Row
@@ -16,9 +17,13 @@ from nas_prune.run.compare.compare import compare
 from nas_prune.run.compare.plan import Plan
 from nas_prune.run.compare.sections import Section, sections
 from nas_prune.run.recipe.recipe import read
+from nas_prune.train.settings import OptimSettings, SearchSettings
 
 TINY = ["dense.epochs=2", "finetune.epochs=3", "budget.cost=macs"]
 ALL = methods.methods()
+# of a search, what a recipe says for every method: how it trains, how long, and on how much data
+OWN = {*OptimSettings.model_fields, "joint", "freeze", "gate_lr", "temperature", "holdout", "criterion_batches"}
+OWN |= {"shapley"}
 
 
 def plan_of(out: Path, *names: str, overrides: tuple[str, ...] = (), seeds: int = 1) -> Plan:
@@ -46,6 +51,19 @@ def test_every_method_trains_for_the_same_epochs(name: str, tmp_path: Path) -> N
         check(recipe)
     assert not recipe.dense.baseline
     assert recipe.seed == 0
+
+
+def test_a_method_has_no_part_of_the_recipe_that_it_is_compared_on(tmp_path: Path) -> None:
+    plain, searches = plan_of(tmp_path, *ALL), SearchSettings.model_fields.keys() - OWN
+    cells = [Cell(name, "0.8x", 0) for name in ALL]
+    own = [plain.recipe(cell) for cell in cells]
+    for path in sorted((shipped("recipes") / "smoke").glob("*.yaml")):
+        plan = replace(plain, base=read(path))
+        for cell, wanted in zip(cells, own, strict=True):
+            found = plan.recipe(cell)
+            assert found.gate == wanted.gate, (path.stem, cell)
+            strange = [key for key in searches if getattr(found.search, key) != getattr(wanted.search, key)]
+            assert not strange, (path.stem, cell)
 
 
 def test_what_is_trained_from_scratch_trains_as_the_dense_network_does(tmp_path: Path) -> None:
