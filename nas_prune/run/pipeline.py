@@ -88,7 +88,6 @@ def _told_if_infeasible(job: Job) -> Iterator[None]:
     try:
         yield
     except BudgetError as error:
-        error.infeasible = True
         job.write("results.json", {"status": "infeasible", "target": job.recipe.budget.target, "why": str(error)})
         raise
 

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from asked import ask, asked
 
-from nas_prune.base.errors import BudgetError
+from nas_prune.base.errors import BudgetError, RecipeError
 from nas_prune.costs import Budget, Macs
 from nas_prune.derivation.derive import derive
 from nas_prune.derivation.trace import trace
@@ -173,6 +173,23 @@ def test_a_selector_that_finds_nothing_for_another_reason_is_heard(space, scores
 
     with pytest.raises(BudgetError, match="nothing that I know"):
         meet(asked(scores, Budget("0.3x", Macs(space.axes)), space), hopeless, lambda _: 1.0)
+
+
+def test_a_selector_that_has_no_answer_ends_the_search_only_where_nothing_has_met_the_target(space, scores):
+    macs, asked_before = Macs(space.axes), []
+
+    def slow(question):
+        if asked_before:
+            raise RecipeError("no answer in time")
+        asked_before.append(question.limit)
+        return ranked(question)
+
+    question = asked(scores, Budget("0.5x", macs), space)
+    met = meet(question, slow, lambda arch: 0.8 * float(macs(arch.sizes(space.free))))
+    assert len(met.rounds) == 1
+    asked_before.clear()
+    with pytest.raises(RecipeError, match="no answer in time"):  # which is no target that cannot be met
+        meet(question, slow, lambda arch: 1.2 * float(macs(arch.sizes(space.free))))
 
 
 def test_measurements_are_journalled_and_reused(space, scores, tmp_path):
