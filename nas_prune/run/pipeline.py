@@ -38,6 +38,7 @@ from nas_prune.run.promise import UNTRAINED
 from nas_prune.run.publish import publish, publish_chart
 from nas_prune.run.recipe import recipe as recipes
 from nas_prune.run.recipe.recipe import Recipe
+from nas_prune.run.rehearsal.rehearse import rehearse
 from nas_prune.run.result_files import ResultsFile
 from nas_prune.run.results import Outcome, evaluated, trained
 from nas_prune.run.steps import baseline, derived, finetuned, save, searched, train_dense
@@ -152,7 +153,7 @@ def _at_hand(recipe: Recipe, bars: Bars, device: torch.device) -> tuple[Data, nn
     images = build.example(recipe, data, batch=1)
     with drawing(recipe.seed, "space"):
         space = laid_out(model, images, recipe.space)
-    build.rehearse(recipe, model, space, images)
+    rehearse(recipe, model, space, images)
     return data, model, space
 
 
