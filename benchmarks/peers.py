@@ -32,7 +32,6 @@ from nas_prune.base.errors import (
     InterruptedRunError,
     InUseError,
     NasPruneError,
-    RecipeError,
     RuntimeMissingError,
     StorageError,
     first_line,
@@ -40,7 +39,7 @@ from nas_prune.base.errors import (
 from nas_prune.base.registry import hint
 
 # what is no method's fault ends the run
-STOPPING = (InterruptedRunError, StorageError, InUseError, DataError, RecipeError, RuntimeMissingError)
+STOPPING = (InterruptedRunError, StorageError, InUseError, DataError, RuntimeMissingError)
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
 

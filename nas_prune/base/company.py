@@ -66,16 +66,13 @@ def before_others(accelerator: Accelerator) -> Iterator[None]:
 def _plain(error: Exception, accelerator: Accelerator) -> dict[str, Any]:
     """An error as plain data."""
     text = str(error) if isinstance(error, NasPruneError) else f"{type(error).__name__}: {first_line(error)}"
-    infeasible = error.infeasible if isinstance(error, BudgetError) else None
-    return {"process": accelerator.process_index, "text": text, "infeasible": infeasible}
+    return {"process": accelerator.process_index, "text": text, "infeasible": isinstance(error, BudgetError)}
 
 
 def _again(known: dict[str, Any]) -> NasPruneError:
     """The error of another process, as this one raises it."""
-    if known["infeasible"] is not None:  # a budget is that of all
-        found = BudgetError(known["text"])
-        found.infeasible = known["infeasible"]
-        return found
+    if known["infeasible"]:  # a budget is that of all
+        return BudgetError(known["text"])
     return RunError(f"process {known['process']} of this run has ended, {ALONE}: {known['text']}")
 
 

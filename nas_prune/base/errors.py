@@ -2,7 +2,7 @@
 
 NasPruneError                 exit code 2: the input cannot be used
 ├── UnknownNameError          no gate, recipe, dataset ... of that name (with a hint)
-├── RecipeError               a recipe or an override that cannot be read
+├── RecipeError               a recipe or an override that cannot be read, or used
 ├── SpaceError                a search space that does not fit the model
 ├── DataError                 a dataset that is missing or unreadable
 ├── TraceError                a model that cannot be captured, or has nothing to prune
@@ -67,7 +67,7 @@ class UnknownNameError(NasPruneError):
 
 
 class RecipeError(NasPruneError):
-    """A recipe, or an override of one, that cannot be read."""
+    """A recipe, or an override of one, that cannot be read, or used as it is."""
 
 
 class SpaceError(NasPruneError):
@@ -94,12 +94,11 @@ class ArchError(NasPruneError):
 
 
 class BudgetError(NasPruneError):
-    """A budget that no architecture of the search space can meet. ``infeasible``: that is what a run has found out.
+    """A budget that no architecture of the search space can meet: a run that ends in it is infeasible.
 
-    ``smallest``: the size per axis of the smallest that a selector can make, where that is predicted to be too much.
+    What else is wrong with a budget, or keeps a selector from an answer, is a RecipeError. ``smallest``: the
+    size per axis of the smallest that a selector can make, where that is predicted to be too much.
     """
-
-    infeasible = False
 
     def __init__(self, message: str, *, smallest: Mapping[str, float] | None = None) -> None:
         super().__init__(message)

@@ -85,6 +85,6 @@ def told() -> Iterator[None]:
 
         if not error.told and is_first():
             tell_end(error)
-        if not (isinstance(error, BudgetError) and error.infeasible):
+        if not isinstance(error, BudgetError):
             raise
         typer.echo(f"infeasible: {error}", err=True)

@@ -21,8 +21,11 @@ class CompareOptions:
 
     The recipe says model, data, budget, and how each stage trains; a method
     changes what makes it a method (`nas-prune list methods`). Stopped, the
-    same command goes on where it was. A budget that a method misses, or cannot
-    meet, is a result; the exit code is 1 where a method failed.
+    same command goes on where it was. A method that recipe or model have
+    something against is told before anything is trained: one that is named
+    ends the command, of all it fails and the others run. A budget that a
+    method misses, or cannot meet, is a result; the exit code is 1 where a
+    method failed.
     """
 
     words: Annotated[
@@ -51,8 +54,9 @@ def command(**options: Any) -> None:
     from nas_prune.run.compare.sections import sections
 
     given = CompareOptions(**options)
-    chosen = methods.chosen(_listed(given.methods), methods.methods(given.more or []))
-    plan = Plan(asked(given.words), chosen, _listed(given.targets), range(given.seeds), given.out, given.allowance)
+    names, targets = _listed(given.methods), _listed(given.targets)
+    chosen, every = methods.chosen(names, methods.methods(given.more or [])), methods.EVERY in names
+    plan = Plan(asked(given.words), chosen, targets, range(given.seeds), given.out, given.allowance, every)
     rows = compare(plan, typer.echo, again=given.again)
     found = sections(rows, plan)
     for table in page.tables(found):

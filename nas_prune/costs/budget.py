@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
-from nas_prune.base.errors import BudgetError, shown
+from nas_prune.base.errors import RecipeError, shown
 from nas_prune.costs.cost import CostModel
 
 SCALE = {"k": 1e3, "M": 1e6, "G": 1e9, "": 1.0}
@@ -28,10 +28,10 @@ class Budget:
         number, unit = parse_target(self.target)
         timed = self.cost.unit == "ms"
         if unit != "x" and (unit == "ms") != timed:
-            raise BudgetError(f"the budget {self.target!r} is not in {self.cost.unit}; {_forms(timed)}")
+            raise RecipeError(f"the budget {self.target!r} is not in {self.cost.unit}; {_forms(timed)}")
         scale = float(self.cost({}).detach()) if unit == "x" else SCALE.get(unit, 1.0)
         if not number * scale > 0:
-            raise BudgetError(f"the budget {self.target!r} must be above zero")
+            raise RecipeError(f"the budget {self.target!r} must be above zero")
         object.__setattr__(self, "limit", number * scale)
         object.__setattr__(self, "relative", unit == "x")
 
@@ -47,10 +47,10 @@ def _forms(timed: bool) -> str:
 
 
 def parse_target(target: str) -> tuple[float, str]:
-    """Number and unit of a target; BudgetError says which forms there are."""
+    """Number and unit of a target; RecipeError says which forms there are."""
     parsed = _parsed(target)
     if parsed is None:
-        raise BudgetError(f"cannot read the budget {target!r}; {_forms(True)}, or 2G, 300M, 25k of what is counted")
+        raise RecipeError(f"cannot read the budget {target!r}; {_forms(True)}, or 2G, 300M, 25k of what is counted")
     return parsed
 
 
@@ -62,14 +62,14 @@ def _parsed(target: str) -> tuple[float, str] | None:
 def checked_target(key: str, target: str, cost: str) -> tuple[float, str]:
     """Number and unit of the target of a cost, under a key of a recipe.
 
-    Raises BudgetError, naming the key, for what is no target, nothing at all, or of another cost's unit.
+    Raises RecipeError, naming the key, for what is no target, nothing at all, or of another cost's unit.
     """
     parsed, forms = _parsed(target), _forms(cost == "latency")
     if parsed is None:
-        raise BudgetError(f"{key}: cannot read {shown(target)}; {forms}")
+        raise RecipeError(f"{key}: cannot read {shown(target)}; {forms}")
     number, unit = parsed
     if not 0 < number < float("inf"):
-        raise BudgetError(f"{key} {shown(target)} must be above zero and finite; {forms}")
+        raise RecipeError(f"{key} {shown(target)} must be above zero and finite; {forms}")
     if unit != "x" and (unit == "ms") != (cost == "latency"):
-        raise BudgetError(f"{key} {shown(target)} is no figure of {cost}; {forms}")
+        raise RecipeError(f"{key} {shown(target)} is no figure of {cost}; {forms}")
     return number, unit

@@ -10,7 +10,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from nas_prune.base.errors import BudgetError
+from nas_prune.base.errors import RecipeError
 from nas_prune.costs.batched import batched
 from nas_prune.costs.budget import Budget
 from nas_prune.costs.cost import Columns, Sizes
@@ -23,7 +23,7 @@ class Limits:
 
     def __init__(self, budgets: Sequence[Budget]) -> None:
         if not budgets:
-            raise BudgetError("joint limits need at least one budget; pass Limits([Budget(...), ...])")
+            raise RecipeError("joint limits need at least one budget; pass Limits([Budget(...), ...])")
         self.members = [(budget.cost, budget.limit) for budget in budgets]
 
     def __call__(self, sizes: Sizes) -> Tensor:

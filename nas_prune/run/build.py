@@ -21,25 +21,21 @@ from nas_prune.base.parts import bound, typed
 from nas_prune.base.random_images import random_images
 from nas_prune.costs import Budget, CostModel, Predictor, costs
 from nas_prune.costs.timing.runtimes import missing
-from nas_prune.derivation.removal import irremovable
-from nas_prune.derivation.timm_facts import read_by_classifier
 from nas_prune.methods.criteria import Criterion, criteria
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.gates import gates
 from nas_prune.methods.penalties import Penalty, penalties
-from nas_prune.methods.selectors import Question, Selector, selectors
-from nas_prune.run.checks import OVERLAY, blaming, check_worth
+from nas_prune.methods.selectors import Selector, selectors
+from nas_prune.run.checks import OVERLAY
 from nas_prune.run.recipe.recipe import Recipe
 from nas_prune.run.recipe.settings import ModelSettings
 from nas_prune.tracing import Axes
-from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace
 from nas_prune.train.data.loaders import Data
 from nas_prune.train.data.order import drawing
 from nas_prune.train.data.preprocessing import data_keys, tell
 from nas_prune.train.data.room import check_room
 from nas_prune.train.descent import Pace
-from nas_prune.train.finetune import restart
 from nas_prune.train.objective import task_objective
 from nas_prune.train.settings import CriterionSettings, OptimSettings, SearchSettings
 
@@ -168,37 +164,6 @@ def try_step(recipe: Recipe, backbone: nn.Module, data: Data, stage: OptimSettin
             f"{recipe.model.name} cannot be trained on {what}: {first_line(error) or type(error).__name__}; "
             "check data.image_size, data.batch_size and model.kwargs"
         ) from error
-
-
-def rehearse(recipe: Recipe, backbone: nn.Module, space: SearchSpace, images: Tensor) -> None:
-    """Gates on a copy of the backbone, a look of each penalty and loss, a genotype, a start from scratch:
-    raises now what these would say in hours, or RecipeError.
-    """
-    with blaming("gate.options"), torch.no_grad():
-        trial = gated(recipe, copy.deepcopy(backbone), space).eval()
-        trial(images)
-    limit = Budget("0.5x", costs["macs"](space.axes))
-    if recipe.search.fitting_selector.name == "genotype":  # others fit any space, and take their time
-        selector(recipe.search)(Question(trial.scores(), limit.cost, limit.limit, space))
-    why = irremovable(backbone, space) if recipe.search.rounds > 1 else None
-    if why is not None:
-        raise RecipeError(f"search.rounds: what a round has closed cannot be removed: {why}; set search.rounds: 1")
-    wider = [name for name, axis in space.free.items() if axis.given]
-    if wider and recipe.dense.epochs:
-        raise RecipeError(
-            f"space: {recipe.space} widens {wider[0]}, which comes after dense training: train the dense network by "
-            "itself, give it as model.checkpoint, and set dense.epochs: 0"
-        )
-    with drawing(recipe.seed, "trial"):
-        for stage in (recipe.search, recipe.finetune):
-            task_objective(stage).begin(backbone, lambda: images)
-    if recipe.finetune.distill_features:
-        read_by_classifier(backbone, space.axes, Arch())
-    if recipe.finetune.from_scratch:
-        restart(copy.deepcopy(backbone), recipe.seed)
-    for number, term in enumerate(penalty_terms(recipe, limit) if recipe.search.learns else ()):
-        with blaming(key := f"search.penalties.{number}.options"), torch.no_grad():
-            check_worth(key, term.eval()(trial))
 
 
 def budget(recipe: Recipe, axes: Axes, predictor: Predictor) -> Budget:

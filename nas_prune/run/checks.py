@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nas_prune.artifact.origin import SOURCES
 from nas_prune.artifact.timm_models import check_name
-from nas_prune.base.errors import BudgetError, NasPruneError, RecipeError, first_line, shown
+from nas_prune.base.errors import NasPruneError, RecipeError, first_line, shown
 from nas_prune.base.parts import bound, import_parts
 from nas_prune.base.registry import hint
 from nas_prune.base.settings import PartSettings
@@ -49,7 +49,7 @@ def check(recipe: Recipe) -> None:
     import_parts(recipe.parts)
     share, unit = checked_target("budget.target", recipe.budget.target, recipe.budget.cost)
     if unit == "x" and share >= 1:
-        raise BudgetError(f"the dense model is within budget.target {recipe.budget.target} already: nothing to prune")
+        raise RecipeError(f"the dense model is within budget.target {recipe.budget.target} already: nothing to prune")
     for cost, target in recipe.budget.limits.items():
         checked_target(f"budget.limits.{cost}", target, cost)
     _check_sources(recipe.model)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from nas_prune.artifact import folder as artifact
 from nas_prune.artifact.export import image_shape
@@ -39,6 +39,7 @@ from nas_prune.run.publish import publish, publish_chart
 from nas_prune.run.recipe import inputs
 from nas_prune.run.recipe import recipe as recipes
 from nas_prune.run.recipe.recipe import Recipe
+from nas_prune.run.rehearsal.rehearse import rehearse
 from nas_prune.run.result_files import ResultsFile
 from nas_prune.run.results import Outcome, evaluated, time_anew, timed, trained
 from nas_prune.run.steps import baseline, derived, finetuned, save, searched, train_dense
@@ -93,7 +94,6 @@ def _told_if_infeasible(job: Job) -> Iterator[None]:
     try:
         yield
     except BudgetError as error:
-        error.infeasible = True
         job.write("results.json", {"status": "infeasible", "target": job.recipe.budget.target, "why": str(error)})
         raise
 
@@ -134,7 +134,7 @@ def opened(recipe: Recipe, folder: Path, *, resume: bool = True, force: bool = F
     with in_company(accelerator), Bars(Console(stderr=True, quiet=not first)) as bars:
         if first:
             check_folder(recipe, folder, resume=resume, force=force)
-        data, model, space = _at_hand(recipe, bars, accelerator.device)
+        data, model, space = at_hand(recipe, bars, accelerator.device)
         with held(folder, first=first):
             with before_others(accelerator):
                 open_folder(recipe, folder, resume=resume or not first, force=force)
@@ -149,7 +149,7 @@ def opened(recipe: Recipe, folder: Path, *, resume: bool = True, force: bool = F
                 yield Job(recipe, folder, shared, data, model.to(accelerator.device), space, seconds)
 
 
-def _at_hand(recipe: Recipe, bars: Bars, device: torch.device) -> tuple[Data, nn.Module, SearchSpace]:
+def at_hand(recipe: Recipe, bars: Bars, device: torch.device) -> tuple[Data, nn.Module, SearchSpace]:
     """All that a run begins with, tried once; whatever is wrong with it raises before the run folder is touched."""
     refuse_conditions(conditions(recipe.latency))
     if recipe.latency.calibration is not None:
@@ -162,10 +162,15 @@ def _at_hand(recipe: Recipe, bars: Bars, device: torch.device) -> tuple[Data, nn
     build.check_memory(recipe, model, data, batches, device)
     build.try_step(recipe, model, data, recipe.dense)
     images = build.example(recipe, data, batch=1)
-    with drawing(recipe.seed, "space"):
-        space = laid_out(model, images, recipe.space)
-    build.rehearse(recipe, model, space, images)
+    space = laid(recipe, model, images)
+    rehearse(recipe, model, space, images)
     return data, model, space
+
+
+def laid(recipe: Recipe, model: nn.Module, images: Tensor) -> SearchSpace:
+    """The recipe's search space, laid over a model in place."""
+    with drawing(recipe.seed, "space"):
+        return laid_out(model, images, recipe.space)
 
 
 def derive_many(folder: Path, targets: list[str], *, tune: bool) -> dict[str, Any]:

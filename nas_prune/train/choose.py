@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nas_prune.base.errors import BudgetError, CheckpointError
+from nas_prune.base.errors import BudgetError, CheckpointError, RecipeError
 from nas_prune.base.files.documents import read_journal
 from nas_prune.base.files.whole import append_line
 from nas_prune.costs import Budget, Limits
@@ -122,14 +122,14 @@ def meet(
 
     ``cost_of`` derives an architecture and measures it, in the unit of the limit; ``limits`` are held by prediction.
     Measurements are journalled: a stopped run reuses them. Raises BudgetError, with the closest figure, if no round
-    met the target, and what ``select`` raises where it finds nothing at all.
+    met the target, and what ``select`` raises where it finds nothing at all, or has no answer before anything met it.
     """
     space, target, asked = question.space, question.limit, question.limit
     low, high = 0.0, math.inf  # what was asked for: most that measured within the target, least that measured above
     measured_cost = _Measurements(cost_of, space, journal)
     tried: dict[tuple[int, ...], tuple[Round, Decision]] = {}
     for _ in range(LOOKS * rounds):
-        decided = _decided(question, asked, select, limits, first=not tried)
+        decided = _decided(question, asked, select, limits, (BudgetError,) * bool(tried) + (RecipeError,) * bool(low))
         if decided is None:
             break
         decision, granted = decided
@@ -173,23 +173,24 @@ def _next(asked: float, wanted: float, between: tuple[float, float], *, again: b
 
 
 def _decided(
-    question: Question, limit: float, select: Selector, limits: Sequence[Budget], *, first: bool
+    question: Question, limit: float, select: Selector, limits: Sequence[Budget], ending: tuple[type[Exception], ...]
 ) -> tuple[Decision, float] | None:
     """The decision within every limit as predicted, and the limit that it is within.
 
     Where that is predicted to be too little for the smallest architecture that the selector can make, it is that one
-    all the same: only the device can tell. Where nothing is found for another reason: what ``select`` raises if this
-    is the ``first`` decision, None otherwise.
+    all the same: only the device can tell. None for an error that is an ``ending``, as what was found before counts;
+    other errors are raised.
     """
     joint = Limits([Budget.of(limit, question.cost), *limits])
     try:
         decision = select(question.within(1.0, joint) if limits else question.within(limit))
         _refuse_violated(limits, decision.arch.sizes(question.space.free))
         return decision, limit
-    except BudgetError as error:
-        if error.smallest is not None and not (limits and Limits(limits).violated(error.smallest)):
-            return Decision(best_units(question.scores, error.smallest)), question.spent(error.smallest)
-        if first:
+    except (BudgetError, RecipeError) as error:
+        smallest = error.smallest if isinstance(error, BudgetError) else None
+        if smallest is not None and not (limits and Limits(limits).violated(smallest)):
+            return Decision(best_units(question.scores, smallest)), question.spent(smallest)
+        if not isinstance(error, ending):
             raise
         return None
 

@@ -14,7 +14,14 @@ from peers_parts.table import BEGIN, END, tables, write_tables
 from peers_parts.task import Outcome, Task, backbones
 from torch import nn
 
-from nas_prune.base.errors import BudgetError, CheckpointError, DataError, NasPruneError, RuntimeMissingError
+from nas_prune.base.errors import (
+    BudgetError,
+    CheckpointError,
+    DataError,
+    NasPruneError,
+    RecipeError,
+    RuntimeMissingError,
+)
 
 FIGURES = {"top1": 90.0, "macs": 0.25, "onnxruntime": 0.5, "eager": 0.4, "seconds": 10.0, "epochs": 8}
 DIGITS = {
@@ -93,13 +100,19 @@ def test_a_run_that_is_killed_goes_on_with_the_cell_it_was_at(tmp_path: Path) ->
 
 def test_a_method_that_fails_is_a_result_and_no_data_is_an_error(tmp_path: Path) -> None:
     task, results = Known(tmp_path, tmp_path), Results(tmp_path / "cells.jsonl")
-    known = {"short": Stub(refuse(BudgetError("too small"))), "broken": Stub(refuse(KeyError("qkv"))), "good": Stub()}
+    errors = {"short": BudgetError("too small"), "odd": RecipeError("no norms"), "broken": KeyError("qkv")}
+    known = {**{name: Stub(refuse(error)) for name, error in errors.items()}, "good": Stub()}
     command.run(task, cells(list(known), [0]), results, known)
-    assert [row["failed"] for row in results.rows] == ["BudgetError: too small", "KeyError: 'qkv'", None]
+    assert [row["failed"] for row in results.rows] == [
+        "BudgetError: too small",
+        "RecipeError: no norms",
+        "KeyError: 'qkv'",
+        None,
+    ]
     assert not results.left(cells(list(known), [0]))
     with pytest.raises(DataError, match="no file"):
         command.run(task, cells(["none"]), results, {"none": Stub(refuse(DataError("no file")))})
-    assert len(results.rows) == 3
+    assert len(results.rows) == 4
 
 
 def test_no_cell_begins_when_the_time_is_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,15 +114,14 @@ def test_a_budget_that_a_run_cannot_meet_is_a_result_and_one_that_cannot_be_read
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(track, "tell_end", lambda _: None)
-    found, mistaken = BudgetError("nothing is within"), BudgetError("budget.target 1.5x")
-    found.infeasible = True
+    found, mistaken = BudgetError("nothing is within"), RecipeError("budget.target 1.5x")
     with pytest.raises(BudgetError), agent.told():
         raise found
     monkeypatch.setenv("WANDB_SWEEP_ID", "s")
     with agent.told():
         raise found
     assert capsys.readouterr().err == "infeasible: nothing is within\n"
-    with pytest.raises(BudgetError), agent.told():
+    with pytest.raises(RecipeError), agent.told():
         raise mistaken
 
 

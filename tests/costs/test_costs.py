@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from nas_prune.base.errors import BudgetError
+from nas_prune.base.errors import RecipeError
 from nas_prune.costs import (
     Budget,
     Conditions,
@@ -42,7 +42,7 @@ def test_an_absolute_budget_has_a_unit(space, target, limit):
 
 @pytest.mark.parametrize("target", ["fast", "0.5 y", "", "-1x", "4.0ms", "0x"])
 def test_a_budget_that_makes_no_sense_is_refused(space, target):
-    with pytest.raises(BudgetError):
+    with pytest.raises(RecipeError):
         Budget(target, Macs(space.axes))
 
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from zoo import few, traced
 
-from nas_prune.base.errors import BudgetError
+from nas_prune.base.errors import RecipeError
 from nas_prune.costs import Budget, CostModel, LatencyPredictor, Limits, Macs, Memory, Params, costs
 from nas_prune.costs.batched import batched
 from nas_prune.derivation.derive import derive
@@ -79,7 +79,7 @@ def test_the_tightest_limit_counts_and_those_that_are_exceeded_are_named(space: 
     assert both.violated(space.minimum) == []
     assert float(both(space.minimum)) < 1
     assert Budget("1", both).limit == 1.0
-    with pytest.raises(BudgetError, match="at least one budget"):
+    with pytest.raises(RecipeError, match="at least one budget"):
         Limits([])
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zoo import few, traced
 
 from nas_prune.base.axis import Axis, Member
-from nas_prune.base.errors import BudgetError, DivergedError, SpaceError
+from nas_prune.base.errors import BudgetError, DivergedError, RecipeError, SpaceError
 from nas_prune.costs import Budget, Limits, Macs, Params, Predictor
 from nas_prune.methods.scores import Scores
 from nas_prune.methods.selectors import Question, milp, selectors
@@ -255,7 +255,7 @@ def test_several_limits_are_met_at_once(resnet: SearchSpace) -> None:
     tight = Limits([Budget("0.9x", macs), Budget("1k", params)])
     with pytest.raises(BudgetError, match=r"parameters is .*x the limit of 1000 parameters\)"):
         ask(optimal, scores, tight, 1.0, resnet)
-    with pytest.raises(BudgetError, match='selector "milp" cannot take it; choose the selector "optimal"'):
+    with pytest.raises(RecipeError, match='selector "milp" cannot take it; choose the selector "optimal"'):
         ask(program, scores, both, 1.0, resnet)
 
 
@@ -328,10 +328,10 @@ class Volume(Coupled):
 
 def test_a_program_that_cannot_be_written_or_does_not_end_names_the_other_selector(resnet: SearchSpace) -> None:
     axes = [Axis(name, "channel", 8, ()) for name in "abc"]
-    with pytest.raises(BudgetError, match=r'is not a sum over pairs of axes .* "optimal"'):
+    with pytest.raises(RecipeError, match=r'is not a sum over pairs of axes .* "optimal"'):
         ask(program, {name: torch.rand(8) for name in "abc"}, Volume({}, {}), 200.0, space_of(axes))
     macs = Macs(resnet.axes)
-    with pytest.raises(BudgetError, match=r"found nothing in 0.001 s .* \"optimal\""):
+    with pytest.raises(RecipeError, match=r"found nothing in 0.001 s .* \"optimal\""):
         ask(program, random_scores(resnet), macs, 0.5 * float(macs({})), resnet, seconds=0.001)
 
 

@@ -8,6 +8,8 @@ import safetensors.torch
 import torch
 
 from nas_prune.base.errors import RecipeError
+from nas_prune.base.files.shipped import shipped
+from nas_prune.run import pipeline
 from nas_prune.run.checks import check
 from nas_prune.run.compare import methods, page
 from nas_prune.run.compare.cells import DENSE, Cell, Row
@@ -15,10 +17,14 @@ from nas_prune.run.compare.chart import chart
 from nas_prune.run.compare.compare import compare
 from nas_prune.run.compare.plan import Plan
 from nas_prune.run.compare.sections import Section, sections
-from nas_prune.run.recipe.recipe import read
+from nas_prune.run.recipe.recipe import Recipe, read
+from nas_prune.train.settings import OptimSettings, SearchSettings
 
 TINY = ["dense.epochs=2", "finetune.epochs=3", "budget.cost=macs"]
 ALL = methods.methods()
+# of a search, what a recipe says for every method: how it trains, how long, and on how much data
+OWN = {*OptimSettings.model_fields, "joint", "freeze", "gate_lr", "temperature", "holdout", "criterion_batches"}
+OWN |= {"shapley"}
 
 
 def plan_of(out: Path, *names: str, overrides: tuple[str, ...] = (), seeds: int = 1) -> Plan:
@@ -46,6 +52,19 @@ def test_every_method_trains_for_the_same_epochs(name: str, tmp_path: Path) -> N
         check(recipe)
     assert not recipe.dense.baseline
     assert recipe.seed == 0
+
+
+def test_a_method_has_no_part_of_the_recipe_that_it_is_compared_on(tmp_path: Path) -> None:
+    plain, searches = plan_of(tmp_path, *ALL), SearchSettings.model_fields.keys() - OWN
+    cells = [Cell(name, "0.8x", 0) for name in ALL]
+    own = [plain.recipe(cell) for cell in cells]
+    for path in sorted((shipped("recipes") / "smoke").glob("*.yaml")):
+        plan = replace(plain, base=read(path))
+        for cell, wanted in zip(cells, own, strict=True):
+            found = plan.recipe(cell)
+            assert found.gate == wanted.gate, (path.stem, cell)
+            strange = [key for key in searches if getattr(found.search, key) != getattr(wanted.search, key)]
+            assert not strange, (path.stem, cell)
 
 
 def test_what_is_trained_from_scratch_trains_as_the_dense_network_does(tmp_path: Path) -> None:
@@ -165,6 +184,61 @@ def test_what_cannot_be_compared_is_refused_at_once(names, overrides, message, t
     with pytest.raises(RecipeError, match=message):
         compare(plan_of(tmp_path / "out", *names, overrides=tuple(overrides)), lambda _: None)
     assert not (tmp_path / "out").exists()
+
+
+CONVNEXT = ("model.name=test_convnext", "model.kwargs={}")
+
+
+def test_a_named_method_that_the_model_is_nothing_for_ends_the_comparison_before_it_begins(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path / "out", "taylor", "uniform_from_scratch", overrides=CONVNEXT)
+    with pytest.raises(RecipeError, match=r"method uniform_from_scratch: finetune\.from_scratch: ConvNeXt does not"):
+        compare(plan, lambda _: pytest.fail("it began"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_of_all_methods_those_that_cannot_go_fail_and_the_others_are_run(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "odd: {about: of blocks, changes: {search.criterion: fpgm, search.selector: genotype}}\n"
+        "like_it: {about: its widths, units_of: odd, changes: {search.selector: fixed_widths}}\n"
+    )
+    mine, said = methods.methods([tmp_path / "mine.yaml"]), list[str]()
+    names = ("uniform_from_scratch", "odd", "like_it", "magnitude")
+    plan = replace(plan_of(tmp_path / "out", overrides=CONVNEXT), methods=methods.chosen(names, mine), every=True)
+    rows = {each.method: each for each in compare(plan, said.append)}
+    assert {name: each.status for name, each in rows.items()} == {
+        "dense": "met",
+        "magnitude": "met",
+        **dict.fromkeys(("uniform_from_scratch", "odd", "like_it"), "failed"),
+    }
+    assert "does not say how" in rows["uniform_from_scratch"].message
+    assert "takes the widths of odd, which cannot go" in rows["like_it"].message
+    assert {line.partition(" cannot go: ")[0] for line in said[:3]} == {"uniform_from_scratch", "odd", "like_it"}
+    again = list[str]()
+    assert {each.method: each for each in compare(plan, again.append)} == rows
+    assert again == []  # nothing is left, and so nothing is asked
+
+
+def test_an_error_of_a_method_at_work_is_its_own_and_a_folder_of_another_recipe_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = pipeline.run
+
+    def run(recipe: Recipe, folder: Path) -> dict[str, object]:
+        if "taylor" in str(folder):
+            raise RecipeError("nothing for this model")
+        return real(recipe, folder)
+
+    monkeypatch.setattr(pipeline, "run", run)
+    rows = compare(plan_of(tmp_path, "taylor", "random_units", "magnitude"), lambda _: None)
+    assert [each.status for each in rows] == ["met", "failed", "failed", "met"]
+    assert [each.message for each in rows[1:3]] == [
+        "nothing for this model",
+        "it takes the widths of taylor, and that has come to none",
+    ]
+    (tmp_path / "cells.jsonl").write_text("")  # as if the dense network had been stopped
+    with pytest.raises(RecipeError, match="holds a run of another recipe"):
+        compare(plan_of(tmp_path, "magnitude", overrides=("dense.lr=0.2",)), lambda _: pytest.fail("it went on"))
+    assert (tmp_path / "cells.jsonl").read_text() == ""
 
 
 def test_what_a_comparison_is_asked_for_is_looked_at_before_anything_is_written(tmp_path: Path) -> None:

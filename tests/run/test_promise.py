@@ -173,6 +173,22 @@ def test_a_budget_that_nothing_meets_is_infeasible_for_scripts_too(tmp_path: Pat
     assert not (tmp_path / "run" / "results.json").exists()
 
 
+@pytest.mark.usefixtures("recorded_timings")
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["budget.target=100G", "budget.cost=macs"], "nothing to prune"),
+        (["search.criterion=magnitude", "search.selector=milp", "budget.limits={params: 0.9x}"], 'choose .* "optimal"'),
+    ],
+)
+def test_what_ends_a_run_for_another_reason_does_not_say_that_nothing_meets_the_budget(
+    tmp_path: Path, changes: list[str], said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        pipeline.run(recipe.read("smoke/digits_w_gates", [*SMOKE, *changes]), tmp_path)
+    assert not (tmp_path / "results.json").exists()
+
+
 def test_the_terminal_says_in_red_what_misleads() -> None:
     cells = {"macs": 1, "params": 1, "predicted_ms": 1.0, "measured_share": 1.0}
     models = {name: results()[name] | cells for name in ("dense", "derived", "finetuned")}

@@ -78,6 +78,11 @@ NEEDS_THE_MODEL = {
     "search.penalties.0.name=skeleton": "`skeleton` needs gates of that name",
     "search.penalties=[{name: structural, options: {layers: {lost: {kernel: 2}}}}]": "'lost' is no convolution",
     "search.selector=genotype": "has no `cell:`",
+    "search.selector={name: fixed_widths, options: {widths: {lost: 8}}}": "fixed_widths: no axis 'lost'",
+    "search.selector={name: fixed_widths, options: {widths: {conv1.0: 9999}}}": "units in this space, not 9999",
+    "search.selector={name: combined, options: {keep: {snip: 0.5}}}": "nothing has given scores called snip",
+    "search.mover=saliency": "the mover `saliency` moves thresholds of gates that look",
+    "search.mover=soft_filter": "soft_filter zeroes the weights of units: set gate.name: mask",
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from asked import ask, asked
 
-from nas_prune.base.errors import BudgetError
+from nas_prune.base.errors import BudgetError, RecipeError
 from nas_prune.costs import Budget, Macs
 from nas_prune.derivation.derive import derive
 from nas_prune.derivation.trace import trace
@@ -204,6 +204,23 @@ def test_of_one_training_gates_warm_up_before_anything_has_to_go(space):
     warm_up(learner, from_loaders(loader, loader, classes=10), parts, run=Run(Accelerator(cpu=True)))
     assert noted
     assert set(noted) == {float(budget.cost({}))}
+
+
+def test_a_selector_that_has_no_answer_ends_the_search_only_where_nothing_has_met_the_target(space, scores):
+    macs, asked_before = Macs(space.axes), []
+
+    def slow(question):
+        if asked_before:
+            raise RecipeError("no answer in time")
+        asked_before.append(question.limit)
+        return ranked(question)
+
+    question = asked(scores, Budget("0.5x", macs), space)
+    met = meet(question, slow, lambda arch: 0.8 * float(macs(arch.sizes(space.free))))
+    assert len(met.rounds) == 1
+    asked_before.clear()
+    with pytest.raises(RecipeError, match="no answer in time"):  # which is no target that cannot be met
+        meet(question, slow, lambda arch: 1.2 * float(macs(arch.sizes(space.free))))
 
 
 def test_measurements_are_journalled_and_reused(space, scores, tmp_path):

@@ -17,7 +17,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array, vstack
 from torch import Tensor
 
-from nas_prune.base.errors import BudgetError
+from nas_prune.base.errors import RecipeError
 from nas_prune.methods.selectors.selector import Decision, Question, selectors
 from nas_prune.methods.selectors.solver.multiplier import cheapest
 from nas_prune.methods.selectors.solver.problem import Problem, pose, unreachable
@@ -50,8 +50,8 @@ def program(question: Question, *, seconds: float = 300.0) -> Decision:
     """The architecture of most value within the limit, exact to a gap of 1e-6; where HiGHS does not end within
     ``seconds`` by the clock, the best that it has found, and a warning says how far from the optimum it may be.
 
-    Raises BudgetError where the limit cannot be met, where the cost is no sum over pairs of axes, and where HiGHS has
-    found nothing in its time; "optimal" knows neither of the last two.
+    Raises BudgetError where the limit cannot be met, RecipeError where the cost is no sum over pairs of axes, and where
+    HiGHS has found nothing in its time; "optimal" knows neither of the last two.
     """
     problem, limit = pose(question), question.limit
     least = cheapest(problem)
@@ -66,7 +66,7 @@ def program(question: Question, *, seconds: float = 300.0) -> Decision:
 
 
 def tabulate(problem: Problem) -> Tables:
-    """The cost as a sum of tables. Raises BudgetError where it is not one."""
+    """The cost as a sum of tables. Raises RecipeError where it is not one."""
     counts, least = problem.counts.tolist(), problem.smallest
     base = float(problem.costs(least[None]))
     single = [problem.costs(_changed(least, {axis: torch.arange(n)})) - base for axis, n in enumerate(counts)]
@@ -98,14 +98,14 @@ def _compare(tables: Tables, problem: Problem, tolerance: float) -> None:
     choices = torch.cat([(share * problem.counts).long(), problem.dense[None]])
     off = float((tables.costs(choices) - problem.costs(choices)).abs().max())
     if off > tolerance:
-        raise BudgetError(
+        raise RecipeError(
             f"the cost in {problem.cost.unit} is not a sum over pairs of axes (such a sum is {off:.4g} off), "
             f'so the selector "milp" cannot take it; choose the selector "optimal"'
         )
 
 
 def solve(problem: Problem, tables: Tables, *, seconds: float = 300.0) -> Tensor | None:
-    """The best choice (n), None where nothing is within the limit. BudgetError where HiGHS finds none in time."""
+    """The best choice (n), None where nothing is within the limit. RecipeError where HiGHS finds none in time."""
     counts = problem.counts.tolist()
     price = np.concatenate([table.flatten().numpy() for table in (*tables.single, *tables.pair.values())])
     worth = np.zeros(len(price))
@@ -123,7 +123,7 @@ def solve(problem: Problem, tables: Tables, *, seconds: float = 300.0) -> Tensor
         text = f"HiGHS proved no optimum in {seconds:g} s; its best may lack {100 * result.mip_gap:.2g} % of the value"
         logging.getLogger(__name__).warning("%s", text)
     elif result.status not in (SOLVED, INFEASIBLE):
-        raise BudgetError(
+        raise RecipeError(
             f"HiGHS found nothing in {seconds:g} s for {sum(counts)} widths and {len(tables.pair)} pairs of "
             f'axes ({result.message}); choose the selector "optimal", or raise `divisor` in the space'
         )

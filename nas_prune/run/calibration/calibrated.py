@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nas_prune.base.errors import BudgetError, CalibrationError, StorageError
+from nas_prune.base.errors import BudgetError, CalibrationError, RecipeError, StorageError
 from nas_prune.base.files.folders import tidy
 from nas_prune.base.files.whole import atomic_write
 from nas_prune.costs import Budget, Limits
@@ -40,9 +40,9 @@ def calibrated(job: Job) -> Calibration:
 
 
 def refuse(job: Job, calibration: Calibration, budget: Budget) -> None:
-    """Before any training: raise BudgetError for a budget that is met already, or that nothing can meet."""
+    """Before any training: raise BudgetError for a budget that nothing meets, RecipeError for one that is met."""
     if budget.limit >= float(budget.cost({}).detach()):
-        raise BudgetError(f"the dense model is within budget.target {budget.target} already; there is nothing to prune")
+        raise RecipeError(f"the dense model is within budget.target {budget.target} already; there is nothing to prune")
     if budget.cost.unit == "ms":
         refuse_unreachable(calibration, budget.limit, job.space)
     else:

@@ -24,6 +24,9 @@ from nas_prune.train.settings import OptimSettings
 # what all methods begin with, whatever the recipe says: none of another method's parts
 BARE: dict[str, Any] = {
     "gate": "mask",
+    "gate.kinds": {},
+    "search.gate_betas": [0.9, 0.999],
+    "search.gate_weight_decay": 0.0,
     "dense.epochs": 0,
     "dense.baseline": False,
     "search.criterion": {"name": None, "options": {}},

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nas_prune.base.errors import NasPruneError, RecipeError, shown
+from nas_prune.base.errors import RecipeError, shown
 from nas_prune.base.files import lock
-from nas_prune.run.checks import check
 from nas_prune.run.compare.cells import DENSE, Cell
 from nas_prune.run.compare.methods import Method
 from nas_prune.run.job import identity
@@ -26,7 +25,7 @@ OWN = ("cells.jsonl", "runs", "comparison.md", "comparison.svg", lock.FILE)  # w
 @dataclass(frozen=True)
 class Plan:
     """``base``: the recipe; ``methods`` by name, those whose widths others take before them; ``out``: for all runs;
-    ``allowance``: epochs that controls have more than methods."""
+    ``allowance``: epochs that controls have more than methods; ``every``: whichever of the methods can go."""
 
     base: Recipe
     methods: Mapping[str, Method]
@@ -34,6 +33,7 @@ class Plan:
     seeds: Sequence[int]
     out: Path
     allowance: int = 0
+    every: bool = False
 
     @property
     def own(self) -> bool:
@@ -54,7 +54,7 @@ class Plan:
         return (Cell(name, target, seed) for target in self.targets for name in ordered)
 
     def check(self) -> None:
-        """Raise RecipeError for what would stop it later, naming the method."""
+        """Raise RecipeError for what no comparison can be made of; see ``objections`` for single methods."""
         for option, given in (("--methods", self.methods), ("--targets", self.targets)):
             if not given:
                 raise RecipeError(f"{option} names nothing; give at least one")
@@ -64,20 +64,18 @@ class Plan:
         strange = sorted(each.name for each in self.out.iterdir() if each.name not in OWN) if self.out.is_dir() else []
         if strange:
             raise RecipeError(f"{self.out} holds something else than a comparison, {strange[0]}; choose another --out")
-        scratch = [name for name, method in self.methods.items() if method.begins == "random"]
-        if scratch and not self.own:
-            raise RecipeError(
-                f"{scratch[0]} begins with random weights, and the recipe with trained ones, whose epochs nobody "
-                "knows: leave it out of --methods"
-            )
         if self.own and not self.base.dense.epochs:
             raise RecipeError("dense.epochs is 0 and no weights are given: there is no dense network to begin with")
-        for name, method in self.methods.items():
-            for target in self.targets:
-                try:
-                    check(method.recipe(self.base, self.epochs, {"budget.target": target}))
-                except NasPruneError as error:
-                    raise RecipeError(f"method {name}: {error}") from error
+
+    def rehearsed(self, name: str) -> list[Recipe]:
+        """The recipes of a method, one per target, before anything is run. Raises RecipeError where there is none."""
+        method = self.methods[name]
+        if method.begins == "random" and not self.own:
+            raise RecipeError(
+                "it begins with random weights, and the recipe with trained ones, whose epochs nobody knows: leave it "
+                "out of --methods"
+            )
+        return [method.recipe(self.base, self.epochs, {"budget.target": target}) for target in self.targets]
 
     def identity(self, cell: Cell) -> str:
         """By what a cell knows its own recipe and the files that are given, wherever the folder lies."""

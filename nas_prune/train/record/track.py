@@ -220,13 +220,13 @@ def tell_end(error: NasPruneError) -> None:
 
 def _end_of(error: NasPruneError) -> dict[str, str]:
     """What the summary says of an error: that nothing meets a budget is a result."""
-    status = "infeasible" if isinstance(error, BudgetError) and error.infeasible else "failed"
+    status = "infeasible" if isinstance(error, BudgetError) else "failed"
     return {"status": status, "error": one_line(str(error), 1000)}
 
 
 def _exit_code(error: BaseException | None) -> int:
     """With which exit code a W&B run ends."""
-    if error is None or (isinstance(error, BudgetError) and error.infeasible and in_a_sweep()):
+    if error is None or (isinstance(error, BudgetError) and in_a_sweep()):
         return 0
     if isinstance(error, KeyboardInterrupt):
         return 128 + (error.number if isinstance(error, Terminated) else 2)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nas_prune.base.errors import DivergedError
+from nas_prune.base.errors import DivergedError, SpaceError
 from nas_prune.methods.criteria.criterion import at_least_one, criteria, with_the_rest
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.pictures.filters import filters, hearing
@@ -32,10 +32,17 @@ from nas_prune.tracing.graph.capture import evaluating
 
 @criteria.register("functionality")
 def functionality(gated: GatedModel, batches: Batches) -> dict[str, Tensor]:
-    """Scores (c) per free axis. Raises DataError without a batch, DivergedError where a slope is not a number."""
+    """Scores (c) per free axis. Raises DataError without a batch, DivergedError where a slope is not a number,
+    SpaceError where no convolution or linear layer writes an axis.
+    """
     fixed = at_least_one(batches, "functionality")
     images = sum(len(labels) for _, labels in fixed)
     found: dict[str, Tensor] = {}
+    if not filters(gated):
+        raise SpaceError(
+            "functionality looks at what convolutions and linear layers write, and none writes an axis of this search "
+            "space; choose another criterion, such as taylor"
+        )
     with evaluating(gated):
         for x, labels in fixed:
             for name, lengths in _lengths(gated, x, labels).items():
