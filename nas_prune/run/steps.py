@@ -130,18 +130,21 @@ def _batches(job: Job) -> FirstBatches:
 
 
 def within(job: Job, alive: Alive, asked: Question, calibration: Calibration, each: Round = WHOLE) -> Met:
-    """The decision of the recipe's selector that meets the limit as measured, and the other limits of the recipe, as
-    they are after this round."""
-    limits = [Budget.of(each.limit(one), alive.cost(one.cost)) for one in job.limits(calibration.predictor)]
-    cost = _costing(job, calibration, asked.cost)
-    return meet(
-        asked,
+    """The decision of the recipe's selector that meets the limit, and the other limits of the recipe, as they are after
+    this round. The one in milliseconds, whichever it is, is met as measured: the others are counted exactly."""
+    further = [Budget.of(each.limit(one), alive.cost(one.cost)) for one in job.limits(calibration.predictor)]
+    budgets = [Budget.of(asked.limit, asked.cost), *further]
+    main = next((one for one in budgets if one.cost.unit == "ms"), budgets[0])
+    cost = _costing(job, calibration, main.cost)
+    met = meet(
+        asked.within(main.limit, main.cost),
         build.selector(job.recipe.search),
         lambda arch: cost(alive.arch(arch)),
-        limits=limits,
-        rounds=each.tries(measured=asked.cost.unit == "ms", most=job.recipe.budget.rounds),
+        limits=[one for one in budgets if one is not main],
+        rounds=each.tries(measured=main.cost.unit == "ms", most=job.recipe.budget.rounds),
         journal=job.folder / f"rounds{'' if each.last else each.name}.jsonl",
     )
+    return met if main is budgets[0] else replace(met, rounds=[], short=None)  # these are in the unit of the budget
 
 
 def _costing(job: Job, calibration: Calibration, cost: CostModel) -> Callable[[Arch], float]:

@@ -142,13 +142,18 @@ def meet(
         if not again:
             tried[key] = Round(asked, question.spent(sizes), measured_cost(arch, target), target), decision
         measured = tried[key][0].measured
-        if fits(measured, target) or (measured > target and smallest):
-            break
+        end = smallest if measured > target else _largest(arch, space, limits)
         low, high = (max(low, asked), high) if measured <= target else (low, min(high, asked))
-        if high < low * FINE or (measured <= target and arch == Arch.dense(space.free)):
+        if end or fits(measured, target) or high < low * FINE:
             break
         asked = _next(asked, target / measured, (low, high), again=again)
     return _best(list(tried.values()), question, rounds)
+
+
+def _largest(arch: Arch, space: SearchSpace, limits: Sequence[Budget]) -> bool:
+    """Whether nothing larger is to be found: of the dense model, and of what uses one of the further limits."""
+    used = float(Limits(limits)(arch.sizes(space.free)).detach()) if limits else 0.0
+    return used >= CLOSE or arch == Arch.dense(space.free)
 
 
 def _refuse_violated(limits: Sequence[Budget], sizes: Mapping[str, int]) -> None:

@@ -18,6 +18,7 @@ from nas_prune.artifact import folder as artifact
 from nas_prune.base.errors import BudgetError, CheckpointError, DivergedError, NasPruneError, RecipeError
 from nas_prune.base.files.whole import read_json, write_json
 from nas_prune.costs import count
+from nas_prune.costs.predictors.additive import AdditivePredictor
 from nas_prune.costs.timing import measure
 from nas_prune.run import build, pipeline
 from nas_prune.run import results as results_of
@@ -226,6 +227,18 @@ def test_an_unreachable_budget_is_refused_before_training(tmp_path):
     )
     assert (tmp_path / "run" / "calibration" / "timings.jsonl").read_bytes() == timings
     assert len(MEASURED) == taken
+
+
+def test_a_further_limit_in_milliseconds_is_met_as_measured(tmp_path, monkeypatch):
+    """The predictor is told to be too fast by half; the network is within the limit all the same."""
+    tokens = ["--budget.cost=macs", "--budget.target=0.95x", "--budget.limits={latency: 0.9x}"]
+    predict = AdditivePredictor.predict
+    monkeypatch.setattr(AdditivePredictor, "predict", lambda self, shares: predict(self, shares) ** 2 / self.dense_ms)
+    tokens += ["--latency.predictor=additive", FRESH]
+    found = pipeline.run(recipe.read("smoke/digits_w_gates", tokens), tmp_path / "run")
+    (limit,) = found["limits"]
+    assert found["status"] == limit["status"] == "met"
+    assert 0.8 * limit["limit"] < limit["reached"] <= limit["limit"]
 
 
 def test_every_limit_is_judged_in_the_end(tmp_path, monkeypatch):

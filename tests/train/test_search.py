@@ -171,6 +171,19 @@ def test_other_limits_are_held_as_predicted_whatever_the_device_says(space, scor
         meet(asked(scores, budget, space), half_at_least, lambda _: 1.0, limits=[limit])
 
 
+def test_where_a_further_limit_is_used_up_nothing_larger_is_looked_for(space, scores):
+    macs, calls = Macs(space.axes), []
+
+    def counted(question):
+        calls.append(question)
+        return ranked(question)
+
+    question = asked(scores, Budget("0.9x", macs), space)
+    met = meet(question, counted, lambda arch: float(macs(arch.sizes(space.free))), limits=[Budget("0.3x", macs)])
+    assert float(macs(met.arch.sizes(space.free))) <= 0.3 * float(macs({}))
+    assert len(calls) <= 2
+
+
 def test_a_selector_that_looks_at_no_cost_is_held_to_other_limits(space, scores):
     macs, dense = Macs(space.axes), Arch.dense(space.free)
     question, limits = asked(scores, Budget("0.5x", macs), space), [Budget("0.4x", macs)]
