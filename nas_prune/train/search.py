@@ -122,7 +122,9 @@ def searched(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSet
             learner.remove(learner.mover.left())  # no gate lets anything of the others pass: nothing to make up for
         scores = parts.score(learner.gated, each)
         if learner.mover is None and not each.last:
-            learner.remove(_closed(learner, parts, scores, each, run=run))
+            before = learner.weights()
+            if not learner.remove(_closed(learner, parts, scores, each, run=run), before):
+                run.bars.say(f"round {each.number} removes nothing: nothing that it leaves could change any more")
     for model in learner.models:
         model.fold()
     met = parts.meet(learner.alive, scores)

@@ -21,6 +21,7 @@ from nas_prune.train.settings import SearchSettings
 
 IMAGES = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(16) % 10
+HOW = {"warmup": 0, "joint": 2, "freeze": 1, "lr": 0.02, "gate_lr": 0.01}
 
 
 def gated_net(name: str, gate: str, space: str = "widths_and_depth", seed: int = 0) -> GatedModel:
@@ -66,7 +67,39 @@ def test_a_search_of_weight_gates_in_rounds_that_close_branches_ends() -> None:
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(IMAGES, LABELS), batch_size=8)
     gated = gated_net("test_vit", "weight", "everything", seed=1)
     budget = Budget("0.1x", Macs(gated.axes))
-    how = {"warmup": 0, "joint": 2, "freeze": 1, "rounds": 3, "once": True, "lr": 0.02, "gate_lr": 0.01}
-    settings = SearchSettings.model_validate(how | {"ema_decay": 0.5})
+    settings = SearchSettings.model_validate(HOW | {"rounds": 3, "once": True, "ema_decay": 0.5})
     arch = search(gated, loader, budget=budget, settings=settings, run=Run(Accelerator(cpu=True)))
     assert float(budget.cost(arch.sizes(gated.space.free))) <= budget.limit
+
+
+def single(gated: GatedModel) -> Arch:
+    """As little of everything as may be left."""
+    return Arch({name: range(gated.space.minimum[name]) for name in gated.space.free})
+
+
+@pytest.mark.parametrize("name", few(("test_resnet", "test_vit"), ("test_resnet",)))
+def test_where_nothing_would_be_left_to_gate_nothing_is_removed(name: str) -> None:
+    learner = Learner(gated_net(name, "weight", "depth"), SearchSettings(lr=0.01), None)
+    learner.chain.average = Average(learner.gated, decay=0.5)
+    gated, optimizers, before = learner.gated, learner.optimizers, learner.weights()
+    with torch.no_grad():
+        for model in learner.models:
+            next(model.backbone.parameters()).add_(1.0)  # a compensation, say
+    assert not learner.remove(single(gated), before)
+    assert (learner.gated, learner.optimizers) == (gated, optimizers)
+    assert learner.alive.kept == Arch()
+    for expected, found in zip(before, learner.weights(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_a_search_the_first_round_of_which_leaves_nothing_to_gate_ends_within_its_budget() -> None:
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(IMAGES, LABELS), batch_size=8)
+    gated = gated_net("test_resnet", "weight", "depth")
+    cost, said = Macs(gated.axes), list[str]()
+    least = float(cost(single(gated).sizes(gated.space.free)))
+    settings = SearchSettings.model_validate(HOW | {"rounds": 2, "schedule": {"name": "hfp"}})
+    run = Run(Accelerator(cpu=True))
+    run.bars.say = said.append
+    arch = search(gated, loader, budget=Budget.of(1.001 * least, cost), settings=settings, run=run)
+    assert float(cost(arch.sizes(gated.space.free))) == least
+    assert any("round 1 removes nothing" in line for line in said)
