@@ -18,13 +18,16 @@ from nas_prune.tracing import Axes
 from nas_prune.tracing.roles.writers import numbered, unit_rows, writers
 
 
-def gated_again(gated: GatedModel, removal: Removal) -> tuple[GatedModel, Places]:
-    """The smaller model with gates, and the places that its whole state had in that of the larger one.
+def gated_again(gated: GatedModel, removal: Removal) -> tuple[GatedModel, Places] | None:
+    """The smaller model with gates, and the places that its whole state had in that of the larger one; None where it
+    has nothing to gate.
 
     An axis that can no longer be found, of a single unit say, is frozen as it is.
     """
     axes = _traced(gated, removal.small)
     space = gated.space.narrowed(axes.renamed(_names(gated, removal, axes)))
+    if not space.free:
+        return None
     left = {name: (_units(gated, removal, name), _columns(gated, removal, name)) for name in space.free}
     sizes = removal.kept.sizes(gated.space.free) | {name: int(size) for name, size in gated.settled.items()}
     settled = {name: size for name, size in sizes.items() if name not in space.free}

@@ -20,6 +20,8 @@ from nas_prune.train.rounds import Alive
 from nas_prune.train.settings import SearchSettings
 from nas_prune.train.stage import Chain
 
+Weights = Sequence[Mapping[str, Tensor]]  # of the backbones of the model that learns, and of its average
+
 
 class Learner:
     """The model as far as it is ``alive``, its optimizers, the first of which trains the backbone, loss and mover.
@@ -75,15 +77,25 @@ class Learner:
         self.penalties = list(penalties)
         return penalties
 
-    def remove(self, kept: Arch) -> None:
+    def weights(self) -> Weights:
+        """What the weights of the model, and of its average, are now."""
+        return [{name: each.clone() for name, each in model.backbone.state_dict().items()} for model in self.models]
+
+    def remove(self, kept: Arch, before: Weights = ()) -> bool:
         """Take all other units out for good. What is left goes on as if they had been closed.
 
-        Raises SpaceError or RecipeError where that cannot be.
+        Where nothing that is left could be gated, all stays: False, and weights are again what they were ``before``
+        they were made ready for it. Raises SpaceError or RecipeError where it cannot be.
         """
         if all(len(kept.kept.get(name, range(axis.size))) == axis.size for name, axis in self.gated.space.free.items()):
-            return
+            return True
         removal = removed(self.gated, kept)
-        alive, places = self.alive.without(removal)
+        found = self.alive.without(removal)
+        if found is None:
+            for model, state in zip(self.models, before, strict=False):
+                model.backbone.load_state_dict(state)
+            return False
+        alive, places = found
         came = _came(self.gated, alive.gated, places) | self.follow(removal)
         self.optimizers = self._carried(came, self._optimizers(alive.gated))
         if self.chain.average is not None:
@@ -93,6 +105,7 @@ class Learner:
         if self.mover is not None:
             self.mover.follow(alive.gated, kept)
         self.alive = alive
+        return True
 
     def small(self, removal: Removal) -> Optimizer:
         """An optimizer of the plain model that a removal left, with what the present one knows; the average follows."""

@@ -53,25 +53,30 @@ def carry(
     """Let an optimizer of a smaller model know what the former one has learnt about its parameters.
 
     ``came``: parameter -> the one before, and where its numbers were in that, flattened. ``gone``: parameters of the
-    former model; all others of the former optimizer are trained on. Raises RecipeError for an optimizer that remembers
-    something else than numbers per weight.
+    former model; all others of the former optimizer are trained on, in groups like theirs. Raises RecipeError for an
+    optimizer that remembers something else than numbers per weight.
     """
-    others = [each for group in former.param_groups for each in group["params"] if each not in gone]
-    if others:
-        optimizer.add_param_group({"params": others})
+    for group, known in zip(optimizer.param_groups, former.param_groups, strict=False):
+        group.update({name: value for name, value in known.items() if name not in group})  # a count of steps, say
     for parameter, (before, place) in came.items():
         if before in former.state:
-            known = former.state[before].items()
-            optimizer.state[parameter] = {name: _left(value, before, place, former) for name, value in known}
-    for parameter in others:
-        optimizer.state[parameter] = former.state[parameter]
+            state = former.state[before].items()
+            optimizer.state[parameter] = {name: _left(value, before, place, former) for name, value in state}
+    heirs = {before: parameter for parameter, (before, _) in came.items()}
+    held = {each for group in optimizer.param_groups for each in group["params"]}
+    for group in former.param_groups:  # what is no part of the model, of a loss, say
+        others = [heirs.get(each, each) for each in group["params"] if each in heirs or each not in gone]
+        beside = [each for each in others if each not in held]
+        if beside:
+            optimizer.add_param_group({**group, "params": beside})
+        optimizer.state.update({each: former.state[each] for each in beside if each in former.state})
 
 
 def _left(value: Any, before: Tensor, place: Tensor, former: Optimizer) -> Any:
     """What is left of something that an optimizer knows about a parameter."""
-    if not isinstance(value, Tensor) or value.ndim == 0:
+    if value is None or isinstance(value, int | float) or (isinstance(value, Tensor) and value.ndim == 0):
         return value
-    if value.shape != before.shape:
+    if not isinstance(value, Tensor) or value.shape != before.shape:
         raise RecipeError(
             f"search.optimizer: {type(former).__name__} remembers more than a number per weight, and cannot go on in "
             "a smaller model; use sgd, adamw or lamb, or search.rounds: 1"

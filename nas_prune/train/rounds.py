@@ -137,9 +137,13 @@ class Alive:
             found[name] = left.new_full((axis.size,), least).index_copy(0, units, left)
         return found
 
-    def without(self, removal: Removal) -> tuple[Alive, Places]:
-        """What is left after a removal, gated again, and the places that its state had in that of ``gated``."""
-        again, places = gated_again(self.gated, removal)
+    def without(self, removal: Removal) -> tuple[Alive, Places] | None:
+        """What is left after a removal, gated again, and the places that its state had in that of ``gated``; None where
+        there is nothing left to gate."""
+        found = gated_again(self.gated, removal)
+        if found is None:
+            return None
+        again, places = found
         return Alive(self.whole, again, self.arch(removal.kept), self._composed(removal.places)), places
 
     def put_back(self, removal: Removal) -> None:

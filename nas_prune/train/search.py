@@ -11,6 +11,7 @@ The phases are those of W-Gates (arXiv 2007.02066) as far as it tells; rounds an
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -118,9 +119,11 @@ def searched(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSet
             learner.remove(learner.mover.left())  # no gate lets anything of the others pass: nothing to make up for
         scores = parts.score(learner.gated, each)
         if learner.mover is None and not each.last:
-            learner.remove(_closed(learner, parts, scores, each, run=run))
-    with learner.setting():
-        learner.gated.fold()
+            before = learner.weights()
+            if not learner.remove(_closed(learner, parts, scores, each, run=run), before):
+                run.bars.say(f"round {each.number} removes nothing: nothing that it leaves could change any more")
+    for model in learner.models:
+        model.fold()
     met = parts.meet(learner.alive, scores, each)
     _change(learner, parts, met.arch, met.edits)
     with learner.gated.fixed(met.arch) as closed:
@@ -144,9 +147,10 @@ def _change(learner: Learner, parts: Parts, arch: Arch, edits: Mapping[str, Tens
     """Edit weights as a selector has decided, and let what stays make up for what goes, where the settings say so."""
     with learner.setting():
         edit(learner.gated.backbone, edits)
-        if learner.settings.compensation.name is not None:
-            compensate = bound("search.compensation", compensations, learner.settings.compensation, 3)
-            edit(learner.gated.backbone, compensate(learner.gated, arch, parts.batches))
+    if learner.settings.compensation.name is not None:
+        compensate = bound("search.compensation", compensations, learner.settings.compensation, 3)
+        for model in learner.models:
+            edit(model.backbone, compensate(model, arch, parts.batches))
 
 
 def _classes(gated: GatedModel) -> int:
@@ -240,7 +244,9 @@ def settle(learner: Learner, arch: Arch, data: Data, parts: Parts, *, run: Run) 
         return {SCORE: accuracy}  # the budget is met, as measured
 
     if irremovable(gated.backbone, gated.space) is not None:
-        with gated.fixed(arch):
+        with ExitStack() as fixed:
+            for model in learner.models:
+                fixed.enter_context(model.fixed(arch))
             optimizer = learner.optimizers[0] if once else optimizer_of(gated.backbone, calmer)
             fit(run, stage, gated, data, objective, [optimizer], watch=watch)
         return

@@ -59,7 +59,7 @@ def test_a_score_and_its_gradient_are_those_of_the_formula() -> None:
     gate = WeightGate(12, [18, 4]).double()
     weights = [w.double().requires_grad_() for w in WEIGHTS]
     means, deviations = [w.mean().item() for w in weights], [w.std(correction=0).item() for w in weights]
-    parts = zip(weights, means, deviations, gate.theta, strict=True)
+    parts = zip(weights, means, deviations, gate.theta.values(), strict=True)
     plain = sum((w - mean) / deviation @ theta for w, mean, deviation, theta in parts) / 22**0.5 + gate.bias
     seen = [torch.autograd.grad(z.cos().sum(), [*weights, *gate.parameters()]) for z in (gate.score(weights), plain)]
     assert torch.allclose(gate.score(weights), plain)
@@ -72,7 +72,7 @@ def test_weights_are_moved_by_gates_only_where_asked(detach: bool) -> None:
     gate = WeightGate(12, [18], detach_weights=detach)
     (gate([weight]) * torch.arange(12)).sum().backward()
     assert (weight.grad is None) == detach
-    assert float(gate.theta[0].grad.abs().sum()) > 0
+    assert float(gate.theta["0"].grad.abs().sum()) > 0
 
 
 @pytest.mark.parametrize("name", few(("test_resnet", "test_convnext", "test_vit"), ("test_resnet", "test_vit")))

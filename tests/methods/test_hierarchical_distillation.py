@@ -220,7 +220,8 @@ def test_heads_go_on_with_what_is_left_of_their_stages() -> None:
     kept = Traced(two.backbone, two.axes, IMAGES).random(0.5, seed=1)
     removing.remove(kept)
     heads = list(removing.loss.heads.values())
-    removing.optimizers[0].add_param_group({"params": [head.weight for head in heads]})
+    trained = {each for group in removing.optimizers[0].param_groups for each in group["params"]}
+    assert {head.weight for head in heads} <= trained
     for name, axis in one.space.free.items():
         one.gate(name).keep.copy_(kept.keep(axis))
     narrow = [info["num_chs"] for info in removing.gated.backbone.feature_info[1:4]]

@@ -1,5 +1,7 @@
 """Laws of averaged weights: what gates and movers remember is no weight; what is set is set in the average, too."""
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,20 +9,26 @@ import pytest
 import torch
 from accelerate import Accelerator
 from descriptions import STRUCTURED_SPACE
-from torch import nn
+from torch import Tensor, nn
 
 from nas_prune.costs import Budget, Macs
 from nas_prune.derivation.replace import laid_out
+from nas_prune.methods.compensations import compensations
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.gates import gates
 from nas_prune.methods.movers import movers
 from nas_prune.methods.penalties.budget import BudgetPenalty
+from nas_prune.methods.scores import Scores
+from nas_prune.methods.selectors import selectors
+from nas_prune.tracing.arch import Arch
+from nas_prune.train import loop, search
 from nas_prune.train.average import Average, set_alike
+from nas_prune.train.choose import Met
 from nas_prune.train.data import loaders
 from nas_prune.train.data.settings import DataSettings
 from nas_prune.train.learner import Learner
 from nas_prune.train.loop import Run
-from nas_prune.train.rounds import rounds_of
+from nas_prune.train.rounds import Alive, rounds_of
 from nas_prune.train.search import Parts, learn, moved
 from nas_prune.train.settings import SearchSettings
 
@@ -122,3 +130,79 @@ def test_a_finished_training_that_is_looked_at_again_says_the_same(tmp_path: Pat
     first, again = (learnt(tmp_path, gate, None, tmp_path) for _ in range(2))
     expected, found = ({**remembered(each.gated), **each.gated.scores()} for each in (first, again))
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def searched_once(
+    monkeypatch: pytest.MonkeyPatch, gated: GatedModel, look: Callable[[Learner], None], **changes: object
+) -> Arch:
+    """A search of one training with an average; ``look``: told when units are scored, decided on, and settle."""
+    made = list[Learner]()
+    settle = search.settle
+
+    class Noted(Learner):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(self)
+
+    def score(model: GatedModel, _: Any) -> Scores:
+        look(made[0])
+        return model.scores()
+
+    def decide(alive: Alive, _: Scores) -> Met:
+        look(made[0])
+        return Met(Arch.random(alive.gated.space.free, 0.5, generator=torch.Generator().manual_seed(1)))
+
+    def settles(*args: Any, **options: Any) -> None:
+        look(made[0])
+        settle(*args, **options)
+
+    monkeypatch.setattr(search, "Learner", Noted)
+    monkeypatch.setattr(search, "settle", settles)
+    settings = SearchSettings.model_validate({**HOW, "freeze": 2, "once": True, "ema_decay": 0.9, **changes})
+    budget, batches = Budget("0.6x", Macs(gated.axes)), [(IMAGES, torch.arange(16) % 10)]
+    penalties = [BudgetPenalty(budget)] if any(True for _ in gated.gates.parameters()) else []
+    parts = Parts(budget, budget, lambda _: penalties, score, selectors["uniform"], decide, batches)
+    data = loaders.load(DATA, seed=3)
+    return search.searched(gated, data, parts, settings=settings, run=Run(Accelerator(cpu=True), 3)).arch
+
+
+@pytest.mark.parametrize("gate", ["softmax", "hard_concrete"])
+def test_folding_leaves_what_the_average_computes_as_it_was(monkeypatch: pytest.MonkeyPatch, gate: str) -> None:
+    said = list[list[Tensor]]()
+
+    def look(learner: Learner) -> None:
+        with torch.no_grad():
+            said.append([model.eval()(IMAGES) for model in learner.models])
+
+    searched_once(monkeypatch, gated_net(gate, "single_units"), look)
+    torch.testing.assert_close(said[1], said[0])
+    assert not torch.allclose(*said[0]), "weights are averaged"
+
+
+def test_what_stays_makes_up_for_what_goes_in_the_average_as_that_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[list[GatedModel]]()
+    changes = {"compensation": {"name": "ridge"}}
+    net = gated_net("mask", "single_units")
+    arch = searched_once(monkeypatch, net, lambda learner: seen.append(copy.deepcopy(learner.models)), **changes)
+    for before, after in zip(*seen[1:], strict=True):
+        edits = compensations["ridge"](before, arch, [(IMAGES, torch.arange(16) % 10)])
+        assert edits
+        for name, value in edits.items():
+            torch.testing.assert_close(after.backbone.state_dict()[name], value)
+
+
+def test_while_weights_settle_the_average_that_is_evaluated_is_of_the_architecture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept, top1 = list[list[Arch]](), loop.top1
+
+    def noted(model: nn.Module, *args: Any) -> float:
+        kept.append([each.arch for each in getattr(model, "_fixed", [])])
+        return top1(model, *args)
+
+    monkeypatch.setattr(loop, "top1", noted)
+    arch = searched_once(monkeypatch, gated_net("mask", "stripes"), lambda _: None)
+    assert kept == [[]] * HOW["joint"] + [[arch]] * 2

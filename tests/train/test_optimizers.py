@@ -1,13 +1,21 @@
-"""Laws of schedules: a stage decays where its recipe says, however long it is."""
+"""Laws of optimizers and schedules: a stage decays where its recipe says, however long it is; and a removal that
+removes nothing changes no step.
+"""
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
+from timm.optim import list_optimizers
 from torch import nn
+from torch.optim import Optimizer
+from zoo import few
 
-from nas_prune.train.optimizers import schedule_of
-from nas_prune.train.settings import TrainSettings
+from nas_prune.base.errors import RecipeError
+from nas_prune.train.optimizers import carry, optimizer_of, schedule_of
+from nas_prune.train.settings import OptimSettings, TrainSettings
 from nas_prune.train.stage import Chain, Stage
 
 STEPS = 10  # of an epoch
@@ -58,3 +66,57 @@ def test_stages_of_one_chain_follow_one_schedule(scheduler: str) -> None:
     parts = rates(4, 0, chain, scheduler=scheduler) + rates(8, 4, chain, scheduler=scheduler)
     assert parts == pytest.approx(rates(12, scheduler=scheduler))
     assert parts[-1] < 0.1 * parts[0]
+
+
+HERE = [name for name in list_optimizers() if name != "adahessian" and not name.startswith(("bnb", "fused"))]
+REMEMBERING_MORE = ("kron", "kronc", "kronw")  # matrices for each dimension
+
+
+def small_net() -> tuple[nn.Module, nn.Module]:
+    """A convolution, a norm and a classifier; and a second one, which is the loss's."""
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+    return net.double(), nn.Linear(6, 3).double()
+
+
+def step(models: Sequence[nn.Module], optimizer: Optimizer, seed: int) -> None:
+    """One step of both."""
+    torch.manual_seed(seed)
+    features = models[0][:4](torch.randn(8, 3, 6, 6, dtype=torch.float64))
+    loss = models[0][4](features).square().sum() + models[1](features).square().sum()
+    optimizer.zero_grad()
+    loss.backward()
+    torch.manual_seed(seed)
+    optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")
+@pytest.mark.parametrize("name", few(HERE, ("sgd", "adamw", "lamb", "adan", "kron")))
+@pytest.mark.parametrize("heir", few((True, False), (True,)))  # whether the loss has new parameters, too
+def test_a_step_after_a_removal_of_nothing_is_the_step_without_it(name: str, heir: bool) -> None:
+    torch.manual_seed(0)
+    models, settings = small_net(), OptimSettings(optimizer=name, lr=0.01)
+    optimizer = optimizer_of(models[0], settings)
+    optimizer.add_param_group({"params": [*models[1].parameters()]})
+    for seed in range(12):
+        step(models, optimizer, seed)
+    again = copy.deepcopy(models) if heir else (copy.deepcopy(models[0]), models[1])
+    fresh = optimizer_of(again[0], settings)
+    pairs = [(now, before) for a, b in zip(again, models, strict=True) if a is not b for now, before in both(a, b)]
+    came = {now: (before, torch.arange(before.numel()).reshape(before.shape)) for now, before in pairs}
+    gone = {*models[0].parameters(), *(before for before, _ in came.values())}
+    if name in REMEMBERING_MORE:
+        with pytest.raises(RecipeError, match="more than a number per weight"):
+            carry(optimizer, fresh, came, gone)
+        return
+    carry(optimizer, fresh, came, gone)
+    plain = copy.deepcopy((models, optimizer))  # one memo: the optimizer is that of the copies
+    step(again, fresh, 99)
+    step(*plain, 99)
+    for a, b in zip(again, plain[0], strict=True):
+        for now, before in both(a, b):
+            torch.testing.assert_close(now, before, rtol=1e-9, atol=1e-12)
+
+
+def both(one: nn.Module, other: nn.Module) -> Sequence[tuple[nn.Parameter, nn.Parameter]]:
+    """Their parameters, in pairs."""
+    return list(zip(one.parameters(), other.parameters(), strict=True))

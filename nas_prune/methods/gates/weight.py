@@ -38,7 +38,7 @@ class WeightGate(Gate):
         super().__init__(size, fan_in)
         self.detach_weights = detach_weights
         self.leak = leak
-        self.theta = nn.ParameterList(nn.Parameter(0.1 * torch.randn(n)) for n in fan_in)
+        self.theta = nn.ParameterDict((str(i), nn.Parameter(0.1 * torch.randn(n))) for i, n in enumerate(fan_in))
         self.bias = nn.Parameter(torch.tensor(init) if fan_in else torch.full((size,), init))
         self.register_buffer("offset", torch.zeros(size))
 
@@ -47,15 +47,15 @@ class WeightGate(Gate):
         if not self.fan_in:
             return self.bias + self.offset
         read = [w.detach() for w in weight] if self.detach_weights else weight
-        total: Tensor = StandardisedProducts.apply(*read, *self.theta)
+        total: Tensor = StandardisedProducts.apply(*read, *self.theta.values())
         return total / sqrt(sum(self.fan_in)) + self.bias + self.offset
 
     def narrowed(self, units: Tensor, columns: Sequence[Tensor | None]) -> Gate:
-        """This gate for the units (c') that stay, with a theta for the numbers (n_i) that do."""
+        """This gate for the units (c') that stay, with a theta, called as it was, for the numbers (n_i) that do."""
         small = super().narrowed(units, columns)
-        pairs = zip(self.theta, columns, strict=True)
-        left = [theta.detach()[each] for theta, each in pairs if each is not None]
-        small.theta = nn.ParameterList(nn.Parameter(each) for each in left)
+        pairs = zip(self.theta.items(), columns, strict=True)
+        left = [(name, theta.detach()[each]) for (name, theta), each in pairs if each is not None]
+        small.theta = nn.ParameterDict((name, nn.Parameter(each)) for name, each in left)
         return small
 
     def go_on(self, before: Tensor, now: Tensor) -> None:
