@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 from nas_prune.base.errors import BudgetError, CalibrationError
@@ -236,6 +237,15 @@ def test_samples_reach_corners_and_pairs(made) -> None:
         sizes = sample(space, index, seed=0, jitter=0.0).sizes(space.free)
         widths[sizes[one], sizes[other]] += 1
     assert len(widths) > len({w for w, _ in widths})  # not only the diagonal of one ratio
+
+
+def test_samples_reach_the_whole_axis_where_it_is_no_multiple() -> None:
+    convs = nn.Conv2d(3, 58, 3), nn.ReLU(), nn.Conv2d(58, 58, 3)
+    model = nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(58, 10))
+    space = SearchSpace.read("channels", trace(model, torch.randn(2, 3, 8, 8)))
+    assert all(axis.size % axis.divisor for axis in space.free.values())
+    found = [sample(space, index, seed=0, jitter=0.0).sizes(space.free) for index in range(3, 100, 4)]
+    assert all(any(sizes[name] == axis.size for sizes in found) for name, axis in space.free.items())
 
 
 @pytest.mark.usefixtures("recorded_timings")
