@@ -12,7 +12,8 @@ from nas_prune.artifact import folder as artifact
 from nas_prune.base.errors import CheckpointError
 from nas_prune.base.files.documents import read_document
 from nas_prune.base.files.whole import write_json
-from nas_prune.costs import Budget, CostModel, Limits
+from nas_prune.costs import Budget, CostModel
+from nas_prune.costs.limits import joint
 from nas_prune.derivation.derive import derive
 from nas_prune.derivation.timm_facts import read_by_classifier
 from nas_prune.derivation.verify import verify
@@ -104,7 +105,7 @@ def searched(job: Job, gated: GatedModel, calibration: Calibration) -> Met:
 
     parts = Parts(
         budget,
-        Budget("1", Limits([budget, *limits])) if limits else budget,
+        joint(budget, limits),
         partial(build.penalty_terms, recipe),
         partial(scored, job),
         decide,

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from nas_prune.base.errors import BudgetError, CalibrationError
+from nas_prune.base.errors import BudgetError, CalibrationError, RecipeError
 from nas_prune.base.files.whole import read_lines
 from nas_prune.cli.program import app
 from nas_prune.costs import Bench
@@ -254,6 +254,39 @@ def test_a_limit_that_nothing_meets_is_named_before_training(tmp_path: Path) -> 
     with pytest.raises(BudgetError, match=r"MACs is .*x the limit of 1e[+]04 MACs"):
         pipeline.run(recipe.read("smoke/digits_w_gates", tokens), tmp_path / "run")
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+@pytest.mark.usefixtures("recorded_timings")
+@pytest.mark.parametrize(
+    ("changes", "key", "unit"),
+    [
+        (["search.selector=milp", "budget.target=0.7x"], "search.selector", "ms"),
+        (["search.selector=milp", "budget.cost=memory", "budget.target=0.9x"], "search.selector", "bytes"),
+        (
+            ["search.selector=milp", "budget.cost=macs", "budget.target=0.5x", "budget.limits.params=0.5x"],
+            "search.selector",
+            "x of the tightest limit",
+        ),
+        (
+            ["search.penalties=[{name: growing, options: {selector: milp}}]", "budget.target=0.7x"],
+            "search.penalties.0.options.selector",
+            "ms",
+        ),
+    ],
+)
+def test_a_cost_that_the_exact_program_cannot_take_is_named_before_training(
+    tmp_path: Path, changes: list[str], key: str, unit: str
+) -> None:
+    tokens = [f"--{each}" for each in (*changes, "latency.samples=12", "search.optimizer=momentum")]
+    with pytest.raises(RecipeError, match=rf'^{key}: the cost in {unit} is not a sum over .* "optimal"'):
+        pipeline.run(recipe.read("smoke/digits_w_gates", [*tokens, SMALL]), tmp_path / "run")
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+@pytest.mark.usefixtures("recorded_timings")
+def test_a_cost_that_is_a_sum_is_not_refused_to_the_exact_program(tmp_path: Path) -> None:
+    tokens = ["--search.selector=milp", "--budget.cost=macs", "--budget.target=0.5x", "--latency.samples=12", SMALL]
+    assert pipeline.run(recipe.read("smoke/digits_w_gates", tokens), tmp_path / "run", until="search")["arch"]
 
 
 @pytest.mark.zoo
