@@ -164,8 +164,8 @@ class Growing(Penalty):
         self.settled = self.grown >= self.growths or bool((self.apart >= APART).all())
 
     def _picked(self, gated: GatedModel) -> Tensor:
-        """Which units (u) go: those that the selector does not take, of all within the budget; where nothing that it can
-        make is predicted to be, it takes what is smallest, as in the end, when the device is asked."""
+        """Which units (u) go: those that the selector does not take, of all within the budget; of its smallest network,
+        where not even that is predicted to be: in the end the device is asked about it."""
         scores = {name: each.cpu() for name, each in criteria["magnitude"](gated, [], norm=1).items()}  # type: ignore[call-arg]
         try:
             asked = Question(scores, self.budget.cost, self.budget.limit, gated.space, gated=gated)
