@@ -37,7 +37,7 @@ from nas_prune.train.choose import Met, meet
 from nas_prune.train.data.loaders import FirstBatches
 from nas_prune.train.finetune import finetune
 from nas_prune.train.loop import Run, fit
-from nas_prune.train.objective import task_objective, teacher_of
+from nas_prune.train.objective import penalty_terms, task_objective, teacher_of
 from nas_prune.train.optimizers import optimizer_of
 from nas_prune.train.rounds import WHOLE, Alive, Round
 from nas_prune.train.search import Parts
@@ -106,7 +106,7 @@ def searched(job: Job, gated: GatedModel, calibration: Calibration) -> Met:
     parts = Parts(
         budget,
         joint(budget, limits),
-        partial(build.penalty_terms, recipe),
+        partial(penalty_terms, recipe.search),
         partial(scored, job),
         decide,
         _batches(job),
