@@ -18,6 +18,7 @@ from nas_prune.run.calibration.bench import staircase
 from nas_prune.run.calibration.calibrate import AGAIN, FILE, Calibration, adopt, calibrate, here, refuse_unreachable
 from nas_prune.run.calibration.sampling import smallest
 from nas_prune.run.calibration.settings import LatencySettings
+from nas_prune.run.checks import naming
 from nas_prune.run.job import Job
 from nas_prune.run.report.summary import in_unit
 from nas_prune.tracing.arch import Arch
@@ -91,10 +92,8 @@ def _refuse_no_sum(search: SearchSettings, budget: Budget, space: SearchSpace) -
     keys["search.selector"] = search.fitting_selector.name
     scores = {name: Arch.dense(space.free).keep(axis) for name, axis in space.free.items()}
     for key in (key for key, name in keys.items() if name == "milp"):
-        try:
+        with naming(key):
             tabulate(pose(Question(scores, budget.cost, budget.limit, space)))
-        except RecipeError as error:
-            raise RecipeError(f"{key}: {error}") from error
 
 
 def _bring(job: Job, folder: Path) -> None:
