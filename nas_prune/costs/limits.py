@@ -42,3 +42,8 @@ class Limits:
             for value, limit, unit in figures
             if value > limit
         ]
+
+
+def joint(budget: Budget, limits: Sequence[Budget]) -> Budget:
+    """A budget and further limits as one; the budget itself where there are none."""
+    return Budget("1", Limits([budget, *limits])) if limits else budget

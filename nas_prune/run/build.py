@@ -21,10 +21,8 @@ from nas_prune.base.parts import bound, typed
 from nas_prune.base.random_images import random_images
 from nas_prune.costs import Budget, CostModel, Predictor, costs
 from nas_prune.costs.timing.runtimes import missing
-from nas_prune.methods.criteria import Criterion, criteria
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.gates import gates
-from nas_prune.methods.penalties import Penalty, penalties
 from nas_prune.methods.selectors import Selector, selectors
 from nas_prune.run.checks import OVERLAY
 from nas_prune.run.recipe.recipe import Recipe
@@ -37,7 +35,7 @@ from nas_prune.train.data.preprocessing import data_keys, tell
 from nas_prune.train.data.room import check_room
 from nas_prune.train.descent import Pace
 from nas_prune.train.objective import task_objective
-from nas_prune.train.settings import CriterionSettings, OptimSettings, SearchSettings
+from nas_prune.train.settings import OptimSettings, SearchSettings
 
 PATIENCE = timedelta(days=1)  # while one process measures, the others wait
 
@@ -181,20 +179,9 @@ def _cost(name: str, axes: Axes, predictor: Predictor) -> CostModel:
     return model
 
 
-def penalty_terms(recipe: Recipe, limit: Budget) -> list[Penalty]:
-    """The recipe's terms beside the task loss."""
-    wanted = enumerate(recipe.search.penalties)
-    return [bound(f"search.penalties.{number}", penalties, each, 1)(limit) for number, each in wanted]
-
-
 def selector(search: SearchSettings) -> Selector:
     """The recipe's selector, or the one that fits where the scores come from."""
     return bound("search.selector", selectors, search.fitting_selector, 1)
-
-
-def criterion(settings: CriterionSettings) -> Criterion:
-    """A criterion of the recipe. Raises RecipeError where it names none."""
-    return bound("search.criterion", criteria, settings, 2)
 
 
 def example(recipe: Recipe, data: Data, *, batch: int, device: torch.device | None = None) -> Tensor:

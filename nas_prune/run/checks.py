@@ -164,6 +164,17 @@ def blaming(key: str) -> Iterator[None]:
         raise RecipeError(f"{key} cannot be used: {what}; correct it, or leave it out") from error
 
 
+@contextmanager
+def naming(key: str) -> Iterator[None]:
+    """A RecipeError that is raised in the block names the key."""
+    try:
+        yield
+    except RecipeError as error:
+        if str(error).startswith(key):
+            raise
+        raise RecipeError(f"{key}: {error}") from error
+
+
 def _known(key: str, name: str, names: Mapping[str, object]) -> None:
     if name not in names:
         raise RecipeError(f"{key}: no {shown(name)}{hint(name, names)}")

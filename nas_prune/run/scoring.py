@@ -7,11 +7,10 @@ from nas_prune.base.files.whole import atomic_write
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.scores import Scores
 from nas_prune.methods.scores_file import read_scores
-from nas_prune.run import build
 from nas_prune.run.job import Job
 from nas_prune.tracing.graph.hooks import outputs_of
 from nas_prune.train.data.loaders import FirstBatches
-from nas_prune.train.rounds import Round
+from nas_prune.train.rounds import Round, rated
 from nas_prune.train.settings import CriterionSettings
 
 FILE = "scores.safetensors"
@@ -24,8 +23,7 @@ def scored(job: Job, gated: GatedModel, each: Round) -> Scores:
     path = job.folder / f"scores{each.name}.safetensors"
     with job.first():
         if not path.exists():
-            criterion = job.recipe.search.criterion
-            write(path, _by_criterion(job, gated, criterion) if criterion.name else gated.scores())
+            write(path, _rated(job, gated, job.recipe.search.criterion))
     return read_scores(path, gated.space)
 
 
@@ -36,7 +34,7 @@ def further(job: Job, gated: GatedModel, name: str = "") -> dict[str, Scores]:
         path = job.folder / further_file(str(criterion.name), name)
         with job.first():
             if not path.exists():
-                write(path, _by_criterion(job, gated, criterion))
+                write(path, _rated(job, gated, criterion))
         found[str(criterion.name)] = read_scores(path, gated.space)
     return found
 
@@ -56,12 +54,14 @@ def kept(job: Job) -> Scores:
     return read_scores(job.folder / FILE, job.space)
 
 
-def _by_criterion(job: Job, gated: GatedModel, criterion: CriterionSettings) -> Scores:
-    """What a criterion says, from training batches. A bar counts the forward passes that it makes."""
+def _rated(job: Job, gated: GatedModel, criterion: CriterionSettings) -> Scores:
+    """What a criterion says, from training batches, or the gates. A bar counts the forward passes that it makes."""
     batches = FirstBatches(job.data, job.recipe.search.criterion_batches, job.run.accelerator.device)
+    if criterion.name is None:
+        return rated(gated, criterion, batches)
     bar = job.run.bars.bar(f"forward passes of {criterion.name}", None)
     try:
         with job.timed("scores"), outputs_of({"": gated}, lambda *_: bar.advance()):
-            return build.criterion(criterion)(gated, batches)
+            return rated(gated, criterion, batches)
     finally:
         bar.end()

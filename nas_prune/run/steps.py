@@ -12,7 +12,8 @@ from nas_prune.artifact import folder as artifact
 from nas_prune.base.errors import CheckpointError
 from nas_prune.base.files.documents import read_document
 from nas_prune.base.files.whole import write_json
-from nas_prune.costs import Budget, CostModel, Limits
+from nas_prune.costs import Budget, CostModel
+from nas_prune.costs.limits import joint
 from nas_prune.derivation.derive import derive
 from nas_prune.derivation.timm_facts import read_by_classifier
 from nas_prune.derivation.verify import verify
@@ -36,7 +37,7 @@ from nas_prune.train.choose import Met, meet
 from nas_prune.train.data.loaders import FirstBatches
 from nas_prune.train.finetune import finetune
 from nas_prune.train.loop import Run, fit
-from nas_prune.train.objective import task_objective, teacher_of
+from nas_prune.train.objective import penalty_terms, task_objective, teacher_of
 from nas_prune.train.optimizers import optimizer_of
 from nas_prune.train.rounds import WHOLE, Alive, Round
 from nas_prune.train.search import Parts
@@ -104,8 +105,8 @@ def searched(job: Job, gated: GatedModel, calibration: Calibration) -> Met:
 
     parts = Parts(
         budget,
-        Budget("1", Limits([budget, *limits])) if limits else budget,
-        partial(build.penalty_terms, recipe),
+        joint(budget, limits),
+        partial(penalty_terms, recipe.search),
         partial(scored, job),
         decide,
         _batches(job),

@@ -61,7 +61,7 @@ class Arch:
         stripes: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Arch:
-        """A random ``keep`` share of every free width: at least one unit, and a multiple of its divisor.
+        """A random ``keep`` share of every free width: the nearest width that is allowed.
 
         ``bits``: the share of branches and candidates that stay; ``stripes``: of stripes.
         """
@@ -120,9 +120,10 @@ class Arch:
 
 
 def allowed_width(axis: Axis, wanted: float) -> int:
-    """The allowed width nearest to ``wanted``: a multiple of the divisor, at least one step, at most the size; a bit
+    """The allowed width nearest to ``wanted``: a multiple of the divisor, at least one step, or the whole axis; a bit
     may be 0."""
     if axis.kind in BITS:
         return round(min(1.0, max(0.0, wanted)))
     step = min(axis.divisor, axis.size)
-    return min(axis.size, max(step, step * round(wanted / step)))
+    width = min(axis.size, max(step, step * round(wanted / step)))
+    return axis.size if abs(axis.size - wanted) < abs(width - wanted) else width

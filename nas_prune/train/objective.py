@@ -15,15 +15,16 @@ from torch.optim import Optimizer
 from nas_prune.base.errors import RecipeError
 from nas_prune.base.parts import bound
 from nas_prune.base.registry import hint
+from nas_prune.costs import Budget
 from nas_prune.derivation.timm_facts import classifier_of
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.losses import Loss, Said, losses
 from nas_prune.methods.losses.distillation import Distillation, unlikeness
 from nas_prune.methods.movers.mover import Mover, Still
-from nas_prune.methods.penalties import Penalty
+from nas_prune.methods.penalties import Penalty, penalties
 from nas_prune.tracing.graph.capture import evaluating
 from nas_prune.tracing.graph.hooks import inputs_of, outputs_of
-from nas_prune.train.settings import OptimSettings
+from nas_prune.train.settings import OptimSettings, SearchSettings
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,12 @@ def task_loss(settings: OptimSettings) -> Loss:
     """The loss of a stage, as its recipe names it."""
     loss: Loss = bound("loss", losses, settings.loss, 1)(settings.label_smoothing)
     return loss
+
+
+def penalty_terms(settings: SearchSettings, limit: Budget) -> list[Penalty]:
+    """The terms beside the task loss that the settings of a search name, under this limit."""
+    wanted = enumerate(settings.penalties)
+    return [bound(f"search.penalties.{number}", penalties, each, 1)(limit) for number, each in wanted]
 
 
 def beside_the_model(

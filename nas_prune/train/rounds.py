@@ -11,15 +11,18 @@ from dataclasses import dataclass
 
 import torch
 
+from nas_prune.base.parts import bound
 from nas_prune.costs import Budget, CostModel
 from nas_prune.costs.left import Left
 from nas_prune.derivation.regated import gated_again
 from nas_prune.derivation.removal import Places, Removal, put_back
+from nas_prune.methods.criteria import criteria
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.schedules import Schedule
 from nas_prune.methods.scores import Batches, Scores
 from nas_prune.methods.selectors import Question
 from nas_prune.tracing.arch import Arch
+from nas_prune.train.settings import CriterionSettings
 
 TRIES = 4  # of architectures that are derived and measured in a round that is not the last
 
@@ -89,6 +92,14 @@ def rounds_of(rounds: int, epochs: int, schedule: Schedule) -> Iterator[Round]:
         first, end = (epochs * each // rounds for each in (number - 1, number))
         share = 1.0 if number == rounds else schedule(number - 1, rounds).closed
         yield Round(number, rounds, first, end - first, share, gone)
+
+
+def rated(gated: GatedModel, criterion: CriterionSettings, batches: Batches) -> Scores:
+    """Scores (c) per axis: what the criterion says of the units, if one is named, or what the gates have learnt."""
+    found: Scores = (
+        bound("search.criterion", criteria, criterion, 2)(gated, batches) if criterion.name else gated.scores()
+    )
+    return found
 
 
 @dataclass(frozen=True)

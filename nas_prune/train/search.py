@@ -13,6 +13,7 @@ The phases are those of W-Gates (arXiv 2007.02066) as far as it tells; rounds an
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,9 +43,9 @@ from nas_prune.train.held_out.bilevel import Bilevel
 from nas_prune.train.held_out.shapley_ascent import ShapleyAscent, weighed
 from nas_prune.train.learner import Learner, adam, gate_optimizers
 from nas_prune.train.loop import Run, Watch, fit
-from nas_prune.train.objective import Objective, teacher_of
+from nas_prune.train.objective import Objective, penalty_terms, teacher_of
 from nas_prune.train.optimizers import optimizer_of
-from nas_prune.train.rounds import Alive, Round, rounds_of
+from nas_prune.train.rounds import Alive, Round, rated, rounds_of
 from nas_prune.train.score import SCORE, score
 from nas_prune.train.settings import SearchSettings
 from nas_prune.train.stage import Stage
@@ -63,29 +64,31 @@ def search(
     """Train ``gated`` under the budget; returns the architecture, to which the weights have settled.
 
     ``train``: a dataset, or a loader of (images, labels), which then also serves to watch the accuracy.
-    ``penalties``: terms beside the task loss, by default a BudgetPenalty. ``cost_of``: measures a derived architecture
-    in the unit of the budget; if left out, the prediction is believed.
+    ``penalties``: terms beside the task loss, by default those of the settings. ``cost_of``: measures a derived
+    architecture in the unit of the budget; if left out, the prediction is believed.
     """
     settings, run = settings or SearchSettings(), run or Run(Accelerator())
     data = train if isinstance(train, Data) else from_loaders(train, train, classes=_classes(gated))
     select = bound("search.selector", selectors, settings.fitting_selector, 1)
-
     real = cost_of or (lambda arch: float(budget.cost(arch.sizes(gated.space.free))))
-
     batches = FirstBatches(data, settings.criterion_batches, run.accelerator.device)
 
     def decide(alive: Alive, scores: Scores, each: Round) -> Met:
-        asked = alive.question(scores, each.budget(budget), batches=batches, seed=run.seed)
+        others = {str(one.name): rated(alive.gated, one, batches) for one in settings.further}
+        asked = alive.question(scores, each.budget(budget), further=others, batches=batches, seed=run.seed)
         return meet(asked, select, lambda arch: real(alive.arch(arch)), rounds=each.tries(measured=cost_of is not None))
 
     parts = Parts(
         budget,
         budget,
-        lambda limit: penalties or [BudgetPenalty(limit)],
-        lambda gated, _: gated.scores(),
+        partial(penalty_terms, settings),
+        lambda gated, _: rated(gated, settings.criterion, batches),
         decide,
         batches,
     )
+    if penalties is not None:
+        penalised = any(not isinstance(each, BudgetPenalty) for each in penalties)
+        parts = replace(parts, penalties=lambda _: penalties, learns=settings.learns_if(penalised))
     return searched(gated, data, parts, settings=settings, run=run).arch
 
 
@@ -93,7 +96,7 @@ def search(
 class Parts:
     """What decides in a search: ``budget``, and all limits as one (``joint``); what penalties are made of the limit of
     a round, what scores its units, and what meets that limit, and in the end the budget, as measured. ``images``: how
-    those of the training are mixed.
+    those of the training are mixed; ``learns``: whether there is joint training, by default as the settings say.
     """
 
     budget: Budget
@@ -103,17 +106,19 @@ class Parts:
     meet: Callable[[Alive, Scores, Round], Met]
     batches: Batches = ()
     images: DataSettings = field(default_factory=DataSettings)
+    learns: bool | None = None
 
 
 def searched(gated: GatedModel, data: Data, parts: Parts, *, settings: SearchSettings, run: Run) -> Met:
     """The loop of every search; the weights of ``gated`` have settled in the architecture, which is in its units."""
     teacher = teacher_of(gated.plain(), run.accelerator) if settings.distill else None
     learner = Learner(gated, settings, None, teacher)
-    if settings.learns:
+    learns = settings.learns if parts.learns is None else parts.learns
+    if learns:
         warm_up(learner, data, parts, run=run)
     training, learner.mover = moved(learner, data, parts, run=run)
     for each in rounds_of(settings.rounds, settings.joint, _schedule(settings)):
-        if settings.learns:
+        if learns:
             learn(learner, training, parts, each, run=run)
         if learner.mover is not None and settings.rounds > 1:
             learner.remove(learner.mover.left())  # no gate lets anything of the others pass: nothing to make up for
@@ -216,7 +221,7 @@ def moved(learner: Learner, data: Data, parts: Parts, *, run: Run) -> tuple[Data
     Gates called ``shapley``, and a bilevel search, bring their own, which looks at images that are held out for it.
     """
     gated, settings = learner.gated, learner.settings
-    aim = Aim(parts.budget, settings.joint, _schedule(settings))
+    aim = Aim(parts.joint, settings.joint, _schedule(settings))
     if settings.mover.name is not None:
         made: Mover = bound("search.mover", movers, settings.mover, 2)(gated, aim)
         return data, made

@@ -171,8 +171,11 @@ class SearchSettings(OptimSettings):
     def learns(self) -> bool:
         """Whether there is joint training: not where a criterion scores in one shot, and nothing is moved, nor
         penalised but for what it costs."""
-        moved = self.mover.name is not None or any(each.name != "budget" for each in self.penalties)
-        return self.criterion.name is None or moved or self.rounds > 1
+        return self.learns_if(any(each.name != "budget" for each in self.penalties))
+
+    def learns_if(self, penalised: bool) -> bool:
+        """The same, where it is said whether anything is penalised but for what it costs."""
+        return self.criterion.name is None or self.mover.name is not None or penalised or self.rounds > 1
 
 
 class FinetuneSettings(TrainSettings):

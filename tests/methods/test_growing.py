@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from zoo import User, traced
 
-from nas_prune.base.errors import RecipeError, SpaceError, UnknownNameError
+from nas_prune.base.errors import BudgetError, RecipeError, SpaceError, UnknownNameError
 from nas_prune.base.files.tensors import misfit
 from nas_prune.costs import Budget, Macs
 from nas_prune.derivation.trace import trace
 from nas_prune.methods.criteria import criteria
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.penalties.growing import APART, Growing
-from nas_prune.methods.selectors import selectors
+from nas_prune.methods.selectors import Decision, Question, selectors
 from nas_prune.methods.selectors.uniform import uniform_widths
 from nas_prune.run.checks import check
 from nas_prune.run.recipe.recipe import read
@@ -173,6 +173,24 @@ def test_afterwards_magnitude_takes_what_was_not_picked(gated: GatedModel, selec
     gone = picked(penalty, gated)
     assert sum(map(len, gone.values())) >= 2
     assert {name: set(range(gated.axes[name].size)) - set(units) for name, units in kept.items()} == gone
+
+
+@pytest.mark.parametrize("selector", ["uniform", "optimal"])
+def test_where_the_prediction_refuses_all_what_is_smallest_stays(gated: GatedModel, selector: str) -> None:
+    penalty = Growing(Budget.of(1.0, Macs(gated.axes)), interval=1, step=0.2, selector=selector)
+    stepped(gated, penalty, 2)
+    sizes = {name: axis.size - len(picked(penalty, gated)[name]) for name, axis in gated.space.free.items()}
+    assert sizes == dict(gated.space.minimum)
+
+
+def test_a_selector_that_picks_nothing_for_another_reason_is_heard(gated: GatedModel) -> None:
+    def hopeless(_: Question) -> Decision:
+        raise BudgetError("nothing that I know")
+
+    penalty = growing(gated)
+    penalty.select = hopeless
+    with pytest.raises(BudgetError, match="nothing that I know"):
+        penalty(gated)
 
 
 @pytest.mark.parametrize("stop", [1, 7, 14, 30, 70])

@@ -179,6 +179,15 @@ def test_every_selector_keeps_to_limit_floor_and_divisor(resnet: SearchSpace, na
             assert float(scores[axis.name][list(kept)].min()) >= float(scores[axis.name].topk(len(kept)).values.min())
 
 
+@pytest.mark.parametrize("name", ["uniform", "ranked", "price", "optimal", "milp"])
+def test_a_limit_that_all_are_within_closes_nothing_where_the_whole_is_no_multiple_either(name: str) -> None:
+    axes = [Axis("a", "channel", 18, (), divisor=4), Axis("b", "channel", 58, (), divisor=4)]
+    cost, space = Coupled({("a", "b"): 1.0}, {"a": 1.0, "b": 1.0}), space_of(axes)
+    limit = float(cost({axis.name: axis.size for axis in axes}))
+    arch = ask(selectors[name], {axis.name: torch.rand(axis.size) for axis in axes}, cost, limit, space)
+    assert arch == Arch.dense(space.free)
+
+
 @pytest.mark.parametrize("name", TRADING)
 def test_a_limit_that_cannot_be_met_is_an_error_with_the_closest_figure(resnet: SearchSpace, name: str) -> None:
     cost = Macs(resnet.axes)

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import timm
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
-from nas_prune.base.errors import BudgetError, CalibrationError
+from nas_prune.base.errors import BudgetError, CalibrationError, RecipeError
 from nas_prune.base.files.whole import read_lines
 from nas_prune.cli.program import app
 from nas_prune.costs import Bench
@@ -238,12 +239,54 @@ def test_samples_reach_corners_and_pairs(made) -> None:
     assert len(widths) > len({w for w, _ in widths})  # not only the diagonal of one ratio
 
 
+def test_samples_reach_the_whole_axis_where_it_is_no_multiple() -> None:
+    convs = nn.Conv2d(3, 58, 3), nn.ReLU(), nn.Conv2d(58, 58, 3)
+    model = nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(58, 10))
+    space = SearchSpace.read("channels", trace(model, torch.randn(2, 3, 8, 8)))
+    assert all(axis.size % axis.divisor for axis in space.free.values())
+    found = [sample(space, index, seed=0, jitter=0.0).sizes(space.free) for index in range(3, 100, 4)]
+    assert all(any(sizes[name] == axis.size for sizes in found) for name, axis in space.free.items())
+
+
 @pytest.mark.usefixtures("recorded_timings")
 def test_a_limit_that_nothing_meets_is_named_before_training(tmp_path: Path) -> None:
     tokens = ["--budget.limits={params: 0.9x, macs: 10k}", "--latency.samples=12", SMALL]
     with pytest.raises(BudgetError, match=r"MACs is .*x the limit of 1e[+]04 MACs"):
         pipeline.run(recipe.read("smoke/digits_w_gates", tokens), tmp_path / "run")
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+@pytest.mark.usefixtures("recorded_timings")
+@pytest.mark.parametrize(
+    ("changes", "key", "unit"),
+    [
+        (["search.selector=milp", "budget.target=0.7x"], "search.selector", "ms"),
+        (["search.selector=milp", "budget.cost=memory", "budget.target=0.9x"], "search.selector", "bytes"),
+        (
+            ["search.selector=milp", "budget.cost=macs", "budget.target=0.5x", "budget.limits.params=0.5x"],
+            "search.selector",
+            "x of the tightest limit",
+        ),
+        (
+            ["search.penalties=[{name: growing, options: {selector: milp}}]", "budget.target=0.7x"],
+            "search.penalties.0.options.selector",
+            "ms",
+        ),
+    ],
+)
+def test_a_cost_that_the_exact_program_cannot_take_is_named_before_training(
+    tmp_path: Path, changes: list[str], key: str, unit: str
+) -> None:
+    tokens = [f"--{each}" for each in (*changes, "latency.samples=12", "search.optimizer=momentum")]
+    with pytest.raises(RecipeError, match=rf'^{key}: the cost in {unit} is not a sum over .* "optimal"'):
+        pipeline.run(recipe.read("smoke/digits_w_gates", [*tokens, SMALL]), tmp_path / "run")
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+@pytest.mark.usefixtures("recorded_timings")
+def test_a_cost_that_is_a_sum_is_not_refused_to_the_exact_program(tmp_path: Path) -> None:
+    tokens = ["--search.selector=milp", "--budget.cost=macs", "--budget.target=0.5x", "--latency.samples=12", SMALL]
+    assert pipeline.run(recipe.read("smoke/digits_w_gates", tokens), tmp_path / "run", until="search")["arch"]
 
 
 @pytest.mark.zoo

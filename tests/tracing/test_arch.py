@@ -8,6 +8,7 @@ import torch
 
 from nas_prune.base.axis import Axis
 from nas_prune.base.errors import ArchError
+from nas_prune.methods.selectors.solver.problem import widths
 from nas_prune.tracing.arch import Arch, allowed_width
 
 AXES = {
@@ -41,6 +42,18 @@ def test_random_keeps_a_share_and_is_a_function_of_the_generator() -> None:
 @pytest.mark.parametrize(("wanted", "width"), [(0, 8), (11, 8), (13, 16), (24, 24), (30, 30), (99, 30)])
 def test_allowed_widths_are_multiples_or_the_whole(wanted: float, width: int) -> None:
     assert allowed_width(AXES["conv2"], wanted) == width
+
+
+@pytest.mark.parametrize("divisor", [1, 2, 4, 8])
+def test_of_every_size_the_nearest_width_is_taken_and_the_whole_is_one(divisor: int) -> None:
+    for size in range(1, 65):
+        axis = Axis("conv", "channel", size, (), divisor=divisor)
+        allowed = widths(axis, min(divisor, size))
+        assert allowed_width(axis, size) == size
+        for wanted in (each / 4 for each in range(4 * size + 1)):
+            found = allowed_width(axis, wanted)
+            assert found in allowed
+            assert abs(found - wanted) == min(abs(each - wanted) for each in allowed)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from nas_prune.tracing.arch import Arch
 
 @dataclass(frozen=True)
 class Aim:
-    """Where a mover goes: the budget, in how many epochs, by which schedule."""
+    """Where a mover goes: the budget, which holds all limits, in how many epochs, by which schedule."""
 
     budget: Budget
     epochs: int

@@ -28,12 +28,13 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from nas_prune.base.errors import SpaceError
+from nas_prune.base.errors import BudgetError, SpaceError
 from nas_prune.costs import Budget
 from nas_prune.methods.criteria import criteria
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.penalties.penalty import Penalty, penalties
 from nas_prune.methods.selectors import Question, selectors
+from nas_prune.methods.selectors.ranked import best_units
 from nas_prune.tracing.graph.brought import tensor_of
 from nas_prune.tracing.roles.writers import numbered
 
@@ -163,9 +164,16 @@ class Growing(Penalty):
         self.settled = self.grown >= self.growths or bool((self.apart >= APART).all())
 
     def _picked(self, gated: GatedModel) -> Tensor:
-        """Which units (u) go: those that the selector does not take, of all within the budget."""
+        """Which units (u) go: those that the selector does not take, of all within the budget; of its smallest network,
+        where not even that is predicted to be: in the end the device is asked about it."""
         scores = {name: each.cpu() for name, each in criteria["magnitude"](gated, [], norm=1).items()}  # type: ignore[call-arg]
-        kept = self.select(Question(scores, self.budget.cost, self.budget.limit, gated.space, gated=gated)).arch.kept
+        try:
+            asked = Question(scores, self.budget.cost, self.budget.limit, gated.space, gated=gated)
+            kept = self.select(asked).arch.kept
+        except BudgetError as error:
+            if error.smallest is None:
+                raise
+            kept = best_units(scores, error.smallest).kept
         stays = {name: torch.tensor(list(kept[name]), dtype=torch.long) for name in _written(gated)}
         return torch.cat([torch.ones(gated.axes[n].size).bool().index_fill(0, at, False) for n, at in stays.items()])
 

@@ -8,15 +8,22 @@ from nas_prune.base.errors import BudgetError, CalibrationError, RecipeError, St
 from nas_prune.base.files.folders import tidy
 from nas_prune.base.files.whole import atomic_write
 from nas_prune.costs import Budget, Limits
+from nas_prune.costs.limits import joint
+from nas_prune.methods.selectors import Question
+from nas_prune.methods.selectors.milp import tabulate
+from nas_prune.methods.selectors.solver.problem import pose
 from nas_prune.run import build
 from nas_prune.run.calibration import file as calibration_file
 from nas_prune.run.calibration.bench import staircase
 from nas_prune.run.calibration.calibrate import AGAIN, FILE, Calibration, adopt, calibrate, here, refuse_unreachable
 from nas_prune.run.calibration.sampling import smallest
 from nas_prune.run.calibration.settings import LatencySettings
+from nas_prune.run.checks import naming
 from nas_prune.run.job import Job
 from nas_prune.run.report.summary import in_unit
+from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace
+from nas_prune.train.settings import SearchSettings
 
 OTHERWISE = "get that file again, name another in latency.calibration, or leave that key out to have one made here"
 
@@ -40,7 +47,8 @@ def calibrated(job: Job) -> Calibration:
 
 
 def refuse(job: Job, calibration: Calibration, budget: Budget) -> None:
-    """Before any training: raise BudgetError for a budget that nothing meets, RecipeError for one that is met."""
+    """Before any training: raise BudgetError for a budget that nothing meets, RecipeError for one that is met, or that
+    the selector cannot take."""
     if budget.limit >= float(budget.cost({}).detach()):
         raise RecipeError(f"the dense model is within budget.target {budget.target} already; there is nothing to prune")
     if budget.cost.unit == "ms":
@@ -51,6 +59,7 @@ def refuse(job: Job, calibration: Calibration, budget: Budget) -> None:
     for limit in (each for each in limits if each.cost.unit == "ms"):  # the smallest network has been timed
         refuse_unreachable(calibration, limit.limit, job.space)
     _refuse_impossible([each for each in limits if each.cost.unit != "ms"], job.space)
+    _refuse_no_sum(job.recipe.search, joint(budget, limits), job.space)
 
 
 def _refuse_uncountable(budget: Budget, space: SearchSpace) -> None:
@@ -73,6 +82,18 @@ def _refuse_impossible(limits: Sequence[Budget], space: SearchSpace) -> None:
             f"budget.limits cannot be met: of the smallest network of search space {space.name}, "
             f"{'; '.join(sentences)}. Raise that limit, or lower `minimum` in the search space"
         )
+
+
+def _refuse_no_sum(search: SearchSettings, budget: Budget, space: SearchSpace) -> None:
+    """Before any training: raise RecipeError, naming the key, where "milp" selects and cannot take the cost, whatever
+    the scores are."""
+    named = {f"search.penalties.{number}.options": each.options for number, each in enumerate(search.penalties)}
+    keys = {f"{key}.selector": options.get("selector") for key, options in named.items()}
+    keys["search.selector"] = search.fitting_selector.name
+    scores = {name: Arch.dense(space.free).keep(axis) for name, axis in space.free.items()}
+    for key in (key for key, name in keys.items() if name == "milp"):
+        with naming(key):
+            tabulate(pose(Question(scores, budget.cost, budget.limit, space)))
 
 
 def _bring(job: Job, folder: Path) -> None:

@@ -25,7 +25,7 @@ from nas_prune.methods.schedules import schedules
 from nas_prune.methods.selectors import Question
 from nas_prune.run import build
 from nas_prune.run.calibration.sampling import smallest
-from nas_prune.run.checks import blaming
+from nas_prune.run.checks import blaming, naming
 from nas_prune.run.recipe.recipe import Recipe
 from nas_prune.run.rehearsal.for_a_while import for_a_while
 from nas_prune.tracing import Axes
@@ -68,7 +68,7 @@ def _briefly(recipe: Recipe, key: str, ask: Callable[[], object]) -> None:
     level, said = log.level, ""
     log.setLevel(logging.CRITICAL)
     try:
-        with blaming(key), drawing(recipe.seed, "trial"):
+        with naming(key), blaming(key), drawing(recipe.seed, "trial"):
             for_a_while(ask, SECONDS)
     except (BudgetError, DataError, DivergedError) as error:
         said = first_line(error)

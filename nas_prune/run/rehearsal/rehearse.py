@@ -18,7 +18,7 @@ from nas_prune.tracing.arch import Arch
 from nas_prune.tracing.space import SearchSpace
 from nas_prune.train.data.order import drawing
 from nas_prune.train.finetune import restart
-from nas_prune.train.objective import task_objective
+from nas_prune.train.objective import penalty_terms, task_objective
 
 
 def rehearse(recipe: Recipe, backbone: nn.Module, space: SearchSpace, images: Tensor) -> None:
@@ -43,7 +43,7 @@ def rehearse(recipe: Recipe, backbone: nn.Module, space: SearchSpace, images: Te
 def _look(recipe: Recipe, trial: GatedModel) -> None:
     """A look of each penalty at a model that has just looked at an image."""
     limit = Budget("0.5x", costs["macs"](trial.axes))
-    for number, term in enumerate(build.penalty_terms(recipe, limit) if recipe.search.learns else ()):
+    for number, term in enumerate(penalty_terms(recipe.search, limit) if recipe.search.learns else ()):
         with blaming(key := f"search.penalties.{number}.options"), torch.no_grad():
             check_worth(key, term.eval()(trial))
 
