@@ -19,7 +19,6 @@ from nas_prune.methods.gates import gates
 from nas_prune.methods.movers import movers
 from nas_prune.methods.penalties.budget import BudgetPenalty
 from nas_prune.methods.scores import Scores
-from nas_prune.methods.selectors import selectors
 from nas_prune.tracing.arch import Arch
 from nas_prune.train import loop, search
 from nas_prune.train.average import Average, set_alike
@@ -151,7 +150,7 @@ def searched_once(
         look(made[0])
         return model.scores()
 
-    def decide(alive: Alive, _: Scores) -> Met:
+    def decide(alive: Alive, *_: Any) -> Met:
         look(made[0])
         return Met(Arch.random(alive.gated.space.free, 0.5, generator=torch.Generator().manual_seed(1)))
 
@@ -164,7 +163,7 @@ def searched_once(
     settings = SearchSettings.model_validate({**HOW, "freeze": 2, "once": True, "ema_decay": 0.9, **changes})
     budget, batches = Budget("0.6x", Macs(gated.axes)), [(IMAGES, torch.arange(16) % 10)]
     penalties = [BudgetPenalty(budget)] if any(True for _ in gated.gates.parameters()) else []
-    parts = Parts(budget, budget, lambda _: penalties, score, selectors["uniform"], decide, batches)
+    parts = Parts(budget, budget, lambda _: penalties, score, decide, batches)
     data = loaders.load(DATA, seed=3)
     return search.searched(gated, data, parts, settings=settings, run=Run(Accelerator(cpu=True), 3)).arch
 

@@ -34,7 +34,7 @@ COUNTED, TIMED = 64, 8  # images at most
 def release(
     job: Job, gated: GatedModel, models: Mapping[str, nn.Module], *, anew: bool = False
 ) -> dict[str, Any] | None:
-    """Save the model that skips as ``dynamic``; its figures, which go to dynamic.json. None where no gate looks, any more.
+    """Save the model that skips as ``dynamic``; its figures, which go to dynamic.json. None where no gate looks now.
 
     ``models``: what it takes turns with, a ``dense`` one among them. ``anew``: with the figures of now, where there are
     some. Raises ExactnessError where it does not compute what the gated model does.
