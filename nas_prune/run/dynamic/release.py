@@ -32,7 +32,8 @@ COUNTED, TIMED = 64, 8  # images at most
 
 
 def release(job: Job, gated: GatedModel, models: Mapping[str, nn.Module]) -> dict[str, Any] | None:
-    """Save the model that skips as ``dynamic``; its figures, which go to dynamic.json. None where no gate looks.
+    """Save the model that skips as ``dynamic``; its figures, which go to dynamic.json. None where no gate looks,
+    and where none is left.
 
     ``models``: what it takes turns with, a ``dense`` one among them. Raises ExactnessError where it does not compute
     what the gated model does.
@@ -40,7 +41,11 @@ def release(job: Job, gated: GatedModel, models: Mapping[str, nn.Module]) -> dic
     if not any(gated.gate(name).looks for name in gated.deciders):
         return None
     path, arch = job.folder / f"{NAME}.json", gated.arch()
-    again, _ = gated_again(gated, removed(gated, arch))
+    left = gated_again(gated, removed(gated, arch))
+    if left is None:
+        job.run.bars.say("no model that skips is saved: of what the gates leave, nothing could be skipped")
+        return None
+    again, _ = left
     model = skipping(again.eval())
     accuracy = top1(model, job.data, job.run.accelerator)
     with job.first():
