@@ -34,7 +34,8 @@ COUNTED, TIMED = 64, 8  # images at most
 def release(
     job: Job, gated: GatedModel, models: Mapping[str, nn.Module], *, anew: bool = False
 ) -> dict[str, Any] | None:
-    """Save the model that skips as ``dynamic``; its figures, which go to dynamic.json. None where no gate looks now.
+    """Save the model that skips as ``dynamic``; its figures, which go to dynamic.json. None where no gate looks, and
+    where none is left.
 
     ``models``: what it takes turns with, a ``dense`` one among them. ``anew``: with the figures of now, where there are
     some. Raises ExactnessError where it does not compute what the gated model does.
@@ -43,15 +44,17 @@ def release(
         return None
     path, arch = job.folder / f"{NAME}.json", gated.arch()
     left = gated_again(gated, removed(gated, arch))
-    if left is None:  # every unit of an axis is needed by all images, or it has but one
+    if left is None:
+        job.run.bars.say("no model that skips is saved: of what the gates leave, nothing could be skipped")
         return None
-    model = skipping(left[0].eval())
+    smaller, _ = left
+    model = skipping(smaller.eval())
     accuracy = top1(model, job.data, job.run.accelerator)
     with job.first():
         again = anew and job.run.accelerator.is_main_process
         if again or not path.exists() or not saved(job, NAME):
             images = next(iter(job.data.evaluation))[0].to(job.run.accelerator.device)
-            proof = {"max_rel_error": skipping_error(left[0], model, images[:TIMED]), "dtype": "float64"}
+            proof = {"max_rel_error": skipping_error(smaller, model, images[:TIMED]), "dtype": "float64"}
             save(job, model, NAME, arch, proof)
             write_json(path, {"top1": accuracy, **proof, **_figures(job, {**models, NAME: model}, images)})
     found: dict[str, Any] = read_document(path, DynamicFile, CheckpointError)
