@@ -53,7 +53,7 @@ def chart(rows: Sequence[Row], cost: str) -> str | None:
         axes.set_xticks(TICKS, [f"{share:g}x" for share in TICKS])
         axes.set_xlim(ENDS)
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.legend(loc="lower right", frameon=False, labelcolor=Ink.MUTED.value)
+        axes.legend(loc="best", frameon=False, labelcolor=Ink.MUTED.value)
         return svg(figure, f"top-1 over {name}")
 
 
