@@ -314,6 +314,7 @@ def _calibration() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     facts = json.loads((CORPUS / "calibration.json").read_bytes())
     facts = {name: facts[name] for name in facts if name not in (*facts["conditions"], "error")}
     facts["axes"] = {name: axis.size for name, axis in space.free.items()}
+    facts["widths"] = {name: [space.minimum[name], axis.divisor] for name, axis in space.free.items()}
     state = predictors[facts["predictor"]](space.axes, facts["dense_ms"], None).state_dict()
     sizes = torch.tensor([[size // share for size in facts["axes"].values()] for share in (8, 4, 2, 1)])
     share = torch.tensor([0.2, 0.4, 0.6, 0.9])

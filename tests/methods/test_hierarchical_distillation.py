@@ -15,8 +15,8 @@ from nas_prune.base.errors import RecipeError
 from nas_prune.methods.gated import GatedModel
 from nas_prune.methods.losses import Said
 from nas_prune.methods.losses.hierarchical_distillation import HierarchicalDistillation
-from nas_prune.run import build as build_parts
 from nas_prune.run.recipe.recipe import read
+from nas_prune.run.rehearsal.rehearse import rehearse
 from nas_prune.tracing.space import SearchSpace
 from nas_prune.train.data.loaders import from_loaders
 from nas_prune.train.learner import Learner
@@ -166,7 +166,7 @@ def test_a_stage_that_is_not_there_is_told_before_a_run_begins() -> None:
     net, named = traced("test_resnet"), "{name: hierarchical_distillation, options: {stages: [layer9]}}"
     wrong = read("smoke/fashion_mnist_resnet18_hierarchical_distillation", [f"finetune.loss={named}"])
     with pytest.raises(RecipeError, match=r"no 'layer9'"):
-        build_parts.rehearse(wrong, net.fresh(), SearchSpace.read("channels", net.axes), net.images)
+        rehearse(wrong, net.fresh(), SearchSpace.read("channels", net.axes), net.images)
 
 
 def test_channels_last_maps_are_pooled_over_places() -> None:
