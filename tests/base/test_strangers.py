@@ -248,9 +248,7 @@ def test_timings_of_another_plan_are_refused(change: dict[str, Any], calibration
     rows = read_lines(calibration.parent / "timings.jsonl")
     write_lines(folder / "timings.jsonl", [*rows[:2], rows[2] | change, *rows[3:]])
     asked = recipe.read("smoke/digits_w_gates", ["--latency.samples=12", "--latency.cache=false"])
-    with pytest.raises(
-        CalibrationError, match=r"line 3 of .*timings\.jsonl is not of this calibration, .*; delete it"
-    ):
+    with pytest.raises(CalibrationError, match=r"line 3 of .*timings\.jsonl is not of this calibration, .*; delete it"):
         pipeline.run(asked, tmp_path / "run", until="calibrate")
 
 

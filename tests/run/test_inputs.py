@@ -1,7 +1,9 @@
 """A run knows the files that its recipe names by what is in them: it does not go on with others, and says which."""
 
+import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,25 @@ def test_of_folders_of_images_the_names_count(tmp_path: Path) -> None:
     assert job.identity(asked) == before
     (tmp_path / "train" / "cat" / "0.png").rename(tmp_path / "train" / "cat" / "1.png")
     assert job.identity(asked) != before
+
+
+def test_a_sum_is_taken_once_as_long_as_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, images = read(SMOKE, ["--data.name=folder", f"--data.root={tmp_path}"]), tmp_path / "train" / "cat"
+    images.mkdir(parents=True)
+    (images / "one.png").write_bytes(b"")
+    old = time.time() - 60
+    for folder in (images, images.parent, tmp_path):
+        os.utime(folder, (old, old))
+    walks, walk = list[str](), os.walk
+    monkeypatch.setattr(os, "walk", lambda path: walks.append(path) or walk(path))
+    before = inputs.sums(asked)
+    taken = len(walks)
+    assert inputs.sums(asked) == before
+    assert len(walks) == taken
+    (images / "two.png").write_bytes(b"")
+    assert inputs.sums(asked) != before
+    (images / "two.png").unlink()
+    assert inputs.sums(asked) == before, "what is young is looked at again"
 
 
 def test_what_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

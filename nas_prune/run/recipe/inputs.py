@@ -6,7 +6,9 @@ images in folders it is that of their names: to read them all would take as long
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from os.path import isdir, isfile
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from nas_prune.train.data.file_images import EVALUATION, TRAINING
 from nas_prune.train.data.glyphs import FILE as GLYPHS
 
 FILE, LOCAL = "inputs.json", "local-dir:"
+YOUNG = 2_000_000_000  # nanoseconds
 
 
 def named(recipe: Recipe) -> dict[str, Path]:
@@ -48,26 +51,59 @@ def sums(recipe: Recipe) -> dict[str, str]:
 
 
 def sum_at(key: str, path: Path) -> str | None:
-    """The SHA-256 of a file, or of the names in a folder of images; None where nothing is."""
+    """The SHA-256 of a file, or of the names in a folder of images; None where nothing is. Taken once by a process, as
+    long as nothing is written there: the names of a million images take seconds.
+    """
     try:
-        if isfile(path):
-            return sum_of(path)
-        return (
-            hashlib.sha256("\n".join(sorted(_images(path))).encode(errors="surrogateescape")).hexdigest()
-            if isdir(path)
-            else None
-        )
+        known = _taken.get(path)
+        if known is None or not known.holds():
+            known = _take(path)
+            _taken[path] = known
+        return known.sum
     except OSError as error:
         raise RecipeError(
             f"{key}: {path} cannot be read ({error.strerror}); correct the path, or let it be read"
         ) from error
 
 
-def _images(root: Path) -> Iterator[str]:
-    """The image files of the parts of a data set, by their paths below its root."""
+@dataclass(frozen=True)
+class _Taken:
+    """A sum, when it was taken, and the stamps of all files and folders that would have others if it were another."""
+
+    sum: str | None
+    stamps: Mapping[Path, tuple[int, int] | None]
+    at: int
+
+    def holds(self) -> bool:
+        """Whether nothing was written since. Of what was young then nobody knows: clocks of file systems are coarse."""
+        young = any(stamp and stamp[0] > self.at - YOUNG for stamp in self.stamps.values())
+        return not young and all(_stamp(each) == stamp for each, stamp in self.stamps.items())
+
+
+_taken: dict[Path, _Taken] = {}
+
+
+def _take(path: Path) -> _Taken:
+    at = time.time_ns()
+    if not isdir(path):
+        stamp = _stamp(path)  # before it is read: what is written meanwhile is seen the next time
+        return _Taken(sum_of(path) if isfile(path) else None, {path: stamp}, at)
+    stamps, names = {path: _stamp(path)}, list[str]()
     for part in (*TRAINING, *EVALUATION):
-        for folder, _, names in os.walk(root / part):
-            yield from (os.path.relpath(os.path.join(folder, name), root) for name in names if has_suffix(name))
+        for folder, _, files in os.walk(path / part):
+            stamps[Path(folder)] = _stamp(Path(folder))
+            names += (os.path.relpath(os.path.join(folder, name), path) for name in files if has_suffix(name))
+    text = "\n".join(sorted(names)).encode(errors="surrogateescape")
+    return _Taken(hashlib.sha256(text).hexdigest(), stamps, at)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is written, or a name in a folder; None where nothing is."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_size
 
 
 def keep(recipe: Recipe, folder: Path) -> None:
