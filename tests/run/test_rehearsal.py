@@ -162,3 +162,17 @@ def test_what_takes_long_is_asked_for_a_while(monkeypatch: pytest.MonkeyPatch) -
 def test_what_is_short_comes_to_its_end() -> None:
     assert for_a_while(lambda: torch.ones(2).sum(), 60.0)
     assert not for_a_while(lambda: torch.ones(2).sum(), 0.0)
+
+
+@pytest.mark.parametrize(("computes", "ends"), [(False, True), (True, False)])
+def test_whatever_is_left_in_the_middle_gradients_are_recorded_again(computes: bool, ends: bool) -> None:
+    """Leaving ``no_grad`` is a call of torch, too; where that was the first one late, nothing could be trained."""
+
+    def ask() -> None:
+        with torch.no_grad():
+            time.sleep(0.02)
+            if computes:
+                torch.ones(1) + 1
+
+    assert for_a_while(ask, 0.01) is ends
+    assert torch.is_grad_enabled()
