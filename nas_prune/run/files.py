@@ -1,13 +1,8 @@
 """What the files of a run folder hold: one kind per file, by which whatever reads it validates it first.
 
-<<<<<<< HEAD
-    axes.json  arch.json  seconds.json  certificate.json  stripes.json  timings.json  stages.json  results.json
-    metrics.jsonl  rounds.jsonl  rounds-<number>.jsonl  shapley.jsonl  wandb.json  genotype.json  scores.safetensors
-=======
     inputs.json  axes.json  arch.json  seconds.json  certificate.json  stripes.json  timings.json  stages.json
     results.json
-    metrics.jsonl  rounds.jsonl  shapley.jsonl  wandb.json  genotype.json  scores.safetensors
->>>>>>> fix-a
+    metrics.jsonl  rounds.jsonl  rounds-<number>.jsonl  shapley.jsonl  wandb.json  genotype.json  scores.safetensors
     scores-<criterion>.safetensors  dynamic.json
     calibration/  timings.jsonl  samples.jsonl  calibration.json  staircase.jsonl  operators.jsonl
     pictures/  <axis>.png

@@ -27,16 +27,8 @@ from nas_prune.tracing.space import SearchSpace
 from nas_prune.train.data.loaders import Data
 from nas_prune.train.loop import Run
 
-MEASURED = {
-    "seed",
-    "device",
-    "precision",
-    "model",
-    "data",
-    "space",
-    "parts",
-    "latency",
-}  # what a calibration depends on
+# what a calibration depends on
+MEASURED = {"seed", "device", "precision", "model", "data", "space", "parts", "latency"}
 LEARNT = ("checkpoints", "scores*.safetensors")  # what has come of a recipe, once there is one of these
 
 

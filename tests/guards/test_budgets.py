@@ -182,6 +182,14 @@ def test_no_notes_to_oneself() -> None:
     assert notes == []
 
 
+def test_no_marks_of_a_merge_are_left() -> None:
+    """Within a docstring, or a page, nothing else would find them."""
+    mark = re.compile("^(" + "<" * 7 + "|" + ">" * 7 + ")", re.MULTILINE)
+    pages = [path for end in ("*.md", "*.yaml") for path in ROOT.rglob(end) if ".git" not in path.parts]
+    texts = [*FILES, *TESTS, *ROOT.glob("benchmarks/**/*.py"), *ROOT.glob("examples/**/*.py"), *pages]
+    assert [str(path.relative_to(ROOT)) for path in texts if mark.search(path.read_text())] == []
+
+
 def asserts(function: Function) -> Iterator[ast.AST]:
     """Assert statements, calls of ``assert_close`` and its like, and blocks that expect an error or a warning."""
     for node in ast.walk(function):

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from nas_prune.base.errors import BudgetError, DataError, DivergedError, first_line
 from nas_prune.base.parts import bound
-from nas_prune.costs import Budget, CostModel, Limits, Macs, costs
+from nas_prune.costs import Budget, CostModel, Macs, costs
+from nas_prune.costs.limits import joint
 from nas_prune.methods.compensations import compensations
 from nas_prune.methods.criteria import criteria
 from nas_prune.methods.gated import GatedModel
@@ -82,6 +83,5 @@ def _cost(recipe: Recipe, axes: Axes) -> CostModel:
     """What a selector will be told to keep within its limit; MACs, where that is not known before a calibration."""
     if "latency" in (recipe.budget.cost, *recipe.budget.limits):
         return Macs(axes)
-    budgets = [Budget(recipe.budget.target, costs[recipe.budget.cost](axes))]
-    budgets += [Budget(target, costs[name](axes)) for name, target in recipe.budget.limits.items()]
-    return budgets[0].cost if len(budgets) == 1 else Limits(budgets)
+    limits = [Budget(target, costs[name](axes)) for name, target in recipe.budget.limits.items()]
+    return joint(Budget(recipe.budget.target, costs[recipe.budget.cost](axes)), limits).cost
